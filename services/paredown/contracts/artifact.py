@@ -1,0 +1,298 @@
+"""Artifacts: what was measured, what lies in the store, and how anyone can check it."""
+
+import hashlib
+from collections.abc import Iterator
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import AfterValidator, Field
+
+from paredown.contracts.job import Budget, Calibration, Contract, DType, EvaluationSettings, Format, Tag
+from paredown.contracts.recipes import Recipe
+
+MANIFEST_NAME = "manifest.json"
+
+
+def _safe_path(path: str) -> str:
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or not path or ".." in pure.parts or "\\" in path or str(pure) != path:
+        raise ValueError(f"{path!r} is not a plain relative path")
+    return path
+
+
+FilePath = Annotated[str, AfterValidator(_safe_path)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Protocol(Contract):
+    """How quality was measured. Two figures compare only when their protocol hashes are equal."""
+
+    source: str
+    tokens_sha256: Sha256
+    samples: int
+    sequence_length: int
+    dtype: DType
+    metric: Literal["token_perplexity"] = "token_perplexity"
+    version: int = 1
+
+
+class Evaluation(Contract):
+    """Quality of one model under one protocol. Perplexity is exp(mean negative log-likelihood per predicted token)."""
+
+    protocol: Protocol
+    protocol_hash: Sha256
+    perplexity: float = Field(gt=0)
+    predicted_tokens: int
+    device: str
+    seconds: float
+    cached: bool = False
+
+
+class Speed(Contract):
+    """Speed in one runtime: median over `repeats`. Base and artifact are always measured in one run."""
+
+    runtime: str
+    device: str
+    prefill_tokens_per_second: float
+    decode_tokens_per_second: float
+    prompt_tokens: int
+    new_tokens: int
+    repeats: int
+    load_seconds: float
+    peak_memory_bytes: int
+    threads: int
+
+
+class RuntimeProof(Contract):
+    """A runtime that loaded the artifact in a clean process and generated from it, or why it is not claimed."""
+
+    runtime: Literal["transformers", "vllm", "llama.cpp"]
+    version: str
+    loads: bool
+    perplexity: float | None = None
+    sample: str | None = Field(None, description="What it generated.")
+    detail: str | None = None
+
+
+class LayerReport(Contract):
+    """One linear layer after compression. `error` is ‖X(W-W')ᵀ‖² / ‖XWᵀ‖² over the calibration tokens, where known."""
+
+    name: str
+    weights: int
+    zeros: int = 0
+    bits: float = 16.0
+    error: float | None = None
+
+
+class Cost(Contract):
+    """Money, from the price per hour of the pool."""
+
+    currency: str
+    price_per_hour: float
+    job_seconds: float
+    job: float
+    base_per_million_tokens: float | None = Field(None, description="Decoding a million tokens at batch 1.")
+    artifact_per_million_tokens: float | None = None
+
+
+class Check(Contract):
+    """One term of the budget against the report."""
+
+    figure: Literal["size_ratio", "perplexity_increase"]
+    limit: float
+    value: float
+    passed: bool
+
+
+class Verdict(StrEnum):
+    PASSED = "passed"
+    MISSED = "missed"
+    OVERRIDDEN = "overridden"
+
+
+class Gate(Contract):
+    """The budget against the report."""
+
+    verdict: Verdict
+    checks: tuple[Check, ...]
+
+
+class Report(Contract):
+    """Evaluations of base and artifact under one pinned protocol, and what the run itself took."""
+
+    base: Evaluation | None
+    artifact: Evaluation | None
+    size_bytes: int = Field(description="The artifact's weight files on disk.")
+    base_bytes: int = Field(description="Parameters × 2.")
+    sparsity: float = Field(description="Share of the decoder linears' weights that are zero.")
+    average_bits: float = Field(description="Bits for each weight of the decoder linears, scales included.")
+    speeds: dict[Literal["base", "artifact"], Speed] = {}
+    runtimes: tuple[RuntimeProof, ...] = ()
+    layers: tuple[LayerReport, ...] = ()
+    phase_seconds: dict[str, float] = {}
+    peak_memory_bytes: int = 0
+    cost: Cost | None = None
+    gate: Gate | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def size_ratio(self) -> float:
+        return self.size_bytes / self.base_bytes
+
+    @property
+    def perplexity_increase(self) -> float | None:
+        if self.base is None or self.artifact is None:
+            return None
+        return self.artifact.perplexity / self.base.perplexity - 1
+
+
+def judge(budget: Budget, report: Report) -> Gate:
+    """The gate. A figure that is not finite misses. Raises ValueError where the budget needs a figure not measured."""
+    checks: list[Check] = []
+    if budget.max_size_ratio is not None:
+        ratio = report.size_ratio
+        checks.append(
+            Check(figure="size_ratio", limit=budget.max_size_ratio, value=ratio, passed=ratio <= budget.max_size_ratio)
+        )
+    if budget.max_perplexity_increase is not None:
+        increase = report.perplexity_increase
+        if increase is None:
+            raise ValueError("the budget limits perplexity, but no evaluation was made")
+        limit = budget.max_perplexity_increase
+        checks.append(Check(figure="perplexity_increase", limit=limit, value=increase, passed=increase <= limit))
+    verdict = Verdict.PASSED if all(check.passed for check in checks) else Verdict.MISSED
+    return Gate(verdict=verdict, checks=tuple(checks))
+
+
+class ManifestFile(Contract):
+    path: FilePath
+    size_bytes: int
+    sha256: Sha256
+
+
+class BaseModelRecord(Contract):
+    """The model that was compressed."""
+
+    uri: str
+    revision: str = Field(description="Pinned: a commit, a version, or the fingerprint where the source has neither.")
+    fingerprint: Sha256 = Field(description="Hash over the names and hashes of the model's files.")
+    model_type: str
+    parameters: int
+    base_bytes: int
+
+
+class Isolation(Contract):
+    """What held the engine while it read the model."""
+
+    process_group: bool = False
+    empty_environment: bool = False
+    no_network: bool = False
+    non_root: bool = False
+    no_new_privileges: bool = False
+    notes: tuple[str, ...] = ()
+
+
+class Manifest(Contract):
+    """Everything needed to check an artifact and to make it again."""
+
+    schema_version: Literal[1] = 1
+    artifact_id: UUID
+    job_id: UUID | None
+    created_at: datetime
+    base: BaseModelRecord
+    recipe: Recipe
+    recipe_hash: Sha256
+    format: Format
+    calibration: Calibration | None
+    calibration_tokens_sha256: Sha256 | None
+    evaluation: EvaluationSettings | None
+    dtype: DType
+    files: tuple[ManifestFile, ...]
+    isolation: Isolation
+    tools: dict[str, str] = Field(description="Versions of what made it: paredown, torch, transformers, …")
+    report: Report
+
+
+class ArtifactView(Contract):
+    """An artifact as the catalogue lists it."""
+
+    id: UUID
+    project: str
+    job_id: UUID
+    name: str
+    model: str
+    model_fingerprint: Sha256
+    model_type: str
+    parameters: int
+    recipe: Recipe
+    recipe_name: str
+    recipe_hash: Sha256
+    format: Format
+    size_bytes: int
+    base_bytes: int
+    size_ratio: float
+    perplexity: float | None
+    base_perplexity: float | None
+    protocol_hash: Sha256 | None
+    decode_tokens_per_second: float | None
+    base_decode_tokens_per_second: float | None
+    cost_per_million_tokens: float | None
+    currency: str | None
+    verdict: Verdict | None
+    visibility: Literal["project", "everyone"]
+    tags: tuple[Tag, ...]
+    created_at: datetime
+
+
+class FrontPoint(Contract):
+    """One model on the trade-off chart; the base itself has no artifact."""
+
+    artifact_id: UUID | None
+    name: str
+    methods: tuple[str, ...]
+    perplexity: float
+    size_bytes: int
+    decode_tokens_per_second: float | None
+    cost_per_million_tokens: float | None
+    verdict: Verdict | None
+    on_front: bool
+
+
+class Front(Contract):
+    """The artifacts of one model under one protocol; `on_front` marks those that no other beats on both axes."""
+
+    model: str
+    model_fingerprint: Sha256
+    protocol_hash: Sha256
+    cost_axis: Literal["size_bytes", "decode_tokens_per_second", "cost_per_million_tokens"]
+    points: tuple[FrontPoint, ...]
+
+
+class Page(Contract):
+    """Fields that every list shares: pass `after` back to get the next page."""
+
+    has_more: bool
+    after: str | None
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def verify_files(manifest: Manifest, directory: Path) -> Iterator[str]:
+    """One sentence for each file of the manifest that is missing, of another size, or of another hash."""
+    for file in manifest.files:
+        path = directory / file.path
+        if not path.is_file():
+            yield f"{file.path} is missing"
+        elif path.stat().st_size != file.size_bytes:
+            yield f"{file.path} has {path.stat().st_size} bytes, not {file.size_bytes}"
+        elif sha256_file(path) != file.sha256:
+            yield f"{file.path} has another SHA-256 than the manifest says"
+
+
+JsonObject = dict[str, Any]

@@ -1,0 +1,241 @@
+"""Jobs as users see them: what they ask for, what they are told back, and what a job would need."""
+
+import hashlib
+import json
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from paredown.contracts.recipes import Recipe, quantizer
+
+Uri = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=3, max_length=2048, pattern=r"^[a-z0-9]+://\S+$")
+]
+Tag = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}$")]
+PoolName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
+DType = Literal["float32", "bfloat16"]
+
+
+class Contract(BaseModel):
+    """Frozen, and strict about names: a misspelt field is an error, never ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Calibration(Contract):
+    """Text whose activations a method sees: `samples` sequences of `sequence_length` tokens, drawn with `seed`."""
+
+    source: Uri = Field("builtin://python-docs", description="Text to calibrate on.")
+    samples: int = Field(32, ge=1, le=4096, description="Sequences.")
+    sequence_length: int = Field(512, ge=16, le=131072, description="Tokens in each sequence.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Which sequences are drawn.")
+
+
+class EvaluationSettings(Contract):
+    """The protocol under which base and artifact are measured, the same for both."""
+
+    source: Uri = Field("builtin://python-docs", description="Held-out text to measure perplexity on.")
+    samples: int = Field(20, ge=1, le=4096, description="Sequences measured, from the start of the text.")
+    sequence_length: int = Field(512, ge=16, le=131072, description="Tokens in each sequence.")
+    speed: bool = Field(True, description="Measure prefill and decode speed of base and artifact, in one run.")
+
+
+class Budget(Contract):
+    """The contract of a job: a report that misses any term ends the job `rejected`."""
+
+    max_size_ratio: float | None = Field(
+        None, gt=0, le=4, description="Largest artifact, as a share of the base bytes (parameters × 2)."
+    )
+    max_perplexity_increase: float | None = Field(
+        None, ge=0, le=100, description="Largest rise in perplexity over the base, as a fraction: 0.05 is 5 %."
+    )
+
+    @model_validator(mode="after")
+    def _some_term(self) -> "Budget":
+        if self.max_size_ratio is None and self.max_perplexity_increase is None:
+            raise ValueError("a budget needs at least one term: max_size_ratio or max_perplexity_increase")
+        return self
+
+
+class Format(StrEnum):
+    """The container of the artifact's weights."""
+
+    AUTO = "auto"
+    COMPRESSED_TENSORS = "compressed-tensors"
+    SAFETENSORS = "safetensors"
+
+
+class JobSpec(Contract):
+    """All that decides a job's result. Immutable once submitted."""
+
+    model: Uri = Field(description="Where the model lies: pkg:// file:// https:// hf:// or s3://")
+    recipe: Recipe
+    calibration: Calibration = Calibration()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    budget: Budget | None = None
+    format: Format = Field(
+        Format.AUTO, description="auto: compressed-tensors when a stage quantizes, else safetensors."
+    )
+    dtype: DType = Field("float32", description="Number type of the forward passes.")
+    pool: PoolName | None = Field(None, description="Worker pool; empty lets the plan choose.")
+    priority: int = Field(0, ge=-100, le=100, description="Higher runs first.")
+    run_at: AwareDatetime | None = Field(None, description="Not before this time.")
+    deadline_at: AwareDatetime | None = Field(None, description="Failed when not finished by then.")
+    name: str | None = Field(None, min_length=1, max_length=120, description="Name of the artifact in the catalogue.")
+    tags: tuple[Tag, ...] = Field((), max_length=32)
+
+    @model_validator(mode="after")
+    def _format_fits(self) -> "JobSpec":
+        if self.format is Format.COMPRESSED_TENSORS and quantizer(self.recipe) is None:
+            raise ValueError(
+                "format compressed-tensors needs a stage that quantizes; use safetensors for pruned models"
+            )
+        if self.run_at and self.deadline_at and self.deadline_at <= self.run_at:
+            raise ValueError("deadline_at must be later than run_at")
+        return self
+
+    @property
+    def resolved_format(self) -> Format:
+        if self.format is not Format.AUTO:
+            return self.format
+        return Format.COMPRESSED_TENSORS if quantizer(self.recipe) else Format.SAFETENSORS
+
+
+class RecipeFile(Contract):
+    """A YAML file for `pare run` and `pare submit`."""
+
+    recipe: Recipe
+    calibration: Calibration = Calibration()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    budget: Budget | None = None
+    format: Format = Format.AUTO
+    dtype: DType = "float32"
+
+    def job(self, model: str, **more: Any) -> JobSpec:
+        return JobSpec(model=model, **{name: getattr(self, name) for name in type(self).model_fields}, **more)
+
+
+class JobState(StrEnum):
+    """Owned by core/jobs.py; the arrows are in docs/architecture.md."""
+
+    QUEUED = "queued"  # waits for a worker, perhaps until run_at
+    RUNNING = "running"  # a worker holds the lease
+    SUCCEEDED = "succeeded"  # an artifact that met its budget
+    REJECTED = "rejected"  # an artifact that missed its budget, with the evidence
+    FAILED = "failed"  # no artifact; error says why; a person may retry
+    CANCELLED = "cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        return self not in (JobState.QUEUED, JobState.RUNNING)
+
+
+class Phase(StrEnum):
+    """Where a running job is. A column for people to read, not a state."""
+
+    FETCH = "fetch"
+    CHECK = "check"
+    COMPRESS = "compress"
+    EVALUATE = "evaluate"
+    UPLOAD = "upload"
+
+
+class Progress(Contract):
+    """Last word of the worker. `fraction` is of the whole job, 0 to 1."""
+
+    phase: Phase
+    fraction: float = Field(ge=0, le=1)
+    block: int | None = Field(None, ge=0, description="Blocks finished in this phase.")
+    num_blocks: int | None = Field(None, ge=1)
+    eta_seconds: float | None = Field(None, ge=0)
+    message: str = ""
+
+
+class JobError(Contract):
+    """Why a job failed: `code` is stable, `detail` is a sentence that says what to do."""
+
+    code: str
+    detail: str
+    field: str | None = None
+    retryable: bool = False
+
+
+class JobView(Contract):
+    """A job as the API shows it."""
+
+    id: UUID
+    project: str
+    state: JobState
+    phase: Phase | None
+    progress: Progress | None
+    spec: JobSpec
+    recipe_hash: str
+    recipe_name: str
+    pool: str
+    priority: int
+    epoch: int
+    failures: int
+    cancel_requested: bool
+    error: JobError | None
+    artifact_id: UUID | None
+    created_at: datetime
+    run_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    deadline_at: datetime | None
+
+
+class JobEvent(Contract):
+    """One line of a job's history; `seq` counts from 1 without gaps within a job."""
+
+    job_id: UUID
+    seq: int
+    at: datetime
+    type: Literal[
+        "queued",
+        "claimed",
+        "progress",
+        "requeued",
+        "cancel_requested",
+        "succeeded",
+        "rejected",
+        "failed",
+        "cancelled",
+        "retried",
+    ]
+    data: dict[str, Any]
+
+    @property
+    def terminal(self) -> bool:
+        return self.type in ("succeeded", "rejected", "failed", "cancelled")
+
+
+class Plan(Contract):
+    """What a job would need, from configuration alone."""
+
+    model: Uri
+    model_type: str
+    parameters: int
+    base_bytes: int
+    recipe_name: str
+    recipe_hash: str
+    format: Format
+    pool: str
+    memory_bytes: int = Field(description="Peak of the engine's process.")
+    disk_bytes: int = Field(description="Cache, work directory and artifact together.")
+    download_bytes: int
+    output_bytes: int = Field(description="The artifact's weights.")
+    size_ratio: float = Field(description="output_bytes over base_bytes.")
+    seconds: float
+    cost: float
+    currency: str
+    pausing: bool = Field(description="Whether paused activations fit in memory; if not, blocks rerun for each linear.")
+    warnings: tuple[str, ...] = ()
+
+
+def content_hash(value: Any) -> str:
+    """SHA-256 of a JSON value, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), default=str).encode()).hexdigest()

@@ -1,0 +1,80 @@
+"""Recipes: ordered stages, one method each. One file for each family of methods."""
+
+import hashlib
+import json
+from itertools import pairwise
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from paredown.contracts.recipes.pruning import Magnitude, Wanda
+from paredown.contracts.recipes.quantization import Gptq, Rtn, WeightGrid
+from paredown.contracts.recipes.stage import Family, Stage
+
+AnyStage = Annotated[Rtn | Gptq | Magnitude | Wanda, Field(discriminator="method")]
+
+STAGES: dict[str, type[Stage]] = {"rtn": Rtn, "gptq": Gptq, "magnitude": Magnitude, "wanda": Wanda}
+
+_ORDER = list(Family)
+
+
+def _possible_order(recipe: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    for earlier, later in pairwise(recipe):
+        if earlier.family is Family.QUANTIZATION and later.family is Family.QUANTIZATION:
+            raise ValueError(
+                f"{earlier.method} and {later.method} both quantize; a weight can be quantized once, so keep one"
+            )
+        if _ORDER.index(later.family) < _ORDER.index(earlier.family):
+            raise ValueError(
+                f"{later.method} ({later.family}) cannot follow {earlier.method} ({earlier.family}), because it would "
+                f"undo it; put {later.method} first"
+            )
+    return recipe
+
+
+Recipe = Annotated[
+    tuple[AnyStage, ...],
+    Field(min_length=1, max_length=8, description="Stages in the order in which they run."),
+    AfterValidator(_possible_order),
+]
+
+
+def recipe_hash(recipe: tuple[Stage, ...]) -> str:
+    """SHA-256 of the stages without the fields at their default, so that a new optional field changes no hash."""
+    canonical = json.dumps([stage.identity() for stage in recipe], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def recipe_name(recipe: tuple[Stage, ...]) -> str:
+    """A short label for tables and charts, such as `wanda-50% + gptq-4`."""
+    return " + ".join(_stage_name(stage) for stage in recipe)
+
+
+def _stage_name(stage: Stage) -> str:
+    if isinstance(stage, WeightGrid):
+        return f"{stage.method}-{stage.bits}"
+    if isinstance(stage, Magnitude | Wanda):
+        return f"{stage.method}-{stage.pattern or f'{stage.sparsity:.0%}'}"
+    return stage.method
+
+
+def quantizer(recipe: tuple[Stage, ...]) -> WeightGrid | None:
+    """The stage that quantizes the weights, if the recipe has one."""
+    return next((stage for stage in recipe if isinstance(stage, WeightGrid)), None)
+
+
+__all__ = [
+    "STAGES",
+    "AnyStage",
+    "Family",
+    "Gptq",
+    "Magnitude",
+    "Recipe",
+    "Rtn",
+    "Stage",
+    "Wanda",
+    "WeightGrid",
+    "quantizer",
+    "recipe_hash",
+    "recipe_name",
+]

@@ -1,0 +1,55 @@
+"""Settings of the methods that set weights to zero."""
+
+import re
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import AfterValidator, Field
+
+from paredown.contracts.recipes.stage import Family, Stage
+
+
+def parse_pattern(pattern: str) -> tuple[int, int]:
+    """`"2:4"` → (2, 4): N weights kept of every M neighbours along the input. Raises ValueError."""
+    match = re.fullmatch(r"([1-9]\d?):([1-9]\d?)", pattern)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise ValueError("write N:M with N smaller than M, such as 2:4 (keep 2 of every 4 weights)")
+    return int(match[1]), int(match[2])
+
+
+def _checked_pattern(pattern: str) -> str:
+    parse_pattern(pattern)
+    return pattern
+
+
+Pattern = Annotated[str, Field(examples=["2:4"], pattern=r"^[1-9]\d?:[1-9]\d?$"), AfterValidator(_checked_pattern)]
+
+
+class Mask(Stage):
+    """How much is pruned, and in which shape."""
+
+    family: ClassVar[Family] = Family.PRUNING
+
+    sparsity: float = Field(0.5, gt=0, lt=1, description="Share of the weights set to zero; ignored with a pattern.")
+    pattern: Pattern | None = Field(
+        None, description="N:M pattern such as 2:4 (two of every four neighbours kept), instead of sparsity."
+    )
+
+
+class Magnitude(Mask):
+    """Prune each layer's smallest weights. The baseline of arXiv:1506.02626."""
+
+    title: ClassVar[str] = "Magnitude pruning"
+    paper: ClassVar[str] = "arXiv:1506.02626"
+    needs_calibration: ClassVar[bool] = False
+
+    method: Literal["magnitude"] = "magnitude"
+
+
+class Wanda(Mask):
+    """Prune by |weight| times input norm within each output row, no retraining. arXiv:2306.11695"""
+
+    title: ClassVar[str] = "Wanda"
+    paper: ClassVar[str] = "arXiv:2306.11695"
+    needs_calibration: ClassVar[bool] = True
+
+    method: Literal["wanda"] = "wanda"

@@ -1,0 +1,42 @@
+"""What every stage of a recipe shares."""
+
+from enum import StrEnum
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Family(StrEnum):
+    """The kind of compression a method does. A recipe holds its stages in this order."""
+
+    PRUNING = "pruning"
+    QUANTIZATION = "quantization"
+
+
+class Stage(BaseModel):
+    """One method with its settings. Frozen, so that a recipe can be hashed and shared.
+
+    A default never changes once released: a new default is a new `version` of the stage.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    title: ClassVar[str]
+    paper: ClassVar[str]
+    family: ClassVar[Family]
+    needs_calibration: ClassVar[bool]
+    needs_gpu: ClassVar[bool] = False
+    # Model families (contracts.families) that the method cannot take, each with the reason a user reads.
+    refuses: ClassVar[dict[str, str]] = {}
+
+    method: str
+    version: int = Field(1, ge=1, le=1, description="Version of this stage's defaults.")
+    skip: tuple[str, ...] = Field(
+        (),
+        max_length=64,
+        description="Glob patterns of linear layers left as they are, such as *.down_proj or model.layers.0.*",
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that differ from their default, with the method's name: what a recipe's hash covers."""
+        return {"method": self.method, **self.model_dump(mode="json", exclude_defaults=True, exclude={"method"})}

@@ -1,0 +1,93 @@
+"""What the supervisor and the engine say to each other: a work order in, JSON lines out.
+
+The engine reads one WorkOrder (a file named on its command line), ticks arrive on its standard input, and each line it
+writes on standard output is one EngineMessage. Standard error is free text for the log.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from paredown.contracts.artifact import Evaluation, Isolation, Report
+from paredown.contracts.job import Budget, Calibration, Contract, DType, EvaluationSettings, Format, JobError, Progress
+from paredown.contracts.recipes import Recipe
+
+
+class WorkOrder(Contract):
+    """All that the engine needs. Paths are local and verified; there are no credentials in it."""
+
+    model_dir: Path = Field(description="Verified files: config.json, *.safetensors or one *.gguf, tokenizer.")
+    gguf_file: str | None = Field(None, description="Name of the GGUF file in model_dir, if that is the container.")
+    recipe: Recipe
+    calibration: Calibration | None
+    calibration_text: Path | None = Field(None, description="UTF-8 text, or JSON lines with a `text` field.")
+    evaluation: EvaluationSettings | None = Field(None, description="None skips evaluation.")
+    evaluation_text: Path | None = None
+    format: Format
+    dtype: DType = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    pausing: bool = True
+    work_dir: Path = Field(description="Checkpoints; a directory left by an earlier epoch is resumed.")
+    output_dir: Path = Field(description="Empty or absent; complete once the result is sent.")
+    baseline: Evaluation | None = Field(None, description="The base's figures, when known under the same protocol.")
+    runtimes: tuple[Literal["transformers"], ...] = ("transformers",)
+    require_isolation: bool = False
+    tick_timeout_seconds: float | None = Field(None, description="Exit when no line arrives on stdin for so long.")
+    threads: int | None = Field(None, ge=1, description="torch threads; None leaves torch's own choice.")
+
+
+class EngineStarted(Contract):
+    type: Literal["started"] = "started"
+    isolation: Isolation
+    tools: dict[str, str]
+    device: str
+
+
+class EngineProgress(Contract):
+    type: Literal["progress"] = "progress"
+    progress: Progress
+
+
+class EngineResult(Contract):
+    """The last line of a run that went well. `report` has no cost and no gate yet: the supervisor knows those."""
+
+    type: Literal["result"] = "result"
+    report: Report
+    calibration_tokens_sha256: str | None
+    evaluation_tokens_sha256: str | None
+
+
+class EngineFailure(Contract):
+    """The last line of a run that went wrong in a way that has a name."""
+
+    type: Literal["failure"] = "failure"
+    error: JobError
+
+
+class EngineDrained(Contract):
+    """The engine stopped at a block boundary because it was asked to; the checkpoint is durable."""
+
+    type: Literal["drained"] = "drained"
+
+
+EngineMessage = EngineStarted | EngineProgress | EngineResult | EngineFailure | EngineDrained
+ENGINE_MESSAGE: TypeAdapter[EngineMessage] = TypeAdapter(Annotated[EngineMessage, Field(discriminator="type")])
+
+# Lines that the supervisor writes to the engine's standard input.
+TICK = "tick"
+DRAIN = "drain"
+
+__all__ = [
+    "DRAIN",
+    "ENGINE_MESSAGE",
+    "TICK",
+    "Budget",
+    "EngineDrained",
+    "EngineFailure",
+    "EngineMessage",
+    "EngineProgress",
+    "EngineResult",
+    "EngineStarted",
+    "WorkOrder",
+]

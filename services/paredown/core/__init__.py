@@ -1,0 +1,1 @@
+"""The one truth: jobs, the catalogue, sources, storage and access, on PostgreSQL."""

@@ -1,0 +1,53 @@
+"""The database: one engine for each process, explicit transactions, timeouts on every session."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.orm import Session, sessionmaker
+
+from paredown.core.errors import DatabaseUnavailable
+from paredown.core.settings import Settings
+
+
+class Database:
+    """A pool of connections. Sync everywhere; the API's event stream opens no session of its own."""
+
+    def __init__(self, settings: Settings, *, pool_size: int = 5) -> None:
+        options = (
+            f"-c statement_timeout={int(settings.statement_timeout_seconds * 1000)} "
+            f"-c lock_timeout={int(settings.lock_timeout_seconds * 1000)} "
+            "-c idle_in_transaction_session_timeout=30000 -c timezone=UTC"
+        )
+        self.engine: Engine = create_engine(
+            settings.database_url,
+            pool_size=pool_size,
+            max_overflow=10,
+            pool_pre_ping=True,
+            connect_args={"options": options, "connect_timeout": 5, "application_name": "pare"},
+        )
+        self._sessions = sessionmaker(self.engine, expire_on_commit=False)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """One transaction: commits at the end, rolls back on any error. Raises DatabaseUnavailable when out of reach."""
+        try:
+            with self._sessions.begin() as session:
+                yield session
+        except OperationalError as error:
+            # Lock and statement timeouts are operational errors too; only a lost connection means "unavailable".
+            if error.connection_invalidated or getattr(error.orig, "sqlstate", None) is None:
+                raise DatabaseUnavailable("The database cannot be reached; try again in a moment.") from error
+            raise
+
+    def ping(self) -> None:
+        """Raises DatabaseUnavailable when no query can be answered."""
+        try:
+            with self.engine.connect() as connection:
+                connection.execute(text("SELECT 1"))
+        except DBAPIError as error:
+            raise DatabaseUnavailable("The database cannot be reached; try again in a moment.") from error
+
+    def close(self) -> None:
+        self.engine.dispose()

@@ -1,0 +1,229 @@
+"""The tables. Migrations are written by hand; a test holds the two together.
+
+Times are timestamptz by the database's clock. Only core/jobs.py writes jobs and job_events.
+"""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    DateTime,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+JsonObject = dict[str, Any]
+
+
+class Base(DeclarativeBase):
+    type_annotation_map = {
+        datetime: DateTime(timezone=True),
+        str: Text,
+        JsonObject: JSONB,
+        list[str]: ARRAY(Text),
+    }
+
+
+class ProjectRow(Base):
+    """Owns everything else; a key speaks for one project."""
+
+    __tablename__ = "projects"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    name: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class ApiKeyRow(Base):
+    """A key is stored as its HMAC only; `prefix` is what people recognise it by."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"), index=True)
+    name: Mapped[str]
+    prefix: Mapped[str]
+    digest: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
+    scopes: Mapped[list[str]]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    last_used_at: Mapped[datetime | None]
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+
+
+class JobRow(Base):
+    """One job. Every write to a running job names id + epoch + state."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        CheckConstraint(
+            "state IN ('queued', 'running', 'succeeded', 'rejected', 'failed', 'cancelled')", name="jobs_state_known"
+        ),
+        CheckConstraint("(state = 'running') = (lease_until IS NOT NULL)", name="jobs_lease_while_running"),
+        CheckConstraint(
+            "(state IN ('queued', 'running')) = (finished_at IS NULL)", name="jobs_finished_at_when_terminal"
+        ),
+        CheckConstraint("(state = 'failed') = (error IS NOT NULL)", name="jobs_error_when_failed"),
+        Index("jobs_due", "pool", text("priority DESC"), "run_at", "id", postgresql_where=text("state = 'queued'")),
+        Index("jobs_leases", "lease_until", postgresql_where=text("state = 'running'")),
+        Index(
+            "jobs_deadlines",
+            "deadline_at",
+            postgresql_where=text("state IN ('queued', 'running') AND deadline_at IS NOT NULL"),
+        ),
+        Index("jobs_by_project", "project_id", text("created_at DESC"), text("id DESC")),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"))
+    state: Mapped[str] = mapped_column(server_default="queued")
+    phase: Mapped[str | None]
+    progress: Mapped[JsonObject | None]
+    spec: Mapped[JsonObject]
+    model: Mapped[str]
+    recipe_hash: Mapped[str]
+    recipe_name: Mapped[str]
+    pool: Mapped[str]
+    priority: Mapped[int] = mapped_column(Integer, server_default="0")
+    epoch: Mapped[int] = mapped_column(Integer, server_default="0")
+    failures: Mapped[int] = mapped_column(Integer, server_default="0")
+    last_seq: Mapped[int] = mapped_column(Integer, server_default="0")
+    cancel_requested: Mapped[bool] = mapped_column(Boolean, server_default="false")
+    worker: Mapped[str | None]
+    lease_until: Mapped[datetime | None]
+    error: Mapped[JsonObject | None]
+    run_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    deadline_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    # Seconds of worker time over all epochs: what the job cost.
+    worker_seconds: Mapped[float] = mapped_column(Float, server_default="0")
+
+
+class IdempotencyRow(Base):
+    """The first create with a key writes this in the same transaction as what it creates."""
+
+    __tablename__ = "idempotency_keys"
+
+    project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    request_hash: Mapped[str]
+    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class JobEventRow(Base):
+    """A job's history. Partitioned by month on `at`; `seq` is assigned under the job's row lock."""
+
+    __tablename__ = "job_events"
+    __table_args__ = (
+        Index("job_events_by_position", "position"),
+        {"postgresql_partition_by": "RANGE (at)"},
+    )
+
+    job_id: Mapped[UUID] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(Integer, primary_key=True)
+    at: Mapped[datetime] = mapped_column(primary_key=True, server_default=func.now())
+    type: Mapped[str]
+    data: Mapped[JsonObject]
+    # The writing transaction's id: the poller reads everything older than the oldest transaction still open.
+    position: Mapped[int] = mapped_column(BigInteger, server_default=text("(pg_current_xact_id()::text)::bigint"))
+
+
+class ArtifactRow(Base):
+    """The immutable result of one finished job; only verdict, visibility, tags, name and deletion change."""
+
+    __tablename__ = "artifacts"
+    __table_args__ = (
+        UniqueConstraint("job_id", name="artifacts_one_per_job"),
+        Index("artifacts_by_project", "project_id", text("created_at DESC"), text("id DESC")),
+        Index("artifacts_by_model", "model_fingerprint", "protocol_hash"),
+        Index("artifacts_by_tag", "tags", postgresql_using="gin"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"))
+    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id"))
+    epoch: Mapped[int] = mapped_column(Integer)
+    name: Mapped[str]
+    model: Mapped[str]
+    model_fingerprint: Mapped[str]
+    model_type: Mapped[str]
+    parameters: Mapped[int] = mapped_column(BigInteger)
+    recipe_hash: Mapped[str]
+    recipe_name: Mapped[str]
+    methods: Mapped[list[str]]
+    format: Mapped[str]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    base_bytes: Mapped[int] = mapped_column(BigInteger)
+    perplexity: Mapped[float | None]
+    base_perplexity: Mapped[float | None]
+    protocol_hash: Mapped[str | None]
+    verdict: Mapped[str | None]
+    visibility: Mapped[str] = mapped_column(server_default="project")
+    tags: Mapped[list[str]] = mapped_column(server_default="{}")
+    manifest: Mapped[JsonObject]
+    storage_prefix: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    deleted_at: Mapped[datetime | None]
+
+
+class ModelRow(Base):
+    """A model that a job of this project has fetched or planned with."""
+
+    __tablename__ = "models"
+    __table_args__ = (UniqueConstraint("project_id", "uri", "revision", name="models_once"),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"))
+    uri: Mapped[str]
+    revision: Mapped[str]
+    fingerprint: Mapped[str] = mapped_column(index=True)
+    model_type: Mapped[str]
+    parameters: Mapped[int] = mapped_column(BigInteger)
+    config: Mapped[JsonObject]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    last_used_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class DatasetRow(Base):
+    """Text that a user uploaded, addressed as dataset://ID; the bytes lie in the object store."""
+
+    __tablename__ = "datasets"
+    __table_args__ = (Index("datasets_by_project", "project_id", text("created_at DESC"), text("id DESC")),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str]
+    sha256: Mapped[str]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    storage_key: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class BaselineRow(Base):
+    """Quality of an uncompressed model under one protocol: measured once, used by every later job."""
+
+    __tablename__ = "baselines"
+
+    model_fingerprint: Mapped[str] = mapped_column(primary_key=True)
+    protocol_hash: Mapped[str] = mapped_column(primary_key=True)
+    dtype: Mapped[str] = mapped_column(primary_key=True)
+    device_kind: Mapped[str] = mapped_column(primary_key=True)
+    evaluation: Mapped[JsonObject]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
