@@ -4,6 +4,7 @@ The engine knows where a family keeps its modules (engine/architectures.py); thi
 for refusing a recipe before it is queued. Tests hold the two together.
 """
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -19,6 +20,17 @@ MODEL_TYPES: dict[str, FamilyName] = {
     "opt": "opt",
     "gpt2": "gpt2",
 }
+
+# Where transformers keeps block k of a family: a linear layer is called f"{prefix}{k}.{name}", and `skip` patterns match that.
+BLOCK_PREFIXES: dict[FamilyName, str] = {
+    "llama": "model.layers.",
+    "opt": "model.decoder.layers.",
+    "gpt2": "transformer.h.",
+}
+
+# What transformers takes where a config.json is silent, by model_type.
+_KV_HEADS = {"mistral": 8, "qwen2": 32, "qwen3": 32}
+_CONTEXT = {"mistral": 131072, "qwen2": 32768, "qwen3": 32768}
 
 
 class UnsupportedArchitecture(ValueError):
@@ -65,6 +77,12 @@ class ModelShape(BaseModel):
     def parameters(self) -> int:
         return self.linear_parameters + self.num_blocks * self.block_other_parameters + self.other_parameters
 
+    def named_linears(self) -> Iterator[tuple[str, LinearShape]]:
+        """Every linear layer of every block under transformers' name, in the order of the model."""
+        for block in range(self.num_blocks):
+            for linear in self.linears:
+                yield f"{BLOCK_PREFIXES[self.family]}{block}.{linear.name}", linear
+
     @property
     def base_bytes(self) -> int:
         """Parameters × 2, whatever the container: every size ratio is against this."""
@@ -85,11 +103,15 @@ def shape_from_config(config: dict[str, Any]) -> ModelShape:
         raise UnsupportedArchitecture(f"config.json of this {model_type} model lacks or garbles {error}") from error
 
 
-def _size(config: dict[str, Any], key: str, default: int | None = None) -> int:
+# No released model is near this deep; a plan walks over every block, so a hostile count must not reach it.
+_MAX_BLOCKS = 4096
+
+
+def _size(config: dict[str, Any], key: str, default: int | None = None, limit: int = 2**31) -> int:
     value = config.get(key)
     if value is None:
         value = default
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < limit:
         raise ValueError(f"{key} (found {value!r})")
     return value
 
@@ -98,25 +120,27 @@ def _llama(config: dict[str, Any]) -> ModelShape:
     model_type = config["model_type"]
     hidden, inner, vocab = (_size(config, key) for key in ("hidden_size", "intermediate_size", "vocab_size"))
     heads = _size(config, "num_attention_heads")
-    kv_heads = _size(config, "num_key_value_heads", heads)
-    head_dim = _size(config, "head_dim", hidden // heads)
+    # Mistral, qwen2 and qwen3 fill a missing count with a fixed number; an explicit null means "as many as heads".
+    kv_default = heads if "num_key_value_heads" in config else _KV_HEADS.get(model_type, heads)
+    kv_heads = _size(config, "num_key_value_heads", kv_default)
+    head_dim = _size(config, "head_dim", 128 if model_type == "qwen3" else hidden // heads)
+    if heads % kv_heads:
+        raise ValueError(f"num_attention_heads: {heads} heads cannot share {kv_heads} key-value heads")
     query, key_value = heads * head_dim, kv_heads * head_dim
-    # llama and mistral write the switch down; qwen2 always has biases on q, k and v, qwen3 on none by default.
-    attention_bias = bool(config.get("attention_bias", False))
-    qkv_bias = attention_bias or model_type == "qwen2"
-    output_bias = attention_bias and model_type != "qwen2"
+    # llama and qwen3 write the switch down; qwen2 always has biases on q, k and v; mistral never has any.
+    attention_bias = bool(config.get("attention_bias", False)) and model_type in ("llama", "qwen3")
     norms = 2 * hidden + (2 * head_dim if model_type == "qwen3" else 0)
-    biases = (query + 2 * key_value if qkv_bias else 0) + (hidden if output_bias else 0)
-    if config.get("mlp_bias"):
+    biases = (query + 2 * key_value if attention_bias or model_type == "qwen2" else 0) + hidden * attention_bias
+    if config.get("mlp_bias") and model_type == "llama":
         biases += 2 * inner + hidden
     tied = bool(config.get("tie_word_embeddings", False))
     return ModelShape(
         model_type=model_type,
         family="llama",
-        num_blocks=_size(config, "num_hidden_layers"),
+        num_blocks=_size(config, "num_hidden_layers", limit=_MAX_BLOCKS),
         hidden_size=hidden,
         vocab_size=vocab,
-        context_length=_size(config, "max_position_embeddings", 2048),
+        context_length=_size(config, "max_position_embeddings", _CONTEXT.get(model_type, 2048)),
         tied_embeddings=tied,
         linears=(
             LinearShape(name="self_attn.q_proj", out_features=query, in_features=hidden),
@@ -147,7 +171,7 @@ def _opt(config: dict[str, Any]) -> ModelShape:
     return ModelShape(
         model_type="opt",
         family="opt",
-        num_blocks=_size(config, "num_hidden_layers"),
+        num_blocks=_size(config, "num_hidden_layers", limit=_MAX_BLOCKS),
         hidden_size=hidden,
         vocab_size=vocab,
         context_length=context,
@@ -177,7 +201,7 @@ def _gpt2(config: dict[str, Any]) -> ModelShape:
     return ModelShape(
         model_type="gpt2",
         family="gpt2",
-        num_blocks=_size(config, "n_layer"),
+        num_blocks=_size(config, "n_layer", limit=_MAX_BLOCKS),
         hidden_size=hidden,
         vocab_size=vocab,
         context_length=context,

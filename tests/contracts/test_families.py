@@ -1,0 +1,113 @@
+"""contracts.families against transformers itself: same parameters, same names, for tiny random models of each family."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from paredown.contracts.families import MODEL_TYPES, UnsupportedArchitecture, shape_from_config
+
+LLAMA = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 56,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+OPT = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "ffn_dim": 56,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "word_embed_proj_dim": 32,
+}
+GPT2 = {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", LLAMA),
+    "llama tied": ("llama", LLAMA | {"tie_word_embeddings": True}),
+    "llama biased": ("llama", LLAMA | {"attention_bias": True, "mlp_bias": True}),
+    "llama wide heads": ("llama", LLAMA | {"head_dim": 16}),
+    "llama all heads": ("llama", LLAMA | {"num_key_value_heads": None}),
+    "mistral": ("mistral", LLAMA),
+    "mistral with a switch it ignores": ("mistral", LLAMA | {"attention_bias": True, "mlp_bias": True}),
+    "qwen2": ("qwen2", LLAMA),
+    "qwen2 tied": ("qwen2", LLAMA | {"tie_word_embeddings": True}),
+    "qwen3": ("qwen3", LLAMA | {"head_dim": 16}),
+    "qwen3 biased": ("qwen3", LLAMA | {"head_dim": 16, "attention_bias": True}),
+    "opt": ("opt", OPT),
+    "opt untied": ("opt", OPT | {"tie_word_embeddings": False}),
+    "opt projected": ("opt", OPT | {"word_embed_proj_dim": 16}),
+    "opt post-norm": ("opt", OPT | {"do_layer_norm_before": False}),
+    "opt plain": ("opt", OPT | {"enable_bias": False, "layer_norm_elementwise_affine": False}),
+    "gpt2": ("gpt2", GPT2),
+    "gpt2 untied": ("gpt2", GPT2 | {"tie_word_embeddings": False}),
+    "gpt2 narrow": ("gpt2", GPT2 | {"n_inner": 40}),
+}
+
+
+def tiny_model(name: str) -> PreTrainedModel:
+    model_type, fields = CONFIGS[name]
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **fields))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_shape_has_the_parameters_and_linears_of_the_real_model(name: str, tmp_path: Path) -> None:
+    model = tiny_model(name)
+    model.config.save_pretrained(tmp_path)
+    # The file on disk is what Pare reads, and save_pretrained leaves out what is at its default.
+    shape = shape_from_config(json.loads((tmp_path / "config.json").read_text()))
+    assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
+    modules = dict(model.named_modules())
+    for linear_name, linear in shape.named_linears():
+        weight = modules[linear_name].weight
+        expected = (linear.out_features, linear.in_features)
+        assert tuple(weight.shape) == (expected[::-1] if isinstance(modules[linear_name], Conv1D) else expected)
+    named = {linear_name for linear_name, _ in shape.named_linears()}
+    heads = {"lm_head", "model.decoder.project_in", "model.decoder.project_out"}
+    weights = {key: getattr(module, "weight", None) for key, module in modules.items()}
+    every = {key for key, weight in weights.items() if weight is not None and weight.ndim == 2}
+    embeddings = {key for key in every if "embed" in key or key.endswith(("wte", "wpe"))}
+    assert every - embeddings - heads == named
+    assert shape.tied_embeddings == bool(model.config.tie_word_embeddings)
+    assert shape.context_length == 64
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_silent_fields_take_the_defaults_of_transformers(model_type: str) -> None:
+    reference = AutoConfig.for_model(model_type)
+    required = {"opt": OPT, "gpt2": GPT2}.get(model_type, LLAMA)
+    optional = {"num_key_value_heads", "max_position_embeddings", "word_embed_proj_dim", "n_positions"}
+    fields = {name: getattr(reference, name) for name in required if name not in optional}
+    shape = shape_from_config({"model_type": model_type, **fields})
+    full = shape_from_config(reference.to_dict())
+    assert shape == full
+
+
+def test_a_family_that_is_not_supported_is_refused_with_those_that_are() -> None:
+    with pytest.raises(UnsupportedArchitecture, match="'t5' is not supported.*llama.*qwen3"):
+        shape_from_config({"model_type": "t5"})
+
+
+@pytest.mark.parametrize("value", [None, -1, 0, "32", 3.5, True, 2**40, [32], {}])
+def test_a_garbled_size_is_named(value: Any) -> None:
+    with pytest.raises(UnsupportedArchitecture, match="hidden_size"):
+        shape_from_config({"model_type": "llama", **LLAMA, "hidden_size": value})
+
+
+def test_a_model_of_absurd_depth_is_refused() -> None:
+    with pytest.raises(UnsupportedArchitecture, match="num_hidden_layers"):
+        shape_from_config({"model_type": "llama", **LLAMA, "num_hidden_layers": 2**30})
+
+
+@pytest.mark.parametrize("model_type", [None, 3, ["llama"], {"llama": 1}])
+def test_a_model_type_of_another_kind_is_refused(model_type: Any) -> None:
+    with pytest.raises(UnsupportedArchitecture, match="model_type"):
+        shape_from_config({"model_type": model_type})
