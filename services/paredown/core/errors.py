@@ -208,6 +208,13 @@ class EngineFailed(PareError):
     code = "engine_failed"
     status = 500
 
+    def __init__(self, error: JobError) -> None:
+        super().__init__(error.detail, field=error.field)
+        self.error = error
+
+    def as_job_error(self) -> JobError:
+        return self.error
+
 
 class IsolationUnavailable(PareError):
     code = "isolation_unavailable"
