@@ -80,6 +80,43 @@ class PayloadTooLarge(PareError):
     status = 413
 
 
+class RequestMalformed(PareError):
+    """Not JSON, not UTF-8, or with characters that no text may hold."""
+
+    code = "request_malformed"
+    status = 400
+
+
+class MethodNotAllowed(PareError):
+    code = "method_not_allowed"
+    status = 405
+
+
+class MediaTypeUnsupported(PareError):
+    code = "media_type_unsupported"
+    status = 415
+
+
+class RangeUnsatisfiable(PareError):
+    code = "range_unsatisfiable"
+    status = 416
+
+
+class DatabaseBusy(PareError):
+    """A lock or a statement took longer than its timeout; nothing was changed."""
+
+    code = "database_busy"
+    status = 503
+    retryable = True
+
+
+class InternalError(PareError):
+    """A bug of ours. The log holds the traceback under the request's id."""
+
+    code = "internal_error"
+    status = 500
+
+
 class RecipeRefused(PareError):
     """The recipe cannot run on this model: a method, a format or a group size does not fit it."""
 
