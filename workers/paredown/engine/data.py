@@ -1,0 +1,218 @@
+"""Text into token blocks: what methods calibrate on and what quality is measured on.
+
+A text is UTF-8, plain or JSON lines with a `text` field (documents are joined by a blank line). It is tokenized without
+special tokens, in pieces of about a million characters that end where a line ends, so that a large text needs little
+memory. Nothing is cut short in silence: too little text is an error that says how much there is.
+
+Shapes: N sequences, T tokens in each.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from paredown.contracts.artifact import Protocol
+from paredown.contracts.job import Calibration, DType, EvaluationSettings, content_hash
+from paredown.engine.errors import CalibrationTooShort, CalibrationUnfit, NotAModel, TextUnusable
+
+# Characters tokenized at once.
+PIECE_CHARACTERS = 1 << 20
+# Calibration draws from so many characters at most; a longer text is not read further, and the report says so.
+CALIBRATION_CHARACTERS = 1 << 25
+
+
+@dataclass(frozen=True)
+class TokenBlocks:
+    """Sequences of token ids, with the SHA-256 of their bytes (int64, little-endian, row by row)."""
+
+    tokens_NT: Tensor
+    sha256: str
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, tokens_NT: Tensor, warnings: tuple[str, ...] = ()) -> "TokenBlocks":
+        little_endian = tokens_NT.numpy().astype("<i8", copy=False)
+        return cls(tokens_NT, hashlib.sha256(little_endian.tobytes()).hexdigest(), warnings)
+
+
+def load_tokenizer(model_dir: Path, gguf_file: str | None) -> Any:
+    """The model's own tokenizer, from its files alone. Raises NotAModel where there is none that can be read."""
+    try:
+        # Code that comes with a model is never run: trust_remote_code stays off.
+        return AutoTokenizer.from_pretrained(
+            model_dir, **({"gguf_file": gguf_file} if gguf_file else {}), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # a hostile or foreign file can fail in any way inside the library
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise NotAModel(f"The model's tokenizer cannot be loaded: {reason}", field="model") from error
+
+
+def calibration_blocks(path: Path, settings: Calibration, tokenizer: Any, vocab_size: int, context: int) -> TokenBlocks:
+    """Draw `samples` of the text's windows of `sequence_length` tokens, without replacement.
+
+    The text is cut into windows that do not overlap. They are taken in the order of SHA-256("seed:index"), which no
+    library's random generator can change. Raises CalibrationTooShort, CalibrationUnfit, TextUnusable.
+    """
+    _check_context(settings.sequence_length, context, "calibration.sequence_length")
+    pieces = _tokenized(_bounded(_pieces(path, "calibration.source"), CALIBRATION_CHARACTERS), tokenizer)
+    tokens_T = numpy.concatenate([numpy.empty(0, numpy.int64), *pieces])
+    num_windows = len(tokens_T) // settings.sequence_length
+    if num_windows < settings.samples:
+        raise _too_short("calibration", len(tokens_T), settings.samples, settings.sequence_length)
+    preferred = sorted(range(num_windows), key=lambda index: _draw(settings.seed, index))[: settings.samples]
+    windows_NT = tokens_T[: num_windows * settings.sequence_length].reshape(num_windows, settings.sequence_length)
+    warnings: tuple[str, ...] = ()
+    if path.stat().st_size > 4 * CALIBRATION_CHARACTERS:  # at most four bytes a character
+        warnings = (f"Calibration was drawn from the first {CALIBRATION_CHARACTERS:,} characters of its text.",)
+    return TokenBlocks.of(_checked(windows_NT[preferred], vocab_size), warnings)
+
+
+def evaluation_blocks(
+    path: Path, settings: EvaluationSettings, tokenizer: Any, vocab_size: int, context: int
+) -> TokenBlocks:
+    """The first `samples` × `sequence_length` tokens of the text.
+
+    Raises CalibrationTooShort, CalibrationUnfit, TextUnusable.
+    """
+    _check_context(settings.sequence_length, context, "evaluation.sequence_length")
+    wanted = settings.samples * settings.sequence_length
+    gathered: list[numpy.ndarray[Any, Any]] = []
+    count = 0
+    for piece in _tokenized(_pieces(path, "evaluation.source"), tokenizer):
+        gathered.append(piece)
+        count += len(piece)
+        if count >= wanted:
+            break
+    if count < wanted:
+        raise _too_short("evaluation", count, settings.samples, settings.sequence_length)
+    tokens_T = numpy.concatenate(gathered)[:wanted]
+    return TokenBlocks.of(_checked(tokens_T.reshape(settings.samples, settings.sequence_length), vocab_size))
+
+
+def protocol(settings: EvaluationSettings, blocks: TokenBlocks, dtype: DType) -> Protocol:
+    """What pins a measurement of quality; `protocol_hash` of it decides which figures compare."""
+    return Protocol(
+        source=settings.source,
+        tokens_sha256=blocks.sha256,
+        samples=settings.samples,
+        sequence_length=settings.sequence_length,
+        dtype=dtype,
+    )
+
+
+def protocol_hash(protocol: Protocol) -> str:
+    return content_hash(protocol.model_dump(mode="json"))
+
+
+def documents(path: Path, field: str) -> Iterator[str]:
+    """A text's lines, or each document of JSON lines with a blank line after it. Raises TextUnusable."""
+    try:
+        with path.open(encoding="utf-8") as lines:
+            first = next((line for line in lines if line.strip()), "")
+            lines.seek(0)
+            if not _is_document(first):
+                yield from lines
+                return
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield _document(line, number, field) + "\n\n"
+    except UnicodeDecodeError as error:
+        raise TextUnusable("The text is not UTF-8; convert it and try again.", field=field) from error
+
+
+def _is_document(line: str) -> bool:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and "text" in value
+
+
+def _document(line: str, number: int, field: str) -> str:
+    try:
+        text = json.loads(line)["text"]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        text = None
+    if not isinstance(text, str):
+        raise TextUnusable(
+            f"Line {number} of the text is not a JSON object with a string in `text`, though the first line is.",
+            field=field,
+        )
+    return text
+
+
+def _pieces(path: Path, field: str) -> Iterator[str]:
+    """The text in pieces of about PIECE_CHARACTERS, each ending where a line or a document ends."""
+    gathered: list[str] = []
+    size = 0
+    for text in documents(path, field):
+        gathered.append(text)
+        size += len(text)
+        if size >= PIECE_CHARACTERS:
+            yield "".join(gathered)
+            gathered, size = [], 0
+    if gathered:
+        yield "".join(gathered)
+
+
+def _bounded(pieces: Iterator[str], limit: int) -> Iterator[str]:
+    for piece in pieces:
+        yield piece
+        limit -= len(piece)
+        if limit <= 0:
+            return
+
+
+def _tokenized(pieces: Iterator[str], tokenizer: Any) -> Iterator["numpy.ndarray[Any, Any]"]:
+    for piece in pieces:
+        encoded = tokenizer(
+            piece, add_special_tokens=False, return_attention_mask=False, truncation=False, verbose=False
+        )
+        yield numpy.asarray(encoded["input_ids"], dtype=numpy.int64)
+
+
+def _draw(seed: int, index: int) -> bytes:
+    return hashlib.sha256(f"{seed}:{index}".encode()).digest()
+
+
+def _check_context(sequence_length: int, context: int, field: str) -> None:
+    if sequence_length > context:
+        raise CalibrationUnfit(
+            f"The model reads at most {context} tokens at once; sequence_length is {sequence_length}.", field=field
+        )
+
+
+def _too_short(what: str, num_tokens: int, samples: int, sequence_length: int) -> CalibrationTooShort:
+    return CalibrationTooShort(
+        f"The {what} text has {num_tokens} tokens, enough for {num_tokens // sequence_length} sequences of "
+        f"{sequence_length}; {samples} were asked for. Ask for fewer or shorter sequences, or give a longer text.",
+        field=f"{what}.samples",
+    )
+
+
+def _checked(tokens_NT: "numpy.ndarray[Any, Any]", vocab_size: int) -> Tensor:
+    if tokens_NT.size and not 0 <= int(tokens_NT.min()) <= int(tokens_NT.max()) < vocab_size:
+        raise NotAModel(
+            f"The tokenizer gives token {int(tokens_NT.max())}, but the model has embeddings for {vocab_size} tokens; "
+            "the tokenizer belongs to another model.",
+            field="model",
+        )
+    return torch.from_numpy(numpy.ascontiguousarray(tokens_NT))
+
+
+__all__ = [
+    "TokenBlocks",
+    "calibration_blocks",
+    "evaluation_blocks",
+    "load_tokenizer",
+    "protocol",
+    "protocol_hash",
+]
