@@ -47,8 +47,8 @@ class HessianSingular(EngineError):
 
     def __init__(self, layer: str, damping: float) -> None:
         super().__init__(
-            f"The Hessian of {layer} could not be factorized with damping {damping:g}. Raise `damping`, or calibrate on "
-            "more and more varied text.",
+            f"The Hessian of {layer} could not be factorized with damping {damping:g}. Raise `damping`, or calibrate "
+            "on more and more varied text.",
             field="damping",
         )
 

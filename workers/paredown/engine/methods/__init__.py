@@ -1,1 +1,6 @@
-""""""
+"""Compression methods, one file each, named as their papers name them. A test holds METHODS to the recipes' stages."""
+
+from paredown.engine.method import LinearMethod
+from paredown.engine.methods import rtn
+
+METHODS: dict[str, LinearMethod] = {"rtn": rtn.METHOD}

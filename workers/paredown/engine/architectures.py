@@ -1,0 +1,163 @@
+"""Where each family of models keeps its blocks and linears, and a model without weights to run them in.
+
+Pure data and small verbs: no method and no stream knows a family's inside. `contracts.families` knows the same layers
+by their sizes only; tests hold the two together.
+Shapes: O out_features, I in_features.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from paredown.contracts.families import MODEL_TYPES, FamilyName
+from paredown.engine.errors import ArchitectureUnsupported
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A family. Names are transformers'; `groups` are the block's linears in order of execution, and the linears of one
+    group read the same input."""
+
+    base: str
+    blocks: str
+    groups: tuple[tuple[str, ...], ...]
+    # transformers' Conv1D keeps weight_IO; everything in the engine sees weight_OI.
+    transposed: bool = False
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        return tuple(name for group in self.groups for name in group)
+
+    def oriented(self, weight: Tensor) -> Tensor:
+        """transformers' orientation → weight_OI, and back: a view."""
+        return weight.T if self.transposed else weight
+
+
+ARCHITECTURES: dict[FamilyName, Architecture] = {
+    "llama": Architecture(
+        base="model",
+        blocks="model.layers",
+        groups=(
+            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            ("self_attn.o_proj",),
+            ("mlp.gate_proj", "mlp.up_proj"),
+            ("mlp.down_proj",),
+        ),
+    ),
+    "opt": Architecture(
+        base="model",
+        blocks="model.decoder.layers",
+        groups=(
+            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            ("self_attn.out_proj",),
+            ("fc1",),
+            ("fc2",),
+        ),
+    ),
+    "gpt2": Architecture(
+        base="transformer",
+        blocks="transformer.h",
+        groups=(("attn.c_attn",), ("attn.c_proj",), ("mlp.c_fc",), ("mlp.c_proj",)),
+        transposed=True,
+    ),
+}
+
+
+def architecture_of(config: Any) -> Architecture:
+    """The family of a transformers configuration. Raises ArchitectureUnsupported."""
+    family = MODEL_TYPES.get(config.model_type)
+    if family is None:
+        raise ArchitectureUnsupported(
+            f"model_type {config.model_type!r} is not supported; this release takes {', '.join(sorted(MODEL_TYPES))}.",
+            field="model",
+        )
+    return ARCHITECTURES[family]
+
+
+class Skeleton:
+    """A transformers model on the meta device: buffers are real, parameters come and go."""
+
+    def __init__(self, config: Any, dtype: torch.dtype) -> None:
+        self.architecture = architecture_of(config)
+        self.dtype = dtype
+        self.hidden_size = int(config.hidden_size)
+        # Rotary tables and such are computed at construction and are in no file, so buffers are built for real.
+        with init_empty_weights(include_buffers=False):
+            self.model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        self.model.tie_weights()
+        self.model.eval()
+        blocks = self.model.get_submodule(self.architecture.blocks)
+        assert isinstance(blocks, nn.ModuleList)
+        self.blocks = blocks
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.blocks)
+
+    def block_prefix(self, index: int) -> str:
+        return f"{self.architecture.blocks}.{index}."
+
+    def parameter_shapes(self) -> dict[str, torch.Size]:
+        """Every parameter, tied ones once, under transformers' name."""
+        return {name: parameter.shape for name, parameter in self.model.named_parameters()}
+
+    def outer_names(self) -> list[str]:
+        """Parameters outside the blocks: embeddings, final norm, head."""
+        return [name for name in self.parameter_shapes() if not name.startswith(f"{self.architecture.blocks}.")]
+
+    def block_names(self, index: int) -> list[str]:
+        """Parameters of one block."""
+        prefix = self.block_prefix(index)
+        return [prefix + name for name, _ in self.blocks[index].named_parameters()]
+
+    def linear_names(self, index: int) -> list[str]:
+        """The block's linears, without `.weight`."""
+        return [self.block_prefix(index) + name for name in self.architecture.linears]
+
+    def all_linear_names(self) -> Iterator[str]:
+        for index in range(self.num_blocks):
+            yield from self.linear_names(index)
+
+    def put(self, name: str, value: Tensor) -> None:
+        """Give a parameter its value; the tensor is not copied."""
+        module_name, _, leaf = name.rpartition(".")
+        old = self.model.get_parameter(name)
+        assert old.shape == value.shape, f"{name} is {tuple(value.shape)}, not {tuple(old.shape)}"
+        new = nn.Parameter(value, requires_grad=False)
+        for module in self.model.modules() if old.is_meta and self._is_tied(name) else ():
+            for key, parameter in module._parameters.items():
+                if parameter is old:
+                    module._parameters[key] = new
+        self.model.get_submodule(module_name)._parameters[leaf] = new
+
+    def put_from(self, read: Callable[[str], Tensor], names: Iterable[str], device: torch.device) -> None:
+        """Give parameters their values in the forward dtype."""
+        for name in names:
+            self.put(name, read(name).to(device=device, dtype=self.dtype))
+
+    def load_outer(
+        self, read: Callable[[str], Tensor], device: torch.device, storage_dtype: torch.dtype | None = None
+    ) -> None:
+        """Embeddings, final norm and head onto the device; rounded to `storage_dtype` first where one is given."""
+        self.put_from(
+            lambda name: read(name).to(storage_dtype) if storage_dtype else read(name), self.outer_names(), device
+        )
+        for module in self.model.modules():
+            for leaf, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[leaf] = buffer.to(device)
+
+    def release_block(self, index: int) -> None:
+        """Forget a block's weights."""
+        for module in self.blocks[index].modules():
+            for leaf, parameter in module._parameters.items():
+                if parameter is not None:
+                    module._parameters[leaf] = nn.Parameter(torch.empty_like(parameter, device="meta"), False)
+
+    def _is_tied(self, name: str) -> bool:
+        return not name.startswith(f"{self.architecture.blocks}.")

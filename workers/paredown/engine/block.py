@@ -1,0 +1,232 @@
+"""One block on its way through a recipe: paused forwards, statistics, stages, and what is left to store.
+
+Shapes: O out_features, I in_features, T tokens.
+"""
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
+
+import torch
+from greenlet import getcurrent, greenlet
+from torch import Tensor, nn
+
+from paredown.contracts.artifact import LayerReport
+from paredown.contracts.recipes import Stage
+from paredown.engine.architectures import Skeleton
+from paredown.engine.errors import NanFound
+from paredown.engine.forward import BlockForward
+from paredown.engine.method import LinearMethod, LinearWeight, joined, take_apart
+from paredown.engine.methods import METHODS
+from paredown.engine.quantized import QuantizedLinear
+from paredown.engine.statistics import InputStatistics, Statistic
+from paredown.engine.weights import ModelFiles
+
+
+class _Stop(BaseException):
+    """Ends a forward early where pausing is off; not an Exception, so that no block's own handler can take it."""
+
+
+class BlockRun:
+    """Compresses one block. `dense`, `quantized` and `layers` are complete afterwards."""
+
+    def __init__(
+        self, files: ModelFiles, skeleton: Skeleton, index: int, recipe: Sequence[Stage], device: torch.device
+    ) -> None:
+        self.dense: dict[str, Tensor] = {}
+        self.quantized: dict[str, QuantizedLinear] = {}
+        self.layers: list[LayerReport] = []
+        self._files = files
+        self._skeleton = skeleton
+        self._index = index
+        self._recipe = recipe
+        self._device = device
+        prefix = skeleton.block_prefix(index)
+        self._groups = [[prefix + name for name in group] for group in skeleton.architecture.groups]
+        weights = {f"{name}.weight" for name in skeleton.linear_names(index)}
+        for name in skeleton.block_names(index):
+            if name not in weights:
+                self.dense[name] = self._read(name).to(files.storage_dtype)
+
+    def compress_all(self) -> None:
+        """Without a forward: for recipes that look at no activations."""
+        for group in range(len(self._groups)):
+            self._compress(group, self._statistics(group))
+
+    def stream_through(self, forward: BlockForward) -> None:
+        """Pause every micro-batch's forward at each group, compress the group, and run all of them on."""
+        self._load_dense()
+        gathered: dict[int, InputStatistics] = {}
+        waiting: dict[int, tuple[int, greenlet]] = {}
+
+        def run(micro_batch: int) -> None:
+            forward.keep(micro_batch, forward.call(self._index, micro_batch))
+
+        def go_on(micro_batch: int, run: greenlet, *args: Any) -> None:
+            """Until its next pause; the inputs are taken in while they are warm."""
+            arrived = run.switch(*args)
+            _check_modes()
+            if run.dead:
+                waiting.pop(micro_batch, None)
+                return
+            group, inputs_TI = arrived
+            if group not in gathered:
+                gathered[group] = self._statistics(group)
+            gathered[group].add(inputs_TI)
+            waiting[micro_batch] = (group, run)
+
+        def pause(group: int, inputs: Tensor) -> None:
+            getcurrent().parent.switch((group, inputs.flatten(0, -2)))
+
+        with _Hooks(self._skeleton, self._groups, pause):
+            for micro_batch in range(len(forward.tokens)):
+                go_on(micro_batch, greenlet(run), micro_batch)
+            while waiting:
+                # A micro-batch that skips a group waits at a later one and holds nobody up.
+                group = min(group for group, _ in waiting.values())
+                self._compress(group, gathered.pop(group))
+                for micro_batch, (at, paused) in list(waiting.items()):
+                    if at == group:
+                        go_on(micro_batch, paused)
+        self._check_states(forward)
+
+    def rerun_through(self, forward: BlockForward) -> None:
+        """The same work in the same order without pauses: the block starts again for each group. For little memory."""
+        self._load_dense()
+        for target in range(len(self._groups)):
+            statistics = self._statistics(target)
+            with _Hooks(self._skeleton, self._groups, partial(_gather_and_stop, target, statistics)):
+                for micro_batch in range(len(forward.tokens)):
+                    try:
+                        forward.call(self._index, micro_batch)
+                    except _Stop:
+                        _check_modes()
+            self._compress(target, statistics)
+        for micro_batch in range(len(forward.tokens)):
+            forward.keep(micro_batch, forward.call(self._index, micro_batch))
+        self._check_states(forward)
+
+    def _load_dense(self) -> None:
+        self._skeleton.put_from(self.dense.__getitem__, list(self.dense), self._device)
+
+    def _read(self, name: str) -> Tensor:
+        tensor = self._files.tensor(name)
+        if not bool(tensor.isfinite().all()):
+            raise NanFound(f"{name} holds values that are not finite; the source checkpoint is damaged.", field="model")
+        return tensor
+
+    def _stages(self, linear: str) -> list[Stage]:
+        return [stage for stage in self._recipe if not any(fnmatchcase(linear, pattern) for pattern in stage.skip)]
+
+    def _statistics(self, group: int) -> InputStatistics:
+        names = self._groups[group]
+        needs: set[Statistic] = set()
+        for name in names:
+            for stage in self._stages(name):
+                needs |= METHODS[stage.method].needs
+        weight_name = f"{names[0]}.weight"
+        shape = self._skeleton.model.get_parameter(weight_name).shape
+        in_features = shape[0] if self._skeleton.architecture.transposed else shape[1]
+        return InputStatistics(", ".join(names), in_features, needs, self._device)
+
+    def _compress(self, group: int, statistics: InputStatistics) -> None:
+        """All stages on all linears of a group; then the linears can run."""
+        statistics.complete()
+        oriented = self._skeleton.architecture.oriented
+        storage_dtype = self._files.storage_dtype
+        linears = [
+            LinearWeight(
+                name,
+                oriented(self._read(f"{name}.weight")).to(self._device, torch.float32, copy=True).contiguous(),
+                storage_dtype,
+            )
+            for name in self._groups[group]
+        ]
+        originals = [linear.weight_OI.clone() if statistics.has_hessian else None for linear in linears]
+        for stage in self._recipe:
+            self._apply(stage, METHODS[stage.method], linears, statistics)
+        for linear, original_OI in zip(linears, originals, strict=True):
+            stored_OI = linear.weight_OI.to(storage_dtype)
+            weight_name = f"{linear.name}.weight"
+            self._skeleton.put(weight_name, oriented(stored_OI.to(self._skeleton.dtype)).contiguous())
+            if linear.quantized is not None:
+                self.quantized[linear.name] = linear.quantized.to(torch.device("cpu"))
+            else:
+                self.dense[weight_name] = oriented(stored_OI).cpu()
+            self.layers.append(
+                LayerReport(
+                    name=linear.name,
+                    weights=stored_OI.numel(),
+                    zeros=int((stored_OI == 0).sum()),
+                    bits=linear.quantized.stored_bits if linear.quantized else 16.0,
+                    error=None if original_OI is None else _output_error(original_OI, stored_OI.float(), statistics),
+                )
+            )
+
+    def _apply(
+        self, stage: Stage, method: LinearMethod, linears: list[LinearWeight], statistics: InputStatistics
+    ) -> None:
+        chosen = [linear for linear in linears if stage in self._stages(linear.name)]
+        if method.rowwise and len(chosen) > 1:
+            joint = joined(chosen)
+            method.compress(joint, statistics, stage)
+            take_apart(joint, chosen)
+        else:
+            for linear in chosen:
+                method.compress(linear, statistics, stage)
+
+    def _check_states(self, forward: BlockForward) -> None:
+        if not all(bool(state.isfinite().all()) for state in forward.states):
+            raise NanFound(
+                f"The hidden states that leave block {self._index} ({self._groups[-1][-1]}) are not finite. With dtype "
+                "bfloat16 try float32; else the source checkpoint is damaged.",
+                field="dtype",
+            )
+
+
+class _Hooks:
+    """Calls `pause` when a forward reaches the first linear of a group."""
+
+    def __init__(self, skeleton: Skeleton, groups: list[list[str]], pause: Any) -> None:
+        self._skeleton = skeleton
+        self._groups = groups
+        self._pause = pause
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> None:
+        for group, names in enumerate(self._groups):
+            module = self._skeleton.model.get_submodule(names[0])
+            self._handles.append(module.register_forward_pre_hook(partial(self._arrive, group)))
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _arrive(self, group: int, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._pause(group, args[0])
+
+
+def _gather_and_stop(target: int, statistics: InputStatistics, group: int, inputs: Tensor) -> None:
+    if group == target:
+        statistics.add(inputs.flatten(0, -2))
+    if group >= target:
+        raise _Stop
+
+
+def _check_modes() -> None:
+    """A forward that pauses inside a mode of its own would leak it into the others: torch's modes are the thread's."""
+    assert torch.is_inference_mode_enabled()
+    assert not torch.is_autocast_enabled("cpu")
+    assert not torch.is_autocast_enabled("cuda")
+
+
+def _output_error(original_OI: Tensor, stored_OI: Tensor, statistics: InputStatistics) -> float:
+    """‖X(W-W')ᵀ‖² / ‖XWᵀ‖² from the Hessian."""
+    hessian_II = statistics.hessian_II
+    total = _energy_through(original_OI, hessian_II)
+    return _energy_through(original_OI - stored_OI, hessian_II) / total if total > 0 else 0.0
+
+
+def _energy_through(weight_OI: Tensor, hessian_II: Tensor) -> float:
+    return float((weight_OI @ hessian_II).mul_(weight_OI).sum(dtype=torch.float64))

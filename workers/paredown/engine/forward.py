@@ -1,0 +1,83 @@
+"""Forward passes through a model one block at a time, for every micro-batch, with only one block's weights present.
+
+Shapes: N sequences, T tokens of each, B sequences of a micro-batch, H hidden size.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from paredown.engine.architectures import Skeleton
+
+# Tokens of a micro-batch: enough to keep the cores busy, few enough for its activations to stay small.
+MICRO_BATCH_TOKENS = 4096
+_Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class _Recorder(nn.Module):
+    """Stands in for a block: notes how it is called and returns the hidden states unchanged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.call: _Call = ((), {})
+        self.hidden: Tensor | None = None
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self.hidden = hidden_states
+        self.call = (args, kwargs)
+        return hidden_states
+
+
+class BlockForward:
+    """Hidden states of all micro-batches, and how each block is called.
+
+    Masks and position tables depend on a micro-batch's shape only (there is no padding), so micro-batches share them.
+    """
+
+    def __init__(self, skeleton: Skeleton, tokens_NT: Tensor, device: torch.device) -> None:
+        """Needs the skeleton's outer weights; runs embeddings only."""
+        self.device = device
+        self._skeleton = skeleton
+        self._calls: dict[torch.Size, list[_Call]] = {}
+        size = max(1, MICRO_BATCH_TOKENS // tokens_NT.shape[1])
+        self.tokens = torch.split(tokens_NT, size)
+        hidden_bytes = tokens_NT.numel() * skeleton.hidden_size * skeleton.dtype.itemsize
+        self.states_device = _states_device(device, hidden_bytes)
+        self.states: list[Tensor] = [self._embed(tokens_BT.to(device)) for tokens_BT in self.tokens]
+
+    def _embed(self, tokens_BT: Tensor) -> Tensor:
+        blocks = self._skeleton.blocks
+        recorders = [_Recorder() for _ in blocks]
+        real = list(blocks)
+        base = self._skeleton.model.get_submodule(self._skeleton.architecture.base)
+        try:
+            for index, recorder in enumerate(recorders):
+                blocks[index] = recorder
+            base(input_ids=tokens_BT, use_cache=False)
+        finally:
+            for index, block in enumerate(real):
+                blocks[index] = block
+        self._calls.setdefault(tokens_BT.shape, [recorder.call for recorder in recorders])
+        hidden = recorders[0].hidden
+        assert hidden is not None
+        return hidden.to(self.states_device)
+
+    def call(self, block: int, micro_batch: int) -> Tensor:
+        """The block's output for one micro-batch."""
+        args, kwargs = self._calls[self.tokens[micro_batch].shape][block]
+        output = self._skeleton.blocks[block](self.states[micro_batch].to(self.device), *args, **kwargs)
+        assert isinstance(output, Tensor)
+        return output
+
+    def keep(self, micro_batch: int, output: Tensor) -> None:
+        """Make a block's output the next block's input."""
+        self.states[micro_batch] = output.to(self.states_device)
+
+
+def _states_device(device: torch.device, hidden_bytes: int) -> torch.device:
+    """The device where hidden states fit beside a few times as much in activations, else RAM."""
+    if device.type != "cuda":
+        return device
+    free, _ = torch.cuda.mem_get_info(device)
+    return device if 6 * hidden_bytes < free else torch.device("cpu")

@@ -1,0 +1,94 @@
+"""GGUF files: which tensor is which of transformers' parameters, and one dequantized tensor at a time.
+
+The arithmetic is the gguf package's own; names and the row order of llama's q and k follow transformers' loader, to
+which a test compares every weight.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFReader, dequantize, get_tensor_name_map
+from torch import Tensor
+
+from paredown.engine.errors import ArchitectureUnsupported, NotAModel
+
+# Stored as they are; every other type is a block format that dequantizes to float32.
+_PLAIN = {GGMLQuantizationType.F32: torch.float32, GGMLQuantizationType.F16: torch.float16}
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """Where one tensor lies. numpy order of dimensions; quantized types count bytes in the last one."""
+
+    kind: GGMLQuantizationType
+    offset: int
+    shape: tuple[int, ...]
+    numpy_dtype: np.dtype[Any]
+    name: str
+
+
+class GgufWeights:
+    """The tensors of one GGUF file under transformers' names."""
+
+    def __init__(self, path: Path, config: Any, parameter_names: Sequence[str]) -> None:
+        self._path = path
+        self._config = config
+        reader = GGUFReader(path)
+        self._architecture = str(reader.fields["general.architecture"].contents())
+        stored = {
+            tensor.name: _Entry(
+                GGMLQuantizationType(tensor.tensor_type),
+                int(tensor.data_offset),
+                tuple(int(size) for size in tensor.data.shape),
+                tensor.data.dtype,
+                tensor.name,
+            )
+            for tensor in reader.tensors
+        }
+        names = self._name_map(config.num_hidden_layers)
+        self._entries: dict[str, _Entry] = {}
+        for name in parameter_names:
+            module, _, leaf = name.rpartition(".")
+            gguf_module = names.get_name(module)
+            gguf_name = f"{gguf_module}.{leaf}"
+            if gguf_name not in stored:
+                raise NotAModel(f"{path.name} has no tensor for {name}.", field="model")
+            self._entries[name] = stored[gguf_name]
+
+    def _name_map(self, num_blocks: int) -> Any:
+        for architecture, name in MODEL_ARCH_NAMES.items():
+            if name == self._architecture:
+                return get_tensor_name_map(architecture, num_blocks)
+        raise ArchitectureUnsupported(f"The GGUF architecture {self._architecture!r} is not known.", field="model")
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype that the file stores; float32 for quantized tensors."""
+        kind = self._entries[name].kind
+        return torch.bfloat16 if kind is GGMLQuantizationType.BF16 else _PLAIN.get(kind, torch.float32)
+
+    def tensor(self, name: str) -> Tensor:
+        """The dense weight in transformers' orientation and row order."""
+        entry = self._entries[name]
+        # Mapped anew for each tensor, so that pages once read do not stay in this process.
+        stored = np.memmap(self._path, entry.numpy_dtype, "r", entry.offset, entry.shape)
+        values = np.array(stored) if entry.kind in _PLAIN else dequantize(stored, entry.kind)
+        if self._architecture == "llama" and (".attn_q." in entry.name or ".attn_k." in entry.name):
+            values = _unpermuted(values, self._heads(entry.name))
+        elif self._architecture == "gpt2" and entry.name.startswith("blk.") and values.ndim == 2:
+            values = values.T
+        value = torch.from_numpy(np.ascontiguousarray(values))
+        return value.to(self.dtype(name))
+
+    def _heads(self, gguf_name: str) -> int:
+        config = self._config
+        return int(config.num_attention_heads if ".attn_q." in gguf_name else config.num_key_value_heads)
+
+
+def _unpermuted(values: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
+    """llama.cpp interleaves the two halves of each rotary head; transformers keeps them one after the other."""
+    half = values.shape[0] // heads // 2
+    return values.reshape(heads, half, 2, *values.shape[1:]).swapaxes(2, 1).reshape(values.shape)

@@ -1,0 +1,85 @@
+"""The shape of a method: what it is given, what it may change, and what it declares of itself.
+
+Shapes: O out_features, I in_features.
+"""
+
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paredown.contracts.recipes import Stage
+from paredown.engine.quantized import QuantizedLinear
+from paredown.engine.statistics import InputStatistics, Statistic
+
+
+@dataclass(eq=False)
+class LinearWeight:
+    """The weight of one linear on its way through a recipe's stages.
+
+    Where a method is `rowwise`, the rows of all linears that share the input lie below each other in one LinearWeight.
+    """
+
+    name: str
+    weight_OI: Tensor  # float32; a stage changes it in place or replaces it
+    storage_dtype: torch.dtype
+    # True where a stage set the weight to zero for good; later stages keep it zero.
+    pruned_OI: Tensor | None = None
+    # Set by the stage that quantizes; weight_OI is then what it dequantizes to.
+    quantized: QuantizedLinear | None = None
+
+    def prune(self, mask_OI: Tensor) -> None:
+        """Set weights to zero for good."""
+        self.weight_OI.masked_fill_(mask_OI, 0)
+        self.pruned_OI = mask_OI if self.pruned_OI is None else self.pruned_OI | mask_OI
+
+    def quantize(self, quantized: QuantizedLinear) -> None:
+        """Store the weight as codes; from here on it is what they stand for."""
+        self.quantized = quantized
+        self.weight_OI = quantized.dequantized().float()
+
+
+Compress = Callable[[LinearWeight, InputStatistics, Any], None]
+
+
+@dataclass(frozen=True)
+class LinearMethod:
+    """A method that sees one linear and the statistics of its inputs.
+
+    `rowwise`: no output row's result depends on another's, so linears that share an input may be solved as one.
+    """
+
+    config: type[Stage]
+    needs: AbstractSet[Statistic]
+    compress: Compress
+    rowwise: bool = True
+
+
+def joined(linears: list[LinearWeight]) -> LinearWeight:
+    """The rows of several linears that share an input, below each other."""
+    [storage_dtype] = {linear.storage_dtype for linear in linears}
+    assert all(linear.quantized is None for linear in linears), "a weight is quantized once, by the last stage"
+    pruned = [
+        torch.zeros_like(linear.weight_OI, dtype=torch.bool) if linear.pruned_OI is None else linear.pruned_OI
+        for linear in linears
+    ]
+    return LinearWeight(
+        name=", ".join(linear.name for linear in linears),
+        weight_OI=torch.cat([linear.weight_OI for linear in linears]),
+        storage_dtype=storage_dtype,
+        pruned_OI=torch.cat(pruned) if any(linear.pruned_OI is not None for linear in linears) else None,
+    )
+
+
+def take_apart(joint: LinearWeight, linears: list[LinearWeight]) -> None:
+    """Give each linear its rows of the joint result."""
+    start = 0
+    for linear in linears:
+        count = linear.weight_OI.shape[0]
+        linear.weight_OI = joint.weight_OI[start : start + count]
+        linear.pruned_OI = None if joint.pruned_OI is None else joint.pruned_OI[start : start + count]
+        linear.quantized = None if joint.quantized is None else joint.quantized.rows(start, count)
+        start += count

@@ -1,0 +1,123 @@
+"""What the block stream gathers of a linear's inputs, only as far as a recipe's methods need it.
+
+Linears that share an input share one InputStatistics, and with it one factorization.
+Shapes: I in_features, T tokens.
+"""
+
+from collections.abc import Set as AbstractSet
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from paredown.engine.errors import HessianSingular, NanFound
+
+
+class Statistic(StrEnum):
+    """A figure over the calibration tokens that a method may ask for."""
+
+    ENERGY = "energy"  # sum of squares of each input channel: O(T I)
+    HESSIAN = "hessian"  # XᵀX, of the least-squares loss of the layer's output: O(T I²)
+
+
+# Columns of a symmetric product computed at once: the part above the diagonal blocks is never computed.
+_PANELS = 6
+
+
+class InputStatistics:
+    """Statistics of one input, in float32 on the device of the inputs. Sums over tokens, not means."""
+
+    def __init__(self, name: str, in_features: int, needs: AbstractSet[Statistic], device: torch.device) -> None:
+        self.name = name
+        self.num_tokens = 0
+        self._hessian_II: Tensor | None = None
+        self._energy_I: Tensor | None = None
+        self._factors: dict[tuple[float, bool], tuple[Tensor, Tensor | None]] = {}
+        if Statistic.HESSIAN in needs:
+            self._hessian_II = torch.zeros(in_features, in_features, device=device)
+        elif Statistic.ENERGY in needs:
+            self._energy_I = torch.zeros(in_features, device=device)
+
+    def add(self, inputs_TI: Tensor) -> None:
+        """Take in one micro-batch."""
+        self.num_tokens += inputs_TI.shape[0]
+        inputs_TI = inputs_TI.float()
+        if self._hessian_II is not None:
+            _add_gram(self._hessian_II, inputs_TI)
+        elif self._energy_I is not None:
+            self._energy_I += inputs_TI.square().sum(0)
+
+    def complete(self) -> None:
+        """Close the sums. Raises NanFound where an input was not finite."""
+        if self._hessian_II is not None:
+            _mirror_lower(self._hessian_II)
+        energy_I = self._hessian_II.diagonal() if self._hessian_II is not None else self._energy_I
+        if energy_I is not None and not bool(energy_I.isfinite().all()):
+            raise NanFound(f"The inputs of {self.name} are not finite over the calibration text.")
+
+    @property
+    def has_hessian(self) -> bool:
+        return self._hessian_II is not None
+
+    @property
+    def energy_I(self) -> Tensor:
+        """Sum of squares of each input channel."""
+        if self._hessian_II is not None:
+            return self._hessian_II.diagonal()
+        assert self._energy_I is not None, "a method reads ENERGY without declaring it"
+        return self._energy_I
+
+    @property
+    def hessian_II(self) -> Tensor:
+        """XᵀX, symmetric, without damping."""
+        assert self._hessian_II is not None, "a method reads HESSIAN without declaring it"
+        return self._hessian_II
+
+    def inverse_factor(self, damping: float, activation_order: bool) -> tuple[Tensor, Tensor | None]:
+        """(upper_II, order_I): the inverse of the damped Hessian, its channels in `order_I`, is upper_IIᵀ upper_II.
+
+        `damping` is a share of the mean diagonal. `order_I` sorts channels by falling energy; None leaves them.
+        Computed once for all linears that share the input. Raises HessianSingular.
+        """
+        key = (damping, activation_order)
+        if key not in self._factors:
+            self._factors[key] = self._factorize(damping, activation_order)
+        return self._factors[key]
+
+    def _factorize(self, damping: float, activation_order: bool) -> tuple[Tensor, Tensor | None]:
+        diagonal_I = self.hessian_II.diagonal()
+        # Channels that were never active are rounded by themselves: their row of the Hessian is zero but for this one.
+        dead_I = diagonal_I == 0
+        order_I = diagonal_I.argsort(descending=True, stable=True) if activation_order else None
+        reversed_I = (
+            torch.arange(len(diagonal_I) - 1, -1, -1, device=diagonal_I.device) if order_I is None else order_I.flip(0)
+        )
+        damped_II = self.hessian_II[reversed_I][:, reversed_I].double()
+        shift = damping * float(diagonal_I.double().mean())
+        damped_II.diagonal().add_(torch.where(dead_I[reversed_I], max(shift, 1.0), shift))
+        # H = R Rᵀ with R upper triangular, found as the Cholesky factor of H read backwards; then inv(H) = inv(R)ᵀ
+        # inv(R), which is the factor that GPTQ takes from a second Cholesky of an explicit inverse.
+        lower_II, info = torch.linalg.cholesky_ex(damped_II)
+        if int(info) != 0:
+            raise HessianSingular(self.name, damping)
+        identity_II = torch.eye(len(diagonal_I), dtype=torch.float64, device=diagonal_I.device)
+        inverse_II = torch.linalg.solve_triangular(lower_II, identity_II, upper=False)
+        upper_II = inverse_II.flip(0, 1).float()
+        if not bool(upper_II.isfinite().all()):
+            raise HessianSingular(self.name, damping)
+        return upper_II.contiguous(), order_I
+
+
+def _add_gram(gram_II: Tensor, inputs_TI: Tensor) -> None:
+    """gram += XᵀX, only on and below the diagonal panels: about half of the product."""
+    size = gram_II.shape[0]
+    step = -(-size // _PANELS)
+    inputs_IT = inputs_TI.T
+    for start in range(0, size, step):
+        end = min(start + step, size)
+        gram_II[start:, start:end].addmm_(inputs_IT[start:], inputs_TI[:, start:end])
+
+
+def _mirror_lower(gram_II: Tensor) -> None:
+    """Copy the lower triangle to the upper one."""
+    gram_II.copy_(gram_II.tril() + gram_II.tril(-1).T)

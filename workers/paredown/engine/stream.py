@@ -1,0 +1,110 @@
+"""The one-pass block stream: gather a layer's statistics, compress it, run on through the compressed weights.
+
+Each micro-batch's forward through a block is paused at the first linear of every group. When all have arrived, the
+group's statistics are complete; its linears are compressed, and all forwards run on. So each linear runs once, later
+linears see the error of earlier ones, and nothing here knows a block's inside. A pause is a context switch, not a
+thread: torch's modes belong to the thread, and one inference_mode surrounds the whole pass.
+Shapes: N sequences, T tokens of each, B sequences of a micro-batch, H hidden size.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from paredown.contracts.artifact import LayerReport
+from paredown.contracts.recipes import Stage
+from paredown.engine.architectures import Skeleton
+from paredown.engine.block import BlockRun
+from paredown.engine.checkpoint import BlockShard, Checkpoint
+from paredown.engine.errors import Drained
+from paredown.engine.forward import BlockForward
+from paredown.engine.methods import METHODS
+from paredown.engine.quantized import QuantizedLinear
+from paredown.engine.weights import ModelFiles
+
+
+class CompressedModel:
+    """The result of a pass: reads like ModelFiles, and gives codes and scales where a linear was quantized."""
+
+    def __init__(self, files: ModelFiles, skeleton: Skeleton, checkpoint: Checkpoint) -> None:
+        self.config = files.config
+        self.names = files.names
+        self.storage_dtype = files.storage_dtype
+        self.linear_names = tuple(skeleton.all_linear_names())
+        self.layers: tuple[LayerReport, ...] = tuple(
+            layer for index in range(skeleton.num_blocks) for layer in checkpoint.layers(index)
+        )
+        self._files = files
+        self._architecture = skeleton.architecture
+        self._shards: dict[str, BlockShard] = {}
+        for index in range(skeleton.num_blocks):
+            shard = checkpoint.block(index)
+            self._shards |= dict.fromkeys(skeleton.block_names(index), shard)
+
+    def quantized(self, linear_name: str) -> QuantizedLinear | None:
+        """Codes and scales of a linear (named without `.weight`); None where it is dense."""
+        shard = self._shards.get(f"{linear_name}.weight")
+        return shard.quantized(linear_name) if shard and linear_name in shard.quantized_names else None
+
+    def tensor(self, name: str) -> Tensor:
+        """One parameter as the artifact gives it back: in the storage dtype, quantized linears dequantized."""
+        shard = self._shards.get(name)
+        if shard is None:
+            return self._files.tensor(name).to(self.storage_dtype)
+        linear = name.removesuffix(".weight")
+        if linear in shard.quantized_names:
+            return self._architecture.oriented(shard.quantized(linear).dequantized()).contiguous()
+        return shard.dense(name)
+
+
+def compress_model(
+    files: ModelFiles,
+    recipe: Sequence[Stage],
+    tokens_NT: Tensor | None,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    pausing: bool = True,
+    work_dir: Path,
+    identity: str,
+    on_progress: Callable[[int, int], None],
+    should_drain: Callable[[], bool],
+) -> CompressedModel:
+    """Run a recipe over a model, block by block; `tokens_NT` may be None where no stage looks at activations.
+
+    Finished blocks are durable in `work_dir`; a run with an equal `identity` (hash of all that decides the bytes) goes
+    on after them, and its files equal an uninterrupted run's. `on_progress` is told finished and all blocks. Raises
+    EngineError subclasses that name the layer, and Drained at a block boundary once `should_drain` says so.
+    """
+    skeleton = Skeleton(files.config, dtype)
+    num_blocks = skeleton.num_blocks
+    calibrated = any(METHODS[stage.method].needs for stage in recipe)
+    checkpoint = Checkpoint(work_dir, identity, num_blocks, sequential=calibrated)
+    on_progress(len(checkpoint.finished), num_blocks)
+    todo = [index for index in range(num_blocks) if index not in checkpoint.finished]
+    with torch.inference_mode():
+        forward: BlockForward | None = None
+        if calibrated and todo:
+            assert tokens_NT is not None, "a stage needs calibration, but there are no tokens"
+            skeleton.load_outer(files.tensor, device, files.storage_dtype)
+            forward = BlockForward(skeleton, tokens_NT, device)
+            saved = checkpoint.hidden(todo[0], forward.states_device)
+            if saved is not None:
+                forward.states = saved
+        for index in todo:
+            if should_drain():
+                raise Drained
+            block = BlockRun(files, skeleton, index, recipe, device)
+            if forward is None:
+                block.compress_all()
+            elif pausing:
+                block.stream_through(forward)
+            else:
+                block.rerun_through(forward)
+            hidden = forward.states if forward and index + 1 < num_blocks else None
+            checkpoint.save(index, block.dense, block.quantized, tuple(block.layers), hidden)
+            skeleton.release_block(index)
+            on_progress(len(checkpoint.finished), num_blocks)
+    return CompressedModel(files, skeleton, checkpoint)
