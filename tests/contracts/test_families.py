@@ -1,4 +1,4 @@
-"""contracts.families against transformers itself: same parameters, same names, for tiny random models of each family."""
+"""contracts.families against transformers itself: same parameters and names, for tiny random models of each family."""
 
 import json
 from pathlib import Path
@@ -92,7 +92,7 @@ def test_silent_fields_take_the_defaults_of_transformers(model_type: str) -> Non
 
 
 def test_a_family_that_is_not_supported_is_refused_with_those_that_are() -> None:
-    with pytest.raises(UnsupportedArchitecture, match="'t5' is not supported.*llama.*qwen3"):
+    with pytest.raises(UnsupportedArchitecture, match=r"'t5' is not supported.*llama.*qwen3"):
         shape_from_config({"model_type": "t5"})
 
 

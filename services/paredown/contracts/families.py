@@ -21,7 +21,7 @@ MODEL_TYPES: dict[str, FamilyName] = {
     "gpt2": "gpt2",
 }
 
-# Where transformers keeps block k of a family: a linear layer is called f"{prefix}{k}.{name}", and `skip` patterns match that.
+# Where transformers keeps block k of a family. A linear layer is called f"{prefix}{k}.{name}"; `skip` patterns match that.
 BLOCK_PREFIXES: dict[FamilyName, str] = {
     "llama": "model.layers.",
     "opt": "model.decoder.layers.",

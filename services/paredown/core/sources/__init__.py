@@ -1,0 +1,158 @@
+"""Models and texts from elsewhere: describe before a job is queued, fetch when it runs.
+
+One file for each family of schemes. Everything ends as verified files in the content-addressed cache; nothing from a
+model is ever executed or unpickled.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+from uuid import UUID
+
+from paredown.core.errors import ModelRejected, SchemeUnknown, SourceError, SourceNotFound
+from paredown.core.settings import Settings
+from paredown.core.sources.base import (
+    Cancelled,
+    FetchCancelled,
+    FetchedModel,
+    ModelDescription,
+    ModelSource,
+    Progress,
+    SourceFile,
+)
+from paredown.core.sources.cache import Cache
+from paredown.core.sources.fetch import describe_source, fetch_from
+from paredown.core.sources.local import check_file_text, open_file, open_package, read_file_text
+from paredown.core.sources.text import BUILTIN_PYTHON_DOCS, Part, bounded, plain_text, python_docs
+from paredown.core.storage import ObjectStore
+
+_MODELS: dict[str, Callable[[str, Settings], ModelSource]] = {
+    "pkg": open_package,
+    "file": open_file,
+}
+_TEXT_CHECKS: dict[str, Callable[[str, Settings], None]] = {"file": check_file_text}
+_TEXTS: dict[str, Callable[[str, Settings], bytes]] = {"file": read_file_text}
+
+
+@contextmanager
+def open_source(uri: str, settings: Settings) -> Iterator[ModelSource]:
+    """The source that an address names, after a check that it is allowed. Raises SourceError."""
+    opener = _MODELS.get(_scheme(uri))
+    if opener is None:
+        raise SchemeUnknown(f"{uri} is not an address of a model; write {_written(_MODELS)}.", field="model")
+    source = opener(uri, settings)
+    try:
+        yield source
+    finally:
+        source.close()
+
+
+def describe(uri: str, settings: Settings) -> ModelDescription:
+    """What a model is, from its configuration and headers alone. Raises SourceError, ModelRejected."""
+    with _blaming("model"), open_source(uri, settings) as source:
+        return describe_source(uri, source)
+
+
+def fetch_model(uri: str, settings: Settings, *, progress: Progress, cancelled: Cancelled) -> FetchedModel:
+    """A verified local directory. `progress` hears (bytes present, bytes in all).
+
+    Raises SourceError, ModelRejected, DiskFull, PlanExceeded; FetchCancelled when `cancelled` says so.
+    """
+    with _blaming("model"), open_source(uri, settings) as source:
+        return fetch_from(uri, source, settings, progress, cancelled)
+
+
+# The key of a data set in the object store; raises NotFound for a foreign or unknown one.
+ResolveDataset = Callable[[UUID], str]
+
+
+def check_text_uri(uri: str, settings: Settings, resolve_dataset: ResolveDataset | None = None) -> None:
+    """Refuse at submit what can never be read. Reads nothing of the text. Raises SourceError, NotFound."""
+    scheme = _scheme(uri)
+    if scheme == "builtin":
+        _builtin_part(uri, "calibration")
+    elif scheme == "dataset":
+        dataset = _dataset_id(uri)
+        if resolve_dataset is not None:
+            resolve_dataset(dataset)
+    elif scheme in _TEXT_CHECKS:
+        _TEXT_CHECKS[scheme](uri, settings)
+    else:
+        raise SchemeUnknown(f"{uri} is not an address of a text; write builtin, dataset, {_written(_TEXT_CHECKS)}.")
+
+
+def fetch_text(
+    uri: str, settings: Settings, *, part: Part, store: ObjectStore, resolve_dataset: ResolveDataset
+) -> Path:
+    """The text as one UTF-8 file in the cache. Raises SourceError, TextUnusable, NotFound, DiskFull.
+
+    `part` chooses the half of builtin://python-docs; other texts are taken whole.
+    """
+    scheme = _scheme(uri)
+    if scheme == "builtin":
+        data = python_docs(_builtin_part(uri, part))
+    elif scheme == "dataset":
+        key = resolve_dataset(_dataset_id(uri))
+        size = store.size(key)
+        if size is None:
+            raise SourceNotFound(f"The text of {uri} is no longer in the object store; upload it again.")
+        data = plain_text(bounded(store.read_range(key, 0, size), uri), uri)
+    elif scheme in _TEXTS:
+        data = _TEXTS[scheme](uri, settings)
+    else:
+        raise SchemeUnknown(f"{uri} is not an address of a text; write builtin, dataset, {_written(_TEXTS)}.")
+    return Cache(settings).put_text(data)
+
+
+def _scheme(uri: str) -> str:
+    return uri.partition("://")[0]
+
+
+def _written(schemes: Iterable[str]) -> str:
+    return ", ".join(f"{scheme}://" for scheme in schemes)
+
+
+def _builtin_part(uri: str, part: Part) -> Part:
+    """`#calibration` or `#evaluation` names a part outright."""
+    name, _, fragment = uri.removeprefix("builtin://").partition("#")
+    if name != BUILTIN_PYTHON_DOCS:
+        raise SourceNotFound(f"There is no built-in text {name!r}; the one there is is {BUILTIN_PYTHON_DOCS}.")
+    if fragment not in ("", "calibration", "evaluation"):
+        raise SourceNotFound(f"{BUILTIN_PYTHON_DOCS} has the parts calibration and evaluation, not {fragment!r}.")
+    return cast(Part, fragment) if fragment else part
+
+
+def _dataset_id(uri: str) -> UUID:
+    try:
+        return UUID(uri.removeprefix("dataset://"))
+    except ValueError as error:
+        raise SourceNotFound(f"{uri} does not name a data set; write dataset:// and its id.") from error
+
+
+@contextmanager
+def _blaming(field: str) -> Iterator[None]:
+    """Errors of a source say which field of the job named it."""
+    try:
+        yield
+    except (SourceError, ModelRejected) as error:
+        error.field = error.field or field
+        raise
+
+
+__all__ = [
+    "Cancelled",
+    "FetchCancelled",
+    "FetchedModel",
+    "ModelDescription",
+    "ModelSource",
+    "Part",
+    "Progress",
+    "ResolveDataset",
+    "SourceFile",
+    "check_text_uri",
+    "describe",
+    "fetch_model",
+    "fetch_text",
+    "open_source",
+]
