@@ -1,0 +1,295 @@
+"""PareClient: the typed SDK. Every method speaks to one route and answers with the contract that the API promises."""
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, Literal, TypeVar
+from uuid import UUID, uuid4
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+from paredown.client.credentials import connect
+from paredown.client.downloads import DownloadProgress, fetch_artifact, stored_problems
+from paredown.client.errors import PareApiError
+from paredown.client.events import PATIENCE_SECONDS, follow
+from paredown.client.transport import Transport
+from paredown.contracts.access import KeyCreated, KeyView, Me, Scope
+from paredown.contracts.artifact import ArtifactView, Front, Manifest, Verdict
+from paredown.contracts.dataset import DatasetView
+from paredown.contracts.job import JobEvent, JobSpec, JobState, JobView, Plan
+from paredown.contracts.methods import MethodView
+from paredown.contracts.service import FileLink, ModelEntry, PoolView
+
+T = TypeVar("T")
+CostAxis = Literal["size_bytes", "decode_tokens_per_second", "cost_per_million_tokens"]
+
+
+class Page(BaseModel, Generic[T]):
+    """Part of a list; pass `after` back to get the next part."""
+
+    model_config = ConfigDict(frozen=True)
+
+    items: tuple[T, ...]
+    has_more: bool
+    after: str | None
+
+
+_JOB = TypeAdapter(JobView)
+_JOBS = TypeAdapter(Page[JobView])
+_PLAN = TypeAdapter(Plan)
+_METHODS = TypeAdapter(Page[MethodView])
+_METHOD = TypeAdapter(MethodView)
+_MODELS = TypeAdapter(Page[ModelEntry])
+_FRONT = TypeAdapter(Front)
+_POOLS = TypeAdapter(Page[PoolView])
+_DATASET = TypeAdapter(DatasetView)
+_DATASETS = TypeAdapter(Page[DatasetView])
+_ARTIFACT = TypeAdapter(ArtifactView)
+_ARTIFACTS = TypeAdapter(Page[ArtifactView])
+_MANIFEST = TypeAdapter(Manifest)
+_FILES = TypeAdapter(Page[FileLink])
+_KEYS = TypeAdapter(Page[KeyView])
+_CREATED_KEY = TypeAdapter(KeyCreated)
+_ME = TypeAdapter(Me)
+
+
+class PareClient:
+    """A connection to one Pare service. Raises PareApiError. Not for sharing between threads while `close` runs."""
+
+    def __init__(self, base_url: str, key: str | None = None, timeout: float = 60.0) -> None:
+        self._transport = Transport(base_url, key, timeout)
+
+    @property
+    def base_url(self) -> str:
+        return self._transport.base_url
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def __enter__(self) -> "PareClient":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Jobs
+
+    def submit(self, spec: JobSpec, idempotency_key: str | None = None) -> JobView:
+        """Queue a job. Tries again on a bad connection; the idempotency key keeps that from making two jobs."""
+        return self._transport.read(
+            _JOB,
+            "POST",
+            "/v1/jobs",
+            idempotent=True,
+            content=spec.model_dump_json(),
+            headers={"Content-Type": "application/json", "Idempotency-Key": idempotency_key or str(uuid4())},
+        )
+
+    def plan(self, spec: JobSpec) -> Plan:
+        """What the job would need, computed from the model's configuration alone; nothing is queued."""
+        return self._transport.read(
+            _PLAN,
+            "POST",
+            "/v1/plans",
+            idempotent=True,
+            content=spec.model_dump_json(),
+            headers={"Content-Type": "application/json"},
+        )
+
+    def job(self, job_id: UUID | str) -> JobView:
+        return self._transport.read(_JOB, "GET", f"/v1/jobs/{job_id}")
+
+    def jobs_page(
+        self,
+        *,
+        states: Sequence[JobState] = (),
+        model: str | None = None,
+        pool: str | None = None,
+        method: str | None = None,
+        after: str | None = None,
+        limit: int = 50,
+    ) -> Page[JobView]:
+        """Newest first."""
+        parameters = _parameters(
+            state=[state.value for state in states], model=model, pool=pool, method=method, after=after, limit=limit
+        )
+        return self._transport.read(_JOBS, "GET", "/v1/jobs", params=parameters)
+
+    def jobs(self, **filters: Any) -> Iterator[JobView]:
+        """All jobs that fit the filters of `jobs_page`, page by page."""
+        return _all_pages(self.jobs_page, filters)
+
+    def cancel(self, job_id: UUID | str) -> JobView:
+        return self._transport.read(_JOB, "POST", f"/v1/jobs/{job_id}/cancel")
+
+    def retry(self, job_id: UUID | str) -> JobView:
+        """Queue a failed job again; its history is kept."""
+        return self._transport.read(_JOB, "POST", f"/v1/jobs/{job_id}/retry")
+
+    def events(
+        self, job_id: UUID | str, last_event_id: int | None = None, patience_seconds: float = PATIENCE_SECONDS
+    ) -> Iterator[JobEvent]:
+        """A job's events from the start, or after `last_event_id`, live until the job is finished."""
+        job_uuid = UUID(str(job_id))
+        return follow(
+            self._transport, job_uuid, last_event_id, lambda: self.job(job_uuid).state.terminal, patience_seconds
+        )
+
+    def wait(self, job_id: UUID | str, on_event: Callable[[JobEvent], None] | None = None) -> JobView:
+        """The job once it is finished, in whichever way."""
+        for event in self.events(job_id):
+            if on_event:
+                on_event(event)
+        return self.job(job_id)
+
+    # What can be done, and with what
+
+    def methods(self) -> tuple[MethodView, ...]:
+        return self._transport.read(_METHODS, "GET", "/v1/methods").items
+
+    def method(self, name: str) -> MethodView:
+        return self._transport.read(_METHOD, "GET", f"/v1/methods/{name}")
+
+    def pools(self) -> tuple[PoolView, ...]:
+        return self._transport.read(_POOLS, "GET", "/v1/pools").items
+
+    def models_page(self, *, after: str | None = None, limit: int = 50) -> Page[ModelEntry]:
+        return self._transport.read(_MODELS, "GET", "/v1/models", params=_parameters(after=after, limit=limit))
+
+    def models(self) -> Iterator[ModelEntry]:
+        """Models that jobs of this project have used."""
+        return _all_pages(self.models_page, {})
+
+    def front(self, model: str, cost_axis: CostAxis = "size_bytes", protocol: str | None = None) -> Front:
+        """The model (a URI or fingerprint) and its artifacts under one protocol, by default the latest."""
+        parameters = _parameters(model=model, cost_axis=cost_axis, protocol=protocol)
+        return self._transport.read(_FRONT, "GET", "/v1/models/front", params=parameters)
+
+    # Data sets
+
+    def upload_dataset(self, path: Path, name: str | None = None) -> DatasetView:
+        """Send calibration text (UTF-8 or JSON lines); use it as dataset://ID."""
+        with path.open("rb") as stream:
+            return self._transport.read(
+                _DATASET,
+                "POST",
+                "/v1/datasets",
+                data={"name": name or path.name},
+                files={"file": (path.name, stream, "application/octet-stream")},
+                tries=1,  # the stream is used up by the first
+            )
+
+    def dataset(self, dataset_id: UUID | str) -> DatasetView:
+        return self._transport.read(_DATASET, "GET", f"/v1/datasets/{dataset_id}")
+
+    def datasets_page(self, *, after: str | None = None, limit: int = 50) -> Page[DatasetView]:
+        return self._transport.read(_DATASETS, "GET", "/v1/datasets", params=_parameters(after=after, limit=limit))
+
+    def datasets(self) -> Iterator[DatasetView]:
+        return _all_pages(self.datasets_page, {})
+
+    def delete_dataset(self, dataset_id: UUID | str) -> None:
+        self._transport.call("DELETE", f"/v1/datasets/{dataset_id}")
+
+    # Artifacts
+
+    def artifacts_page(
+        self,
+        *,
+        search: str | None = None,
+        tag: str | None = None,
+        model: str | None = None,
+        method: str | None = None,
+        verdict: Verdict | None = None,
+        after: str | None = None,
+        limit: int = 50,
+    ) -> Page[ArtifactView]:
+        """Newest first."""
+        parameters = _parameters(
+            search=search, tag=tag, model=model, method=method, verdict=verdict, after=after, limit=limit
+        )
+        return self._transport.read(_ARTIFACTS, "GET", "/v1/artifacts", params=parameters)
+
+    def artifacts(self, **filters: Any) -> Iterator[ArtifactView]:
+        """All artifacts that fit the filters of `artifacts_page`, page by page."""
+        return _all_pages(self.artifacts_page, filters)
+
+    def artifact(self, artifact_id: UUID | str) -> ArtifactView:
+        return self._transport.read(_ARTIFACT, "GET", f"/v1/artifacts/{artifact_id}")
+
+    def manifest(self, artifact_id: UUID | str) -> Manifest:
+        return self._transport.read(_MANIFEST, "GET", f"/v1/artifacts/{artifact_id}/manifest")
+
+    def update_artifact(
+        self,
+        artifact_id: UUID | str,
+        *,
+        name: str | None = None,
+        tags: Sequence[str] | None = None,
+        visibility: Literal["project", "everyone"] | None = None,
+    ) -> ArtifactView:
+        """Change what is given. Raises PareApiError `precondition_failed` when somebody else changed it meanwhile."""
+        path = f"/v1/artifacts/{artifact_id}"
+        etag = self._transport.call("GET", path).headers.get("etag")
+        changes = {"name": name, "tags": None if tags is None else list(tags), "visibility": visibility}
+        return self._transport.read(
+            _ARTIFACT,
+            "PATCH",
+            path,
+            json={field: value for field, value in changes.items() if value is not None},
+            headers={"If-Match": etag} if etag else {},
+        )
+
+    def delete_artifact(self, artifact_id: UUID | str) -> None:
+        self._transport.call("DELETE", f"/v1/artifacts/{artifact_id}")
+
+    def files(self, artifact_id: UUID | str) -> tuple[FileLink, ...]:
+        """The files with addresses that anyone may fetch for some minutes."""
+        return self._transport.read(_FILES, "GET", f"/v1/artifacts/{artifact_id}/files").items
+
+    def download(self, artifact_id: UUID | str, directory: Path, progress: DownloadProgress | None = None) -> Path:
+        """Bring all files and the manifest to `directory`, each checked by its hash; run again, it resumes."""
+        return fetch_artifact(self._transport, self.manifest(artifact_id), directory, progress)
+
+    def verify(self, artifact_id: UUID | str, progress: DownloadProgress | None = None) -> list[str]:
+        """Read every stored byte and compare it with the manifest: one sentence for each file that differs."""
+        return list(stored_problems(self._transport, self.manifest(artifact_id), progress))
+
+    # Access
+
+    def create_key(self, name: str, scopes: Sequence[Scope], expires_at: datetime | None = None) -> KeyCreated:
+        """A new key of this key's project. The secret is shown this once."""
+        body = {
+            "name": name,
+            "scopes": list(scopes),
+            "expires_at": expires_at.isoformat() if expires_at else None,
+        }
+        return self._transport.read(_CREATED_KEY, "POST", "/v1/keys", json=body)
+
+    def keys(self) -> tuple[KeyView, ...]:
+        return self._transport.read(_KEYS, "GET", "/v1/keys").items
+
+    def revoke_key(self, key_id: UUID | str) -> None:
+        self._transport.call("DELETE", f"/v1/keys/{key_id}")
+
+    def me(self) -> Me:
+        """Whom this key speaks for."""
+        return self._transport.read(_ME, "GET", "/v1/me")
+
+
+def _parameters(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None and value != []}
+
+
+def _all_pages(page_of: Callable[..., Page[T]], filters: dict[str, Any]) -> Iterator[T]:
+    page = page_of(**filters)
+    yield from page.items
+    while page.has_more:
+        page = page_of(**{**filters, "after": page.after})
+        yield from page.items
+
+
+__all__ = ["DownloadProgress", "Page", "PareApiError", "PareClient", "connect"]

@@ -1,0 +1,190 @@
+"""front, artifacts, artifact, download, verify, datasets."""
+
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+from uuid import UUID
+
+import typer
+from pydantic import ValidationError
+
+from paredown.client import render
+from paredown.client.client import CostAxis
+from paredown.client.commands.options import Limit
+from paredown.client.credentials import connect
+from paredown.client.errors import CommandFailed, ExitCode
+from paredown.client.output import JsonOption, emit_json, say, stdout
+from paredown.client.watching import DownloadBars
+from paredown.contracts.artifact import MANIFEST_NAME, Manifest, Verdict, verify_files
+
+ArtifactId = Annotated[UUID, typer.Argument(help="The artifact's id.", metavar="ARTIFACT")]
+
+datasets = typer.Typer(help="Calibration texts that were uploaded.", no_args_is_help=True, rich_markup_mode=None)
+
+
+def register(app: typer.Typer) -> None:
+    for command in (front, artifacts, artifact, download, verify):
+        app.command()(command)
+    app.add_typer(datasets, name="datasets")
+
+
+def front(
+    model: Annotated[str, typer.Argument(help="The model's URI or fingerprint.")],
+    cost_axis: Annotated[CostAxis, typer.Option(help="What accuracy is weighed against.")] = "size_bytes",
+    protocol: Annotated[
+        str | None, typer.Option(help="Hash of the evaluation protocol; by default the latest.")
+    ] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Show a model's artifacts, and mark those that no other beats on accuracy and cost together."""
+    with connect() as client:
+        view = client.front(model, cost_axis, protocol)
+        currency = next((pool.currency for pool in client.pools()), "")
+    if json_output:
+        emit_json(view)
+    else:
+        stdout().print(render.front(view, currency))
+
+
+def artifacts(
+    search: Annotated[str | None, typer.Option(help="Words in name, model or recipe.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Only with this tag.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only of this model.")] = None,
+    method: Annotated[str | None, typer.Option(help="Only recipes with this method.")] = None,
+    verdict: Annotated[Verdict | None, typer.Option(help="Only with this verdict.")] = None,
+    limit: Limit = 20,
+    json_output: JsonOption = False,
+) -> None:
+    """List artifacts, newest first."""
+    with connect() as client:
+        found = client.artifacts(
+            search=search, tag=tag, model=model, method=method, verdict=verdict, limit=min(limit, 100)
+        )
+        views = list(islice(found, limit))
+    if json_output:
+        emit_json(views)
+    else:
+        stdout().print(render.artifacts(views))
+
+
+def artifact(artifact_id: ArtifactId, json_output: JsonOption = False) -> None:
+    """Show one artifact; with --json, its whole manifest."""
+    with connect() as client:
+        if json_output:
+            emit_json(client.manifest(artifact_id))
+        else:
+            stdout().print(render.artifact(client.artifact(artifact_id)))
+
+
+def download(
+    artifact_id: ArtifactId,
+    directory: Annotated[Path, typer.Argument(help="Where the files go; run again, it resumes.")],
+    json_output: JsonOption = False,
+) -> None:
+    """Download an artifact, every file checked by its hash."""
+    with connect() as client, DownloadBars("Fetching") as bars:
+        path = client.download(artifact_id, directory, bars.callback)
+    if json_output:
+        emit_json({"artifact_id": str(artifact_id), "directory": str(path)})
+    else:
+        stdout().print(str(path), soft_wrap=True)
+
+
+def verify(
+    target: Annotated[str, typer.Argument(metavar="DIR_OR_ARTIFACT", help="A downloaded directory, or an id.")],
+    json_output: JsonOption = False,
+) -> None:
+    """Compare every byte with the manifest's hashes: of a directory, or of what the service has stored."""
+    directory = Path(target)
+    artifact_id = _uuid(target)
+    if directory.is_dir():
+        manifest = _read_manifest(directory)
+        problems = list(verify_files(manifest, directory))
+        unlisted = _unlisted(manifest, directory)
+    elif artifact_id:
+        with connect() as client, DownloadBars("Reading") as bars:
+            manifest = client.manifest(artifact_id)
+            problems, unlisted = client.verify(artifact_id, bars.callback), []
+    else:
+        raise CommandFailed(
+            f"{target} is neither a directory nor an artifact's id.", code="target_unknown", exit_code=ExitCode.USAGE
+        )
+    if json_output:
+        emit_json(
+            {
+                "artifact_id": str(manifest.artifact_id),
+                "files": len(manifest.files),
+                "intact": not problems,
+                "problems": problems,
+                "unlisted": unlisted,
+            }
+        )
+    for path in unlisted:
+        say(f"Note: {path} is not in the manifest.")
+    for problem in problems:
+        say(problem)
+    if problems:
+        raise typer.Exit(ExitCode.PROBLEM)
+    if not json_output:
+        total = sum(file.size_bytes for file in manifest.files)
+        stdout().print(f"Intact: {len(manifest.files)} files, {render.size(total)}, artifact {manifest.artifact_id}")
+
+
+def _uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
+
+
+def _read_manifest(directory: Path) -> Manifest:
+    path = directory / MANIFEST_NAME
+    try:
+        return Manifest.model_validate_json(path.read_bytes(), extra="ignore")
+    except FileNotFoundError:
+        raise CommandFailed(
+            f"{directory} holds no {MANIFEST_NAME}: it is not a complete artifact.", code="manifest_missing"
+        ) from None
+    except ValidationError as error:
+        raise CommandFailed(f"{path} is not a manifest of this release.", code="manifest_invalid") from error
+
+
+def _unlisted(manifest: Manifest, directory: Path) -> list[str]:
+    listed = {file.path for file in manifest.files} | {MANIFEST_NAME}
+    found = (path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+    return sorted(path for path in found if path not in listed)
+
+
+@datasets.command()
+def upload(
+    path: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="UTF-8 text, or JSON lines with `text`.")],
+    name: Annotated[str | None, typer.Option(help="By default the file's name.")] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Upload calibration text; use it in recipes as dataset://ID."""
+    with connect() as client:
+        view = client.upload_dataset(path, name)
+    if json_output:
+        emit_json(view)
+    else:
+        stdout().print(f"dataset://{view.id}")
+
+
+@datasets.command("list")
+def list_datasets(json_output: JsonOption = False) -> None:
+    """List the project's texts."""
+    with connect() as client:
+        views = list(client.datasets())
+    if json_output:
+        emit_json(views)
+    else:
+        stdout().print(render.datasets(views))
+
+
+@datasets.command()
+def delete(dataset_id: Annotated[UUID, typer.Argument(metavar="DATASET")], json_output: JsonOption = False) -> None:
+    """Delete a text; jobs that wait for it will fail."""
+    with connect() as client:
+        client.delete_dataset(dataset_id)
+    if json_output:
+        emit_json({"deleted": str(dataset_id)})

@@ -1,0 +1,27 @@
+"""Arguments and options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from paredown.client.recipe_files import read_recipe_file, with_budget
+from paredown.contracts.job import RecipeFile
+
+ModelUri = Annotated[str, typer.Argument(help="pkg:// file:// https:// hf:// or s3:// address of the model.")]
+RecipePath = Annotated[
+    Path,
+    typer.Argument(help="YAML file: `recipe` and, as you like, `calibration`, `evaluation`, `budget`, `format`."),
+]
+MaxSizeRatio = Annotated[
+    float | None, typer.Option(help="Budget: largest artifact as a share of the base bytes, such as 0.35.")
+]
+MaxPerplexityIncrease = Annotated[
+    float | None, typer.Option(help="Budget: largest rise in perplexity as a fraction, such as 0.05.")
+]
+Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="Newest so many.")]
+
+
+def load_recipe(path: Path, max_size_ratio: float | None, max_perplexity_increase: float | None) -> RecipeFile:
+    """The file with the command line's budget over its own. Raises BadRecipeFile."""
+    return with_budget(read_recipe_file(path), max_size_ratio, max_perplexity_increase)

@@ -1,0 +1,307 @@
+"""Tables and figures for people."""
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from paredown.contracts.access import KeyView
+from paredown.contracts.artifact import ArtifactView, Front, FrontPoint, Manifest, Report, Verdict
+from paredown.contracts.dataset import DatasetView
+from paredown.contracts.job import JobState, JobView, Plan, Progress
+from paredown.contracts.methods import MethodView
+
+STATE_STYLES = {
+    JobState.QUEUED: "dim",
+    JobState.RUNNING: "cyan",
+    JobState.SUCCEEDED: "green",
+    JobState.REJECTED: "yellow",
+    JobState.FAILED: "red",
+    JobState.CANCELLED: "dim",
+}
+_VERDICT_STYLES = {Verdict.PASSED: "green", Verdict.MISSED: "yellow", Verdict.OVERRIDDEN: "magenta"}
+NOTHING = "–"
+
+
+def size(size_bytes: float) -> str:
+    """Decimal units, as disks and networks count."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.2f} TB"
+
+
+def count(number: float) -> str:
+    for unit in ("", " k", " M", " B"):
+        if number < 1000:
+            return f"{number:.0f}{unit}" if not unit else f"{number:.1f}{unit}"
+        number /= 1000
+    return f"{number:.1f} T"
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return NOTHING
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def money(amount: float | None, currency: str | None) -> str:
+    return NOTHING if amount is None else f"{amount:.2g} {currency or ''}".rstrip()
+
+
+def figure(value: float | None, form: str = ".2f") -> str:
+    return NOTHING if value is None else format(value, form)
+
+
+def age(moment: datetime) -> str:
+    return f"{duration((datetime.now(UTC) - moment).total_seconds())} ago"
+
+
+def step(progress: Progress | None) -> str:
+    """`compress, block 7 of 30`"""
+    if progress is None:
+        return ""
+    block = f", block {progress.block} of {progress.num_blocks}" if progress.num_blocks and progress.block else ""
+    return f"{progress.phase}{block}"
+
+
+def _table(*columns: str, right: Sequence[str] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(
+            column, justify="right" if column in right else "left", no_wrap=column in ("id", "job", "artifact", *right)
+        )
+    return table
+
+
+def _facts(pairs: Iterable[tuple[str, object]]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in pairs:
+        if value not in (None, ""):
+            table.add_row(name, value if isinstance(value, Text) else str(value))
+    return table
+
+
+def state(job: JobView) -> Text:
+    label = f"{job.state} (cancelling)" if job.cancel_requested and not job.state.terminal else str(job.state)
+    return Text(label, style=STATE_STYLES[job.state])
+
+
+def verdict(value: Verdict | None) -> Text:
+    return Text(NOTHING) if value is None else Text(str(value), style=_VERDICT_STYLES[value])
+
+
+def jobs(items: Iterable[JobView]) -> RenderableType:
+    table = _table("id", "state", "recipe", "model", "pool", "progress", "created")
+    for job in items:
+        if job.error:
+            progress = job.error.code
+        elif job.progress and not job.state.terminal:
+            progress = f"{job.progress.fraction:.0%} {step(job.progress)}"
+        else:
+            progress = ""
+        table.add_row(str(job.id), state(job), job.recipe_name, job.spec.model, job.pool, progress, age(job.created_at))
+    return table
+
+
+def job(view: JobView) -> RenderableType:
+    took = (view.finished_at - view.started_at).total_seconds() if view.finished_at and view.started_at else None
+    error = f"{view.error.detail} ({view.error.code})" if view.error else None
+    if view.error and view.error.field:
+        error = f"{error}, field {view.error.field}"
+    return _facts(
+        [
+            ("job", view.id),
+            ("state", state(view)),
+            ("error", error),
+            ("recipe", view.recipe_name),
+            ("model", view.spec.model),
+            ("pool", view.pool),
+            ("progress", "" if view.state.terminal else step(view.progress)),
+            ("failures", view.failures or ""),
+            ("created", view.created_at.isoformat(timespec="seconds")),
+            ("run time", duration(took) if took is not None else ""),
+            ("artifact", view.artifact_id),
+        ]
+    )
+
+
+def plan(view: Plan) -> RenderableType:
+    facts = _facts(
+        [
+            ("model", view.model),
+            ("parameters", f"{count(view.parameters)} ({view.model_type})"),
+            ("recipe", view.recipe_name),
+            ("format", view.format),
+            ("pool", view.pool),
+            ("memory", size(view.memory_bytes) + ("" if view.pausing else " (blocks rerun for each linear)")),
+            ("disk", size(view.disk_bytes)),
+            ("download", size(view.download_bytes)),
+            ("output", f"{size(view.output_bytes)} ({view.size_ratio:.1%} of {size(view.base_bytes)})"),
+            ("time", f"about {duration(view.seconds)}"),
+            ("cost", money(view.cost, view.currency)),
+        ]
+    )
+    return Group(facts, *(Text(f"Note: {warning}", style="yellow") for warning in view.warnings))
+
+
+def methods(items: Iterable[MethodView]) -> RenderableType:
+    table = _table("method", "title", "family", "calibration", "GPU", "paper", "what it does")
+    for method in items:
+        table.add_row(
+            method.method,
+            method.title,
+            str(method.family),
+            "needed" if method.needs_calibration else "no",
+            "needed" if method.needs_gpu else "no",
+            method.paper,
+            method.summary.splitlines()[0],
+        )
+    return table
+
+
+def artifacts(items: Iterable[ArtifactView]) -> RenderableType:
+    table = _table(
+        "id", "name", "recipe", "perplexity", "size", "ratio", "verdict", "tags", right=("perplexity", "size", "ratio")
+    )
+    for item in items:
+        table.add_row(
+            str(item.id),
+            item.name,
+            item.recipe_name,
+            figure(item.perplexity),
+            size(item.size_bytes),
+            f"{item.size_ratio:.1%}",
+            verdict(item.verdict),
+            " ".join(item.tags),
+        )
+    return table
+
+
+def artifact(view: ArtifactView) -> RenderableType:
+    increase = view.perplexity / view.base_perplexity - 1 if view.perplexity and view.base_perplexity else None
+    quality = None if view.perplexity is None else f"{view.perplexity:.3f}"
+    if increase is not None:
+        quality = f"{quality} ({increase:+.1%} over {view.base_perplexity:.3f})"
+    speed = view.decode_tokens_per_second
+    return _facts(
+        [
+            ("artifact", view.id),
+            ("name", view.name),
+            ("model", view.model),
+            ("recipe", view.recipe_name),
+            ("format", view.format),
+            ("size", f"{size(view.size_bytes)} ({view.size_ratio:.1%} of the base)"),
+            ("perplexity", quality),
+            ("decode", None if speed is None else f"{speed:.1f} tokens/s"),
+            ("cost", money(view.cost_per_million_tokens, view.currency) + " for a million tokens"),
+            ("verdict", verdict(view.verdict)),
+            ("visibility", view.visibility),
+            ("tags", " ".join(view.tags)),
+            ("job", view.job_id),
+            ("created", view.created_at.isoformat(timespec="seconds")),
+        ]
+    )
+
+
+def report(manifest: Manifest) -> RenderableType:
+    """Base beside artifact, as the manifest of one run has them."""
+    view = manifest.report
+    table = _table(
+        "", "perplexity", "Δ", "size", "ratio", "bits", "sparsity", "prefill tok/s", "decode tok/s", right=()
+    )
+    base, made = view.speeds.get("base"), view.speeds.get("artifact")
+    table.add_row(
+        "base",
+        figure(view.base.perplexity if view.base else None, ".3f"),
+        "",
+        size(view.base_bytes),
+        "100.0%",
+        "16.00",
+        "0.0%",
+        figure(base.prefill_tokens_per_second if base else None, ".1f"),
+        figure(base.decode_tokens_per_second if base else None, ".1f"),
+    )
+    table.add_row(
+        "artifact",
+        figure(view.artifact.perplexity if view.artifact else None, ".3f"),
+        figure(view.perplexity_increase, "+.1%"),
+        size(view.size_bytes),
+        f"{view.size_ratio:.1%}",
+        f"{view.average_bits:.2f}",
+        f"{view.sparsity:.1%}",
+        figure(made.prefill_tokens_per_second if made else None, ".1f"),
+        figure(made.decode_tokens_per_second if made else None, ".1f"),
+    )
+    return Group(table, *_checks(view), *(Text(f"Note: {warning}", style="yellow") for warning in view.warnings))
+
+
+def _checks(view: Report) -> list[Text]:
+    if view.gate is None:
+        return []
+    return [
+        Text(
+            f"{check.figure.replace('_', ' ')} {check.value:.1%}, at most {check.limit:.1%}: "
+            + ("met" if check.passed else "missed"),
+            style="green" if check.passed else "yellow",
+        )
+        for check in view.gate.checks
+    ]
+
+
+def front(view: Front, currency: str = "") -> RenderableType:
+    """The trade-off table: the base first, then its artifacts from large to small."""
+    base = next((point for point in view.points if point.artifact_id is None), None)
+    right = ("perplexity", "Δ", "size", "ratio", "decode tok/s", "cost per M tokens")
+    table = _table("name", *right, "verdict", "front", "artifact", right=right)
+    ordered = sorted(view.points, key=lambda point: (point.artifact_id is not None, -point.size_bytes, point.name))
+    for point in ordered:
+        table.add_row(*_front_row(point, base, currency))
+    return table
+
+
+def _front_row(point: FrontPoint, base: FrontPoint | None, currency: str) -> list[str | Text]:
+    increase = f"{point.perplexity / base.perplexity - 1:+.1%}" if base and point is not base else ""
+    return [
+        point.name,
+        f"{point.perplexity:.3f}",
+        increase,
+        size(point.size_bytes),
+        f"{point.size_bytes / base.size_bytes:.1%}" if base else NOTHING,
+        figure(point.decode_tokens_per_second, ".1f"),
+        money(point.cost_per_million_tokens, currency),
+        verdict(point.verdict),
+        Text("●", style="green") if point.on_front else Text("·", style="dim"),
+        str(point.artifact_id or NOTHING),
+    ]
+
+
+def keys(items: Iterable[KeyView]) -> RenderableType:
+    table = _table("id", "name", "prefix", "scopes", "created", "last used", "state")
+    for key in items:
+        if key.revoked_at:
+            standing = "revoked"
+        elif key.expires_at:
+            standing = f"until {key.expires_at.isoformat(timespec='minutes')}"
+        else:
+            standing = ""
+        used = age(key.last_used_at) if key.last_used_at else "never"
+        table.add_row(str(key.id), key.name, key.prefix, " ".join(key.scopes), age(key.created_at), used, standing)
+    return table
+
+
+def datasets(items: Iterable[DatasetView]) -> RenderableType:
+    table = _table("id", "name", "size", "created", right=("size",))
+    for item in items:
+        table.add_row(str(item.id), item.name, size(item.size_bytes), age(item.created_at))
+    return table
