@@ -1,1 +1,14 @@
-""""""
+"""How an artifact lies on disk: one file for each format, and what all of them share."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from paredown.contracts.job import Format
+from paredown.engine.formats import compressed_tensors, dense
+from paredown.engine.stream import CompressedModel
+
+# Weight files and config.json of a model, written into a directory. Each returns the bytes of its weight files.
+WRITERS: dict[Format, Callable[[CompressedModel, Path], int]] = {
+    Format.COMPRESSED_TENSORS: compressed_tensors.write,
+    Format.SAFETENSORS: dense.write,
+}

@@ -1,0 +1,114 @@
+"""The compressed-tensors format, `pack-quantized`: integer codes packed into int32 words, one scale for each group.
+
+The packing is the format's own library's. Codes are packed as the method left them, not quantized again from rounded
+weights: at 8 bits, requantizing in bfloat16 would move codes.
+Shapes: O out_features, I in_features, G groups along the input.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from compressed_tensors.compressors.pack_quantized import pack_to_int32
+from compressed_tensors.config import CompressionFormat
+from compressed_tensors.quantization import (
+    QuantizationArgs,
+    QuantizationConfig,
+    QuantizationScheme,
+    QuantizationStatus,
+    QuantizationStrategy,
+    QuantizationType,
+)
+from torch import Tensor, nn
+
+from paredown.engine.architectures import Skeleton
+from paredown.engine.errors import FormatRefused
+from paredown.engine.formats.files import write_config, write_weights
+from paredown.engine.quantized import QuantizedLinear
+from paredown.engine.stream import CompressedModel
+
+
+def check(config: Any) -> None:
+    """Raise FormatRefused, before any work, for a model that the format cannot hold."""
+    if config.model_type == "gpt2":
+        raise FormatRefused(
+            "GPT-2 keeps its weights in Conv1D layers, which compressed-tensors does not know; use format safetensors.",
+            field="format",
+        )
+
+
+def write(model: CompressedModel, directory: Path) -> int:
+    """Weight files and config.json; returns the bytes of the weight files. Raises FormatRefused."""
+    check(model.config)
+    quantized = [name for name in model.linear_names if model.quantized(name) is not None]
+    if not quantized:
+        raise FormatRefused(
+            "No linear layer was quantized, so compressed-tensors has nothing to hold; use format safetensors.",
+            field="format",
+        )
+    size_bytes = write_weights(_tensors(model, frozenset(quantized)), directory)
+    write_config(
+        model.config,
+        str(model.storage_dtype).removeprefix("torch."),
+        directory,
+        quantization_config=_quantization_config(model, quantized),
+    )
+    return size_bytes
+
+
+def _tensors(model: CompressedModel, quantized: frozenset[str]) -> Iterator[tuple[str, Tensor]]:
+    for name in model.names:
+        linear_name = name.removesuffix(".weight")
+        if linear_name in quantized and name != linear_name:
+            linear = model.quantized(linear_name)
+            assert linear is not None
+            for leaf, tensor in packed(linear).items():
+                yield f"{linear_name}.{leaf}", tensor
+        else:
+            yield name, model.tensor(name).to(model.storage_dtype)
+
+
+def packed(linear: QuantizedLinear) -> dict[str, Tensor]:
+    """The tensors that stand for one linear, under the format's names.
+
+    The format's codes are always signed: where the grid is not symmetric, codes and zero points move by half a range.
+    """
+    half = 1 << (linear.bits - 1)
+
+    def signed(unsigned: Tensor) -> Tensor:
+        return (unsigned.to(torch.int16) - half).to(torch.int8)
+
+    codes_OI = linear.codes_OI if linear.symmetric else signed(linear.codes_OI)
+    tensors = {
+        "weight_packed": pack_to_int32(codes_OI, linear.bits),
+        "weight_scale": linear.scales_OG,
+        "weight_shape": torch.tensor(codes_OI.shape),
+    }
+    if linear.zeros_OG is not None:
+        tensors["weight_zero_point"] = pack_to_int32(signed(linear.zeros_OG), linear.bits, packed_dim=0)
+    return tensors
+
+
+def _quantization_config(model: CompressedModel, quantized: list[str]) -> dict[str, Any]:
+    first = model.quantized(quantized[0])
+    assert first is not None
+    grouped = first.group_size is not None
+    arguments = QuantizationArgs(
+        num_bits=first.bits,
+        type=QuantizationType.INT,
+        symmetric=first.symmetric,
+        strategy=QuantizationStrategy.GROUP if grouped else QuantizationStrategy.CHANNEL,
+        group_size=first.group_size,
+    )
+    modules = Skeleton(model.config, model.storage_dtype).model.named_modules()
+    ignored = [name for name, module in modules if isinstance(module, nn.Linear) and name not in set(quantized)]
+    config = QuantizationConfig(
+        config_groups={"group_0": QuantizationScheme(targets=["Linear"], weights=arguments)},
+        format=CompressionFormat.pack_quantized.value,
+        quantization_status=QuantizationStatus.COMPRESSED,
+        ignore=ignored,
+    )
+    # transformers has no integer kernels: it dequantizes at the first forward or, told so here, while it loads. Only
+    # the second way can read zero points, which are packed along the rows. Other runtimes do not look at this key.
+    return {**config.model_dump(mode="json"), "dequantize": True}

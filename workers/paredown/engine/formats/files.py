@@ -1,0 +1,112 @@
+"""Files of an artifact, each written under a temporary name, synchronized and renamed: none is ever half there."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+# A shard is held in memory while it is written, so this bounds what writing takes.
+MAX_SHARD_BYTES = 2 * 2**30
+# What a tokenizer of the supported families may consist of. Code that lies beside it is left behind.
+TOKENIZER_FILES = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+
+
+def write_weights(
+    tensors: Iterable[tuple[str, Tensor]], directory: Path, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> int:
+    """Write (name, tensor) pairs as safetensors, in shards with an index where one file is not enough.
+
+    Only one shard's tensors are held at a time. Returns the bytes of the weight files.
+    """
+    shards: list[list[str]] = []
+    pending: dict[str, Tensor] = {}
+    pending_bytes = total_bytes = 0
+    for name, tensor in tensors:
+        if pending and pending_bytes + tensor.nbytes > max_shard_bytes:
+            shards.append(_write_shard(pending, directory / _partial(len(shards))))
+            pending, pending_bytes = {}, 0
+        pending[name] = tensor.contiguous()
+        pending_bytes += tensor.nbytes
+        total_bytes += tensor.nbytes
+    shards.append(_write_shard(pending, directory / _partial(len(shards))))
+    names = (
+        ["model.safetensors"]
+        if len(shards) == 1
+        else [f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors" for index in range(len(shards))]
+    )
+    for index, name in enumerate(names):
+        (directory / _partial(index)).rename(directory / name)
+    if len(shards) > 1:
+        weight_map = {tensor: file for file, held in zip(names, shards, strict=True) for tensor in held}
+        index_json = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
+        write_json(directory / "model.safetensors.index.json", index_json)
+    synchronize(directory)
+    return sum((directory / name).stat().st_size for name in names)
+
+
+def write_json(path: Path, value: Any) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+    synchronize(partial)
+    partial.rename(path)
+
+
+def write_config(config: PreTrainedConfig, storage_dtype: str, directory: Path, **more: Any) -> None:
+    """`config.json`, and `generation_config.json` where the model brought none."""
+    values = json.loads(config.to_json_string(use_diff=True))
+    values.pop("_name_or_path", None)
+    values["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__]
+    values["dtype"] = storage_dtype
+    write_json(directory / "config.json", {**values, **more})
+
+
+def write_companions(
+    model_dir: Path, gguf_file: str | None, config: PreTrainedConfig, tokenizer: Any, directory: Path
+) -> None:
+    """Tokenizer and generation settings: the model's own files where it has any, else as transformers reads them."""
+    if gguf_file is None:
+        for name in (*TOKENIZER_FILES, "generation_config.json"):
+            if (model_dir / name).is_file():
+                shutil.copyfile(model_dir / name, directory / name)
+    elif tokenizer is not None:
+        tokenizer.save_pretrained(directory)
+    if not (directory / "generation_config.json").exists():
+        GenerationConfig.from_model_config(config).save_pretrained(directory)
+    for path in directory.iterdir():
+        synchronize(path)
+    synchronize(directory)
+
+
+def synchronize(path: Path) -> None:
+    """Let no power cut take back what was written."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _partial(index: int) -> str:
+    return f"shard-{index:05d}.partial"
+
+
+def _write_shard(tensors: dict[str, Tensor], path: Path) -> list[str]:
+    save_file(tensors, path, {"format": "pt"})
+    synchronize(path)
+    return list(tensors)

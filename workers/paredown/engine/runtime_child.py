@@ -1,0 +1,157 @@
+"""A clean process that loads one model with plain transformers, as a user would, and answers questions about it.
+
+Nothing of the engine is imported: what loads here loads anywhere. `{"call": NAME, …}` comes in on standard input,
+a line each; `{"ok": …}` or `{"error": …}` goes out on standard output. End of input ends the process at once, even in
+the middle of a computation, so it never outlives the engine.
+Shapes: N sequences, T tokens in each, V vocabulary.
+"""
+
+import ctypes
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    # Whatever libraries print belongs to the log.
+    os.dup2(2, 1)
+    _die_with_parent()
+    calls: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(calls,), daemon=True).start()
+    runtime: Runtime | None = None
+    while True:
+        call = calls.get()
+        try:
+            runtime = runtime or Runtime()
+            answer = {"ok": getattr(runtime, call.pop("call"))(**call)}
+        except Exception as error:  # noqa: BLE001  # a model can fail in any way; the engine gives it a name
+            answer = {"error": f"{type(error).__name__}: {error}"[:2000]}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def _listen(calls: "queue.SimpleQueue[dict[str, Any]]") -> None:
+    for line in sys.stdin:
+        calls.put(json.loads(line))
+    os._exit(0)
+
+
+def _die_with_parent() -> None:
+    """The kernel kills this process when the engine's main thread ends, also while Python cannot run."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(0)
+
+
+class Runtime:
+    """One model in transformers."""
+
+    def __init__(self) -> None:
+        import torch
+        import transformers
+
+        self.torch = torch
+        self.transformers = transformers
+        self.model: Any = None
+        self.directory = Path()
+
+    def load(self, directory: str, gguf_file: str | None, dtype: str, device: str, threads: int) -> dict[str, Any]:
+        """`AutoModelForCausalLM.from_pretrained(directory)`; a GGUF file is dequantized."""
+        self.torch.set_num_threads(threads)
+        arguments: dict[str, Any] = {"local_files_only": True}
+        if gguf_file:
+            # The base is the dense model; transformers would otherwise keep the file's own blocks.
+            arguments |= {
+                "gguf_file": gguf_file,
+                "dtype": getattr(self.torch, dtype),
+                "quantization_config": self.transformers.GgufConfig(dequantize=True),
+            }
+        elif dtype:
+            arguments["dtype"] = getattr(self.torch, dtype)
+        started = time.perf_counter()
+        self.directory = Path(directory)
+        self.model = self.transformers.AutoModelForCausalLM.from_pretrained(directory, **arguments).to(device).eval()
+        return {
+            "seconds": time.perf_counter() - started,
+            "version": self.transformers.__version__,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+        }
+
+    def generate(self, prompt: list[int], new_tokens: int) -> dict[str, Any]:
+        """Continue the prompt greedily; `text` is None for a model without a tokenizer."""
+        prompt_NT = self.torch.tensor([prompt], device=self.model.device)
+        with self.torch.inference_mode():
+            ids_NT = self.model.generate(
+                prompt_NT,
+                attention_mask=self.torch.ones_like(prompt_NT),
+                max_new_tokens=new_tokens,
+                do_sample=False,
+                num_beams=1,
+                pad_token_id=0,
+            )
+        ids = ids_NT[0].tolist()
+        text = None
+        if (self.directory / "tokenizer_config.json").is_file() or (self.directory / "tokenizer.json").is_file():
+            text = self.transformers.AutoTokenizer.from_pretrained(self.directory, local_files_only=True).decode(ids)
+        return {"ids": ids, "text": text}
+
+    def perplexity(self, tokens: str, dtype: str) -> dict[str, Any]:
+        """exp of the mean negative log-likelihood of every predicted token of the sequences in a .npy file."""
+        import numpy
+
+        self.model = self.model.to(getattr(self.torch, dtype))
+        tokens_NT = self.torch.from_numpy(numpy.load(tokens, allow_pickle=False))
+        total = 0.0
+        with self.torch.inference_mode():
+            for tokens_T in tokens_NT.to(self.model.device):
+                logits_TV = self.model(tokens_T[None], use_cache=False).logits[0, :-1].float()
+                total += self.torch.nn.functional.cross_entropy(logits_TV, tokens_T[1:], reduction="sum").item()
+        count = tokens_NT.shape[0] * (tokens_NT.shape[1] - 1)
+        mean = self.torch.tensor(total / count, dtype=self.torch.float64)
+        return {"perplexity": mean.exp().item(), "predicted_tokens": count}
+
+    def time(self, prompt: list[int], new_tokens: int) -> dict[str, Any]:
+        """Seconds to read the prompt at once, and to write `new_tokens` one by one after it."""
+        prompt_NT = self.torch.tensor([prompt], device=self.model.device)
+        with self.torch.inference_mode():
+            started = self._now()
+            output = self.model(prompt_NT, use_cache=True, logits_to_keep=1)
+            next_NT = output.logits[:, -1:].argmax(-1)
+            read = self._now()
+            for _ in range(new_tokens):
+                output = self.model(next_NT, past_key_values=output.past_key_values, use_cache=True)
+                next_NT = output.logits[:, -1:].argmax(-1)
+            written = self._now()
+        return {"prefill_seconds": read - started, "decode_seconds": written - read}
+
+    def peak_memory_bytes(self) -> int:
+        if self.model.device.type == "cuda":
+            return int(self.torch.cuda.max_memory_allocated())
+        status = Path("/proc/self/status")
+        if status.is_file():
+            # Not ru_maxrss: that counts the process from which this one was forked.
+            [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+            return int(line.split()[1]) * 1024
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+    def _now(self) -> float:
+        if self.model.device.type == "cuda":
+            self.torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+if __name__ == "__main__":
+    main()

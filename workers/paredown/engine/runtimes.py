@@ -1,0 +1,189 @@
+"""Proof that an artifact loads: plain transformers in a clean child process, with an empty environment and no network.
+
+A runtime is claimed only when it loaded the artifact here and, where quality was evaluated, measured the report's
+perplexity over the same tokens.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+import torch
+
+from paredown.contracts.artifact import RuntimeProof
+from paredown.contracts.job import Format
+from paredown.engine.errors import RuntimeDisagrees, RuntimeLoadFailed
+from paredown.engine.isolation import HARMLESS_VARIABLES
+
+# How far a runtime's perplexity may lie from the report's. Weights, tokens and number type are the same: only the
+# order of additions differs.
+TOLERANCE = 0.005
+# What loading takes beside the weights: the interpreter with torch, activations, buffers.
+OVERHEAD_BYTES = 700 * 2**20
+
+
+class RuntimeFailed(Exception):
+    """The child answered with an error, or ended."""
+
+
+class TransformersProcess:
+    """A clean child process with one model in transformers; see runtime_child. Killed on leaving the context."""
+
+    def __init__(self, work_dir: Path, device: str, threads: int) -> None:
+        self.device = device
+        self.threads = threads
+        self.work_dir = work_dir
+        self.version = ""
+        self.load_seconds = 0.0
+
+    def __enter__(self) -> "TransformersProcess":
+        self.work_dir.mkdir(parents=True, exist_ok=True)
+        environment = {name: os.environ[name] for name in HARMLESS_VARIABLES if name in os.environ}
+        environment |= {
+            "HF_HOME": str(self.work_dir / "huggingface"),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": str(self.threads),
+            "TRANSFORMERS_OFFLINE": "1",
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "paredown.engine.runtime_child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            cwd=self.work_dir,
+            text=True,
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def load(self, directory: Path, *, gguf_file: str | None = None, dtype: torch.dtype | None = None) -> None:
+        """Load as a user would; `dtype` None leaves the choice to the model's configuration."""
+        loaded = self._call(
+            "load",
+            directory=str(directory),
+            gguf_file=gguf_file,
+            dtype=str(dtype).removeprefix("torch.") if dtype else "",
+            device=self.device,
+            threads=self.threads,
+        )
+        self.version = loaded["version"]
+        self.load_seconds = loaded["seconds"]
+
+    def generate(self, prompt: Sequence[int], new_tokens: int) -> str:
+        """What the model writes after the prompt, greedily; token numbers where there is no tokenizer."""
+        generated = self._call("generate", prompt=list(prompt), new_tokens=new_tokens)
+        return generated["text"] if generated["text"] is not None else " ".join(map(str, generated["ids"]))
+
+    def perplexity(self, tokens: Path, dtype: str) -> float:
+        """Over the sequences in a .npy file, with the forward pass in `dtype`."""
+        return float(self._call("perplexity", tokens=str(tokens), dtype=dtype)["perplexity"])
+
+    def time(self, prompt: Sequence[int], new_tokens: int) -> tuple[float, float]:
+        """Seconds of prefill and of decoding."""
+        timed = self._call("time", prompt=list(prompt), new_tokens=new_tokens)
+        return timed["prefill_seconds"], timed["decode_seconds"]
+
+    def peak_memory_bytes(self) -> int:
+        return int(self._call("peak_memory_bytes"))
+
+    def _call(self, name: str, **arguments: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps({"call": name, **arguments}) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise RuntimeFailed(f"the process ended with status {self._process.wait()} during {name}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise RuntimeFailed(answer["error"])
+        return answer["ok"]
+
+
+def load_artifact(process: TransformersProcess, directory: Path) -> None:
+    """Raises RuntimeLoadFailed."""
+    try:
+        process.load(directory)
+    except RuntimeFailed as error:
+        raise RuntimeLoadFailed(f"transformers does not load the artifact: {error}") from error
+
+
+def prove(
+    process: TransformersProcess,
+    *,
+    prompt: Sequence[int],
+    new_tokens: int,
+    tokens: Path | None,
+    dtype: str,
+    reported: float | None,
+) -> RuntimeProof:
+    """Generate from the loaded artifact and measure it. Raises RuntimeLoadFailed, RuntimeDisagrees."""
+    try:
+        sample = process.generate(prompt, new_tokens)
+        perplexity = process.perplexity(tokens, dtype) if tokens is not None else None
+    except RuntimeFailed as error:
+        raise RuntimeLoadFailed(f"transformers loads the artifact, but does not run it: {error}") from error
+    if perplexity is not None and reported is not None and not abs(perplexity / reported - 1) <= TOLERANCE:
+        raise RuntimeDisagrees(
+            f"transformers measures a perplexity of {perplexity:.4f} on the artifact's files, but {reported:.4f} was "
+            "measured before they were written. This is a fault of Pare; please report it with the job's recipe."
+        )
+    return RuntimeProof(
+        runtime="transformers", version=process.version, loads=True, perplexity=perplexity, sample=sample
+    )
+
+
+def memory_shortage(parameters: int, bytes_each: int, device: str) -> str | None:
+    """A sentence when so many models' parameters do not fit in free memory; None when they do."""
+    needed = parameters * bytes_each + OVERHEAD_BYTES
+    available = torch.cuda.mem_get_info()[0] if device == "cuda" else available_memory_bytes()
+    if needed <= available:
+        return None
+    return f"needs {needed / 2**30:.1f} GiB of memory, of which {available / 2**30:.1f} GiB are free here"
+
+
+def available_memory_bytes() -> int:
+    """Free memory of this machine, or of its container where that is less."""
+    available = int(psutil.virtual_memory().available)
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        if limit != "max":
+            available = min(available, int(limit) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):
+        # No control group of version 2 limits this process.
+        pass
+    return max(available, 0)
+
+
+def unclaimed(format: Format, bits: int | None) -> tuple[RuntimeProof, ...]:  # noqa: A002  # the field's name
+    """The runtimes that this release does not try, each with what it would take."""
+    if format is Format.SAFETENSORS:
+        vllm = "Not tried here. vLLM reads plain safetensors of this architecture."
+    elif bits == 3:
+        vllm = "Not tried here. vLLM's kernels read this format in 4 and 8 bits; 3 bits are for transformers."
+    else:
+        vllm = "Not tried here. vLLM reads this format in 4 and 8 bits, on a GPU."
+    return (
+        RuntimeProof(runtime="vllm", version="", loads=False, detail=vllm),
+        RuntimeProof(
+            runtime="llama.cpp",
+            version="",
+            loads=False,
+            detail="llama.cpp reads GGUF, a format that this release does not write.",
+        ),
+    )
