@@ -225,6 +225,13 @@ class StorageUnavailable(PareError):
     retryable = True
 
 
+class SettingsInvalid(PareError):
+    """An operator's setting cannot be used."""
+
+    code = "settings_invalid"
+    status = 500
+
+
 class DatabaseUnavailable(PareError):
     code = "database_unavailable"
     status = 503
@@ -263,6 +270,12 @@ class LeaseLost(PareError):
 
     code = "lease_lost"
     status = 409
+
+
+class CancelPending(LeaseLost):
+    """A person asked for a cancel before the job was finished; the worker is to stop and acknowledge."""
+
+    code = "cancel_pending"
 
 
 class WorkerLost(PareError):

@@ -1,6 +1,7 @@
 """The tables. Migrations are written by hand; a test holds the two together.
 
-Times are timestamptz by the database's clock. Only core/jobs.py writes jobs and job_events.
+Times are timestamptz by the database's clock. Only core/jobs.py writes jobs and job_events. Rows of jobs are never
+deleted, and those of artifacts only marked.
 """
 
 from datetime import datetime
@@ -78,6 +79,8 @@ class JobRow(Base):
             "(state IN ('queued', 'running')) = (finished_at IS NULL)", name="jobs_finished_at_when_terminal"
         ),
         CheckConstraint("(state = 'failed') = (error IS NOT NULL)", name="jobs_error_when_failed"),
+        CheckConstraint("(state = 'running') = (claimed_at IS NOT NULL)", name="jobs_claimed_while_running"),
+        CheckConstraint("NOT cancel_requested OR state IN ('running', 'cancelled')", name="jobs_cancel_is_heeded"),
         Index("jobs_due", "pool", text("priority DESC"), "run_at", "id", postgresql_where=text("state = 'queued'")),
         Index("jobs_leases", "lease_until", postgresql_where=text("state = 'running'")),
         Index(
@@ -104,6 +107,8 @@ class JobRow(Base):
     last_seq: Mapped[int] = mapped_column(Integer, server_default="0")
     cancel_requested: Mapped[bool] = mapped_column(Boolean, server_default="false")
     worker: Mapped[str | None]
+    # Begin of the present epoch; with lease_until, what worker_seconds is counted from.
+    claimed_at: Mapped[datetime | None]
     lease_until: Mapped[datetime | None]
     error: Mapped[JsonObject | None]
     run_at: Mapped[datetime] = mapped_column(server_default=func.now())
@@ -111,7 +116,7 @@ class JobRow(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
-    # Seconds of worker time over all epochs: what the job cost.
+    # Seconds of worker time over all finished epochs: what the job cost.
     worker_seconds: Mapped[float] = mapped_column(Float, server_default="0")
 
 
@@ -123,22 +128,27 @@ class IdempotencyRow(Base):
     project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"), primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)
     request_hash: Mapped[str]
-    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    # Deferred, because this row comes first: it is what a concurrent create with the same key waits for.
+    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", deferrable=True, initially="DEFERRED"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class JobEventRow(Base):
-    """A job's history. Partitioned by month on `at`; `seq` is assigned under the job's row lock."""
+    """A job's history. Partitioned by month on `at`; `seq` is assigned under the job's row lock.
+
+    No foreign key to jobs: making or dropping a partition would then lock the queue.
+    """
 
     __tablename__ = "job_events"
     __table_args__ = (
-        Index("job_events_by_position", "position"),
+        Index("job_events_by_position", "position", "job_id", "seq"),
         {"postgresql_partition_by": "RANGE (at)"},
     )
 
     job_id: Mapped[UUID] = mapped_column(primary_key=True)
     seq: Mapped[int] = mapped_column(Integer, primary_key=True)
-    at: Mapped[datetime] = mapped_column(primary_key=True, server_default=func.now())
+    # The clock of the moment, not of the transaction's begin, so that a job's events lie in the order of their seq.
+    at: Mapped[datetime] = mapped_column(primary_key=True, server_default=func.clock_timestamp())
     type: Mapped[str]
     data: Mapped[JsonObject]
     # The writing transaction's id: the poller reads everything older than the oldest transaction still open.
@@ -154,6 +164,7 @@ class ArtifactRow(Base):
         Index("artifacts_by_project", "project_id", text("created_at DESC"), text("id DESC")),
         Index("artifacts_by_model", "model_fingerprint", "protocol_hash"),
         Index("artifacts_by_tag", "tags", postgresql_using="gin"),
+        Index("artifacts_to_sweep", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL AND swept_at IS NULL")),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
@@ -181,6 +192,8 @@ class ArtifactRow(Base):
     storage_prefix: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     deleted_at: Mapped[datetime | None]
+    # When the files of a deleted artifact were removed from the store.
+    swept_at: Mapped[datetime | None]
 
 
 class ModelRow(Base):

@@ -1,0 +1,553 @@
+"""The state machine of jobs. Nobody else writes their state; the arrows are in docs/architecture.md.
+
+Every function takes the session of an open transaction and leaves the commit to its caller. A worker holds a job by its
+epoch: the number of the claim. `_held` is the fence through which each of its writes goes. Each change of state adds one
+event to the job's history. All times are the database's.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+from uuid import UUID, uuid4
+
+from sqlalchemy import ColumnElement, Select, func, insert, or_, select, update
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from paredown.contracts.artifact import ArtifactView, Verdict
+from paredown.contracts.job import JobError, JobSpec, JobState, JobView, Progress, content_hash
+from paredown.contracts.recipes import recipe_hash, recipe_name
+from paredown.core import catalogue
+from paredown.core.errors import (
+    CancelPending,
+    DeadlineExceeded,
+    IdempotencyBusy,
+    IdempotencyMismatch,
+    LeaseLost,
+    NotFound,
+    RequestInvalid,
+    StateConflict,
+    WorkerLost,
+)
+from paredown.core.events import EventCursor, events_after, new_events, record
+from paredown.core.paging import Place, encode_cursor, page
+from paredown.core.settings import Settings
+from paredown.core.storable import check_storable, storable
+from paredown.core.tables import ArtifactRow, IdempotencyRow, JobRow, ProjectRow
+
+__all__ = [
+    "Claim",
+    "EventCursor",
+    "acknowledge_cancel",
+    "claim",
+    "counts",
+    "due_pools",
+    "events_after",
+    "expire_deadlines",
+    "fail",
+    "finish",
+    "get",
+    "heartbeat",
+    "list_jobs",
+    "new_events",
+    "oldest_due_seconds",
+    "release",
+    "request_cancel",
+    "rescue",
+    "retry",
+    "submit",
+]
+
+MAX_RETRY_DELAY_SECONDS = 3600
+MAX_KEY_LENGTH = 255
+LOCK_NOT_AVAILABLE = "55P03"
+
+EventType = Literal[
+    "queued",
+    "claimed",
+    "progress",
+    "requeued",
+    "cancel_requested",
+    "succeeded",
+    "rejected",
+    "failed",
+    "cancelled",
+    "retried",
+]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A job that a worker now holds. `worker_seconds` is what its earlier epochs took."""
+
+    job: JobView
+    project_id: UUID
+    epoch: int
+    cancel_requested: bool
+    worker_seconds: float
+
+
+# People
+
+
+def submit(
+    session: Session, project_id: UUID, spec: JobSpec, *, pool: str, idempotency_key: str | None
+) -> tuple[JobView, bool]:
+    """Queue a job; the second value tells whether it is new. With a key that was used before, the first job comes back.
+
+    A concurrent create with the same key is waited for. Raises IdempotencyMismatch when the key came with another spec,
+    IdempotencyBusy when the wait took longer than the lock timeout.
+    """
+    body = spec.model_dump(mode="json")
+    check_storable(body, "spec")
+    job_id = uuid4()
+    if idempotency_key is not None:
+        first = _reserve_key(session, project_id, idempotency_key, content_hash(body), job_id)
+        if first != job_id:
+            return get(session, project_id, first), False
+    now = _now(session)
+    if spec.deadline_at and spec.deadline_at <= now:
+        raise RequestInvalid("deadline_at lies in the past.", field="deadline_at")
+    session.execute(
+        insert(JobRow).values(
+            id=job_id,
+            project_id=project_id,
+            spec=body,
+            model=spec.model,
+            recipe_hash=recipe_hash(spec.recipe),
+            recipe_name=recipe_name(spec.recipe),
+            pool=pool,
+            priority=spec.priority,
+            run_at=spec.run_at or now,
+            deadline_at=spec.deadline_at,
+            last_seq=1,
+        )
+    )
+    record(session, job_id, 1, "queued", {"pool": pool})
+    return get(session, project_id, job_id), True
+
+
+def _reserve_key(session: Session, project_id: UUID, key: str, request_hash: str, job_id: UUID) -> UUID:
+    """The job that this key stands for: `job_id` when the key is new. The insert waits for a concurrent one to end."""
+    check_storable(key, "Idempotency-Key")
+    if not 1 <= len(key) <= MAX_KEY_LENGTH:
+        raise RequestInvalid(f"An Idempotency-Key has 1 to {MAX_KEY_LENGTH} characters.", field="Idempotency-Key")
+    reserve = postgresql_insert(IdempotencyRow).values(
+        project_id=project_id, key=key, request_hash=request_hash, job_id=job_id
+    )
+    try:
+        inserted = session.scalar(reserve.on_conflict_do_nothing().returning(IdempotencyRow.job_id))
+    except OperationalError as error:
+        if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
+            raise
+        raise IdempotencyBusy(
+            "The first request with this Idempotency-Key is still under way; send it again in a moment.",
+            field="Idempotency-Key",
+        ) from error
+    if inserted is not None:
+        return inserted
+    first = session.get_one(IdempotencyRow, (project_id, key))
+    if first.request_hash != request_hash:
+        raise IdempotencyMismatch(
+            "This Idempotency-Key was used with another job; use a new key for a new job.", field="Idempotency-Key"
+        )
+    return first.job_id
+
+
+def get(session: Session, project_id: UUID | None, job_id: UUID) -> JobView:
+    """A job of this project; None stands for any project and is for the services. Raises NotFound."""
+    query = _select_views().where(JobRow.id == job_id).execution_options(populate_existing=True)
+    if project_id is not None:
+        query = query.where(JobRow.project_id == project_id)
+    found = session.execute(query).one_or_none()
+    if found is None:
+        raise NotFound(f"There is no job {job_id}.")
+    return _view(*found)
+
+
+def list_jobs(
+    session: Session,
+    project_id: UUID,
+    *,
+    states: Collection[JobState] = (),
+    model: str | None = None,
+    pool: str | None = None,
+    method: str | None = None,
+    after: str | None,
+    limit: int,
+) -> tuple[list[JobView], str | None]:
+    """A page of the project's jobs, newest first, and the cursor of the next page. Raises RequestInvalid."""
+    query = _select_views().where(JobRow.project_id == project_id)
+    if states:
+        query = query.where(JobRow.state.in_(states))
+    if model is not None:
+        check_storable(model, "model")
+        query = query.where(JobRow.model == model)
+    if pool is not None:
+        check_storable(pool, "pool")
+        query = query.where(JobRow.pool == pool)
+    if method is not None:
+        check_storable(method, "method")
+        query = query.where(JobRow.spec.contains({"recipe": [{"method": method}]}))
+    rows, has_more = page(session, query, JobRow.created_at, JobRow.id, after=after, limit=limit)
+    views = [_view(*row) for row in rows]
+    return views, encode_cursor(Place(views[-1].created_at, views[-1].id)) if has_more else None
+
+
+def request_cancel(session: Session, project_id: UUID, job_id: UUID) -> JobView:
+    """A queued job is cancelled at once; a running one as soon as its worker, or the dispatcher, heeds the flag.
+
+    Asking again changes nothing. Raises NotFound, or StateConflict for a job that has ended.
+    """
+    row = _owned(session, project_id, job_id)
+    state = JobState(row.state)
+    if state.terminal:
+        raise StateConflict(f"The job has already {_ended(state)}; only a queued or running job can be cancelled.")
+    if state is JobState.QUEUED:
+        _end(session, row, JobState.CANCELLED, {})
+    elif not row.cancel_requested:
+        _write(session, row, "cancel_requested", {}, cancel_requested=True)
+    return get(session, project_id, job_id)
+
+
+def retry(session: Session, project_id: UUID, job_id: UUID) -> JobView:
+    """Queue a failed job again; its history stays. Raises NotFound or StateConflict."""
+    row = _owned(session, project_id, job_id)
+    if row.state != JobState.FAILED:
+        raise StateConflict(f"The job is {row.state}; only a failed job can be tried again.")
+    if row.deadline_at and row.deadline_at <= _now(session):
+        raise StateConflict("The job's deadline has passed; submit it anew with a later one.", field="deadline_at")
+    _write(
+        session,
+        row,
+        "retried",
+        {},
+        state=JobState.QUEUED,
+        failures=0,
+        error=None,
+        phase=None,
+        progress=None,
+        run_at=func.now(),
+        started_at=None,
+        finished_at=None,
+    )
+    return get(session, project_id, job_id)
+
+
+# Workers
+
+
+def claim(session: Session, pool: str, worker: str, settings: Settings) -> Claim | None:
+    """Take the pool's next due job, if there is one: highest priority first, then the one that has waited longest."""
+    due = (
+        select(JobRow.id)
+        .where(JobRow.pool == pool, *_due())
+        .order_by(JobRow.priority.desc(), JobRow.run_at, JobRow.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .cte("due")
+    )
+    row = session.scalars(
+        update(JobRow)
+        .where(JobRow.id == due.c.id)
+        .values(
+            state=JobState.RUNNING,
+            epoch=JobRow.epoch + 1,
+            last_seq=JobRow.last_seq + 1,
+            worker=worker,
+            claimed_at=func.now(),
+            lease_until=_lease_end(settings),
+            started_at=func.coalesce(JobRow.started_at, func.now()),
+            phase=None,
+            progress=None,
+        )
+        .returning(JobRow)
+        .execution_options(synchronize_session=False, populate_existing=True)
+    ).one_or_none()
+    if row is None:
+        return None
+    record(session, row.id, row.last_seq, "claimed", {"worker": worker, "epoch": row.epoch})
+    job = get(session, None, row.id)
+    return Claim(job, row.project_id, row.epoch, row.cancel_requested, row.worker_seconds)
+
+
+def heartbeat(session: Session, job_id: UUID, epoch: int, progress: Progress | None, settings: Settings) -> bool:
+    """Extend the lease and tell how far the work is; the answer is whether to cancel.
+
+    Raises LeaseLost: the engine must be killed now.
+    """
+    row = _held(session, job_id, epoch)
+    values: dict[str, Any] = {"lease_until": _lease_end(settings)}
+    if progress is None:
+        _update(session, row, values)
+        return row.cancel_requested
+    old, new = row.progress or {}, storable(progress.model_dump(mode="json"))
+    values |= {"phase": progress.phase, "progress": new}
+    if (old.get("phase"), old.get("block")) == (new["phase"], new["block"]):
+        _update(session, row, values)
+    else:
+        _write(session, row, "progress", new, **values)
+    return row.cancel_requested
+
+
+def finish(session: Session, job_id: UUID, epoch: int, artifact: catalogue.NewArtifact) -> ArtifactView:
+    """End a job with its artifact, in one transaction: `rejected` when the gate says that the budget is missed.
+
+    Safe to call again when the first commit's answer was lost. Raises LeaseLost, or CancelPending where a person has
+    asked for a cancel.
+    """
+    assert artifact.manifest.job_id == job_id, "the manifest names another job"
+    try:
+        row = _held(session, job_id, epoch)
+    except LeaseLost:
+        if catalogue.is_artifact_of(session, artifact.manifest.artifact_id, job_id, epoch):
+            return catalogue.get_artifact(session, None, artifact.manifest.artifact_id)
+        raise
+    if row.cancel_requested:
+        raise CancelPending("A cancel was asked for before the job was finished.")
+    catalogue.add_artifact(session, row, artifact)
+    state = JobState.REJECTED if artifact.verdict is Verdict.MISSED else JobState.SUCCEEDED
+    _end(session, row, state, {"artifact_id": str(artifact.manifest.artifact_id), "verdict": artifact.verdict})
+    return catalogue.get_artifact(session, None, artifact.manifest.artifact_id)
+
+
+def fail(session: Session, job_id: UUID, epoch: int, error: JobError, settings: Settings) -> JobState:
+    """End a job with an error, or queue it for a later try when the error is retryable and tries are left.
+
+    A job that was to be cancelled is cancelled. Raises LeaseLost.
+    """
+    row = _held(session, job_id, epoch)
+    if row.cancel_requested:
+        return _end(session, row, JobState.CANCELLED, {})
+    if not error.retryable:
+        return _fail(session, row, error)
+    delay = min(settings.retry_delay_seconds * 2**row.failures, MAX_RETRY_DELAY_SECONDS)
+    run_at = func.now() + timedelta(seconds=delay)
+    return _count_failure(session, row, error, settings, reason="error", last_error=error, run_at=run_at)
+
+
+def release(session: Session, job_id: UUID, epoch: int) -> None:
+    """Give a job back because the worker stops: it is queued now, and no failure is counted. Raises LeaseLost."""
+    row = _held(session, job_id, epoch)
+    if row.cancel_requested:
+        _end(session, row, JobState.CANCELLED, {})
+    else:
+        _requeue(session, row, {"reason": "drained"})
+
+
+def acknowledge_cancel(session: Session, job_id: UUID, epoch: int) -> None:
+    """The worker has stopped a job that was to be cancelled. Raises LeaseLost, or StateConflict if nobody asked."""
+    row = _held(session, job_id, epoch)
+    if not row.cancel_requested:
+        raise StateConflict("Nobody has asked for a cancel of this job.")
+    _end(session, row, JobState.CANCELLED, {})
+
+
+# The dispatcher
+
+
+def rescue(session: Session, settings: Settings, limit: int = 100) -> list[UUID]:
+    """Take jobs from workers whose lease has run out: queued again, failed after too many times, or cancelled."""
+    expired = _locked(session, [JobRow.state == JobState.RUNNING, JobRow.lease_until < func.now()], limit)
+    for row in expired:
+        # The worker may have died at any moment of its lease; no more than that is counted as work.
+        until = func.least(func.now(), JobRow.lease_until)
+        if row.cancel_requested:
+            _end(session, row, JobState.CANCELLED, {}, until=until)
+        else:
+            error = WorkerLost(
+                f"The worker stopped answering {row.failures + 1} times; see its log, and whether memory ran out."
+            ).as_job_error()
+            _count_failure(session, row, error, settings, reason="lease_lost", until=until)
+    return [row.id for row in expired]
+
+
+def expire_deadlines(session: Session, limit: int = 100) -> list[UUID]:
+    """End jobs that are past their deadline: failed, or cancelled where that was asked for."""
+    open_states = JobRow.state.in_([JobState.QUEUED, JobState.RUNNING])
+    late = _locked(session, [open_states, JobRow.deadline_at <= func.now()], limit)
+    for row in late:
+        if row.cancel_requested:
+            _end(session, row, JobState.CANCELLED, {})
+        else:
+            error = DeadlineExceeded("The job was not finished by its deadline.", field="deadline_at")
+            _fail(session, row, error.as_job_error())
+    return [row.id for row in late]
+
+
+def due_pools(session: Session) -> dict[str, int]:
+    """Pool → number of queued jobs that may start now."""
+    query = select(JobRow.pool, func.count()).where(*_due()).group_by(JobRow.pool)
+    return {pool: number for pool, number in session.execute(query)}
+
+
+def oldest_due_seconds(session: Session) -> dict[str, float]:
+    """Pool → how long its longest waiting job has been due."""
+    waited = func.extract("epoch", func.now() - func.min(JobRow.run_at))
+    query = select(JobRow.pool, waited).where(*_due()).group_by(JobRow.pool)
+    return {pool: float(seconds) for pool, seconds in session.execute(query)}
+
+
+def counts(session: Session) -> dict[tuple[str, JobState], int]:
+    """(pool, state) → number of jobs."""
+    query = select(JobRow.pool, JobRow.state, func.count()).group_by(JobRow.pool, JobRow.state)
+    return {(pool, JobState(state)): number for pool, state, number in session.execute(query)}
+
+
+# What they share
+
+
+def _due() -> tuple[ColumnElement[bool], ...]:
+    return (
+        JobRow.state == JobState.QUEUED,
+        JobRow.run_at <= func.now(),
+        or_(JobRow.deadline_at.is_(None), JobRow.deadline_at > func.now()),
+    )
+
+
+def _lease_end(settings: Settings) -> ColumnElement[datetime]:
+    return func.now() + timedelta(seconds=settings.lease_seconds)
+
+
+def _now(session: Session) -> datetime:
+    now: datetime = session.execute(select(func.now())).scalar_one()
+    return now
+
+
+def _ended(state: JobState) -> str:
+    return "been cancelled" if state is JobState.CANCELLED else "been rejected" if state is JobState.REJECTED else state
+
+
+def _held(session: Session, job_id: UUID, epoch: int) -> JobRow:
+    """The fence: the row, locked, of a job that this epoch still holds. Raises LeaseLost."""
+    query = select(JobRow).where(JobRow.id == job_id, JobRow.epoch == epoch, JobRow.state == JobState.RUNNING)
+    row = session.scalars(query.with_for_update().execution_options(populate_existing=True)).one_or_none()
+    if row is None:
+        raise LeaseLost(f"Claim {epoch} of job {job_id} does not hold it any more.")
+    return row
+
+
+def _owned(session: Session, project_id: UUID, job_id: UUID) -> JobRow:
+    """The row, locked, of a job of this project. Raises NotFound."""
+    query = select(JobRow).where(JobRow.id == job_id, JobRow.project_id == project_id)
+    row = session.scalars(query.with_for_update().execution_options(populate_existing=True)).one_or_none()
+    if row is None:
+        raise NotFound(f"There is no job {job_id}.")
+    return row
+
+
+def _locked(session: Session, conditions: list[ColumnElement[bool]], limit: int) -> list[JobRow]:
+    """Rows that nobody else holds at this moment, locked."""
+    query = select(JobRow).where(*conditions).limit(limit).with_for_update(skip_locked=True)
+    return list(session.scalars(query.execution_options(populate_existing=True)))
+
+
+def _update(session: Session, row: JobRow, values: dict[str, Any]) -> int:
+    """Write a locked row; returns its last_seq. The guard repeats what the lock promises."""
+    same = (JobRow.id == row.id, JobRow.epoch == row.epoch, JobRow.state == row.state)
+    written = update(JobRow).where(*same).values(**values).returning(JobRow.last_seq)
+    return session.execute(written.execution_options(synchronize_session=False)).scalar_one()
+
+
+def _write(session: Session, row: JobRow, event: EventType, data: dict[str, Any], **values: Any) -> None:
+    """Change a locked row and tell its history."""
+    seq = _update(session, row, {**values, "last_seq": JobRow.last_seq + 1})
+    record(session, row.id, seq, event, data)
+
+
+def _leave_worker(row: JobRow, until: ColumnElement[datetime] | None) -> dict[str, Any]:
+    """The columns of a lease, given up; the time it took is added up."""
+    if row.state != JobState.RUNNING:
+        return {}
+    seconds = func.extract("epoch", (func.now() if until is None else until) - JobRow.claimed_at)
+    return {"lease_until": None, "claimed_at": None, "worker_seconds": JobRow.worker_seconds + seconds}
+
+
+def _end(
+    session: Session,
+    row: JobRow,
+    state: JobState,
+    data: dict[str, Any],
+    until: ColumnElement[datetime] | None = None,
+    **values: Any,
+) -> JobState:
+    event: Any = state.value
+    leaving = _leave_worker(row, until)
+    _write(session, row, event, data, state=state, finished_at=func.now(), **leaving, **values)
+    return state
+
+
+def _fail(session: Session, row: JobRow, error: JobError, **values: Any) -> JobState:
+    problem = storable(error.model_dump(mode="json"))
+    return _end(session, row, JobState.FAILED, {"error": problem}, error=problem, **values)
+
+
+def _requeue(
+    session: Session,
+    row: JobRow,
+    data: dict[str, Any],
+    until: ColumnElement[datetime] | None = None,
+    **values: Any,
+) -> JobState:
+    leaving = _leave_worker(row, until)
+    _write(session, row, "requeued", data, state=JobState.QUEUED, phase=None, progress=None, **leaving, **values)
+    return JobState.QUEUED
+
+
+def _count_failure(
+    session: Session,
+    row: JobRow,
+    error: JobError,
+    settings: Settings,
+    *,
+    reason: Literal["error", "lease_lost"],
+    last_error: JobError | None = None,
+    until: ColumnElement[datetime] | None = None,
+    **values: Any,
+) -> JobState:
+    """One more failure: the last that is allowed ends the job with `error`, any before queues it again."""
+    failures = row.failures + 1
+    if failures >= settings.max_failures:
+        return _fail(session, row, error, until=until, failures=failures)
+    data = {"reason": reason, "failures": failures}
+    if last_error:
+        data["error"] = last_error.model_dump(mode="json")
+    return _requeue(session, row, data, until=until, failures=failures, **values)
+
+
+def _select_views() -> Select[tuple[JobRow, str, UUID | None]]:
+    alive = (ArtifactRow.job_id == JobRow.id) & ArtifactRow.deleted_at.is_(None)
+    return (
+        select(JobRow, ProjectRow.name, ArtifactRow.id)
+        .join(ProjectRow, ProjectRow.id == JobRow.project_id)
+        .outerjoin(ArtifactRow, alive)
+    )
+
+
+def _view(row: JobRow, project: str, artifact_id: UUID | None) -> JobView:
+    return JobView.model_validate(
+        {
+            "id": row.id,
+            "project": project,
+            "state": row.state,
+            "phase": row.phase,
+            "progress": row.progress,
+            "spec": row.spec,
+            "recipe_hash": row.recipe_hash,
+            "recipe_name": row.recipe_name,
+            "pool": row.pool,
+            "priority": row.priority,
+            "epoch": row.epoch,
+            "failures": row.failures,
+            "cancel_requested": row.cancel_requested,
+            "error": row.error,
+            "artifact_id": artifact_id,
+            "created_at": row.created_at,
+            "run_at": row.run_at,
+            "started_at": row.started_at,
+            "finished_at": row.finished_at,
+            "deadline_at": row.deadline_at,
+        }
+    )
