@@ -59,6 +59,12 @@ class Settings(BaseSettings):
     tick_timeout_seconds: float = Field(45, gt=0, description="The engine ends when its supervisor is silent so long.")
     checkpoint_upload_seconds: float = Field(600, gt=0, description="How often a checkpoint goes to the object store.")
     cancel_grace_seconds: float = Field(10, ge=0, description="Wait between asking the engine to stop and killing it.")
+    drain_grace_seconds: float = Field(
+        60, ge=0, description="Wait for a block boundary when a worker shuts down, before the engine is killed."
+    )
+    housekeeping_seconds: float = Field(
+        600, gt=0, description="How often the dispatcher sweeps the store and keeps the tables in shape."
+    )
     orphan_seconds: float = Field(86400, description="Age at which files of a lost epoch are swept from the store.")
     event_retention_days: int = Field(90, ge=1)
 
@@ -88,6 +94,7 @@ class Settings(BaseSettings):
     connect_timeout_seconds: float = 5
     read_timeout_seconds: float = 60
 
+    dispatcher_port: int | None = Field(None, description="Port of the dispatcher's /healthz and /metrics, if any.")
     log_format: Literal["json", "console"] = "json"
     log_level: str = "INFO"
 
