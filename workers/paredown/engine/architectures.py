@@ -96,6 +96,15 @@ class Skeleton:
         self.blocks = blocks
 
     @property
+    def base(self) -> nn.Module:
+        """The model without its head."""
+        return self.model.get_submodule(self.architecture.base)
+
+    @property
+    def head(self) -> nn.Module:
+        return self.model.get_submodule("lm_head")
+
+    @property
     def num_blocks(self) -> int:
         return len(self.blocks)
 

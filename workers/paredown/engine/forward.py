@@ -1,8 +1,10 @@
 """Forward passes through a model one block at a time, for every micro-batch, with only one block's weights present.
 
-Shapes: N sequences, T tokens of each, B sequences of a micro-batch, H hidden size.
+Shapes: N sequences, T tokens of each, B sequences of a micro-batch, H hidden size, V vocabulary.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,17 +18,18 @@ _Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class _Recorder(nn.Module):
-    """Stands in for a block: notes how it is called and returns the hidden states unchanged."""
+    """Stands in for a block: notes how it is called, and returns what it was given, or `answer` where that is set."""
 
-    def __init__(self) -> None:
+    def __init__(self, answer: Tensor | None = None) -> None:
         super().__init__()
-        self.call: _Call = ((), {})
+        self.answer = answer
         self.hidden: Tensor | None = None
+        self.call: _Call = ((), {})
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self.hidden = hidden_states
         self.call = (args, kwargs)
-        return hidden_states
+        return hidden_states if self.answer is None else self.answer
 
 
 class BlockForward:
@@ -36,7 +39,7 @@ class BlockForward:
     """
 
     def __init__(self, skeleton: Skeleton, tokens_NT: Tensor, device: torch.device) -> None:
-        """Needs the skeleton's outer weights; runs embeddings only."""
+        """Runs the embeddings; the skeleton's outer weights must be present."""
         self.device = device
         self._skeleton = skeleton
         self._calls: dict[torch.Size, list[_Call]] = {}
@@ -44,20 +47,12 @@ class BlockForward:
         self.tokens = torch.split(tokens_NT, size)
         hidden_bytes = tokens_NT.numel() * skeleton.hidden_size * skeleton.dtype.itemsize
         self.states_device = _states_device(device, hidden_bytes)
-        self.states: list[Tensor] = [self._embed(tokens_BT.to(device)) for tokens_BT in self.tokens]
+        self.states: list[Tensor] = [self._embed(tokens_BT) for tokens_BT in self.tokens]
 
     def _embed(self, tokens_BT: Tensor) -> Tensor:
-        blocks = self._skeleton.blocks
-        recorders = [_Recorder() for _ in blocks]
-        real = list(blocks)
-        base = self._skeleton.model.get_submodule(self._skeleton.architecture.base)
-        try:
-            for index, recorder in enumerate(recorders):
-                blocks[index] = recorder
-            base(input_ids=tokens_BT, use_cache=False)
-        finally:
-            for index, block in enumerate(real):
-                blocks[index] = block
+        recorders = [_Recorder() for _ in self._skeleton.blocks]
+        with _standing_in(self._skeleton.blocks, recorders):
+            self._skeleton.base(input_ids=tokens_BT.to(self.device), use_cache=False)
         self._calls.setdefault(tokens_BT.shape, [recorder.call for recorder in recorders])
         hidden = recorders[0].hidden
         assert hidden is not None
@@ -73,6 +68,27 @@ class BlockForward:
     def keep(self, micro_batch: int, output: Tensor) -> None:
         """Make a block's output the next block's input."""
         self.states[micro_batch] = output.to(self.states_device)
+
+    def final(self, micro_batch: int) -> Tensor:
+        """What the head reads, once the last block is through: the base model's own steps after its blocks."""
+        answer = self.states[micro_batch].to(self.device)
+        recorders = [_Recorder(answer) for _ in self._skeleton.blocks]
+        with _standing_in(self._skeleton.blocks, recorders):
+            output = self._skeleton.base(input_ids=self.tokens[micro_batch].to(self.device), use_cache=False)
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+
+@contextmanager
+def _standing_in(blocks: nn.ModuleList, others: Sequence[nn.Module]) -> Iterator[None]:
+    real = list(blocks)
+    try:
+        for index, other in enumerate(others):
+            blocks[index] = other
+        yield
+    finally:
+        for index, block in enumerate(real):
+            blocks[index] = block
 
 
 def _states_device(device: torch.device, hidden_bytes: int) -> torch.device:

@@ -19,10 +19,13 @@ from paredown.engine.architectures import Skeleton
 from paredown.engine.block import BlockRun
 from paredown.engine.checkpoint import BlockShard, Checkpoint
 from paredown.engine.errors import Drained
+from paredown.engine.evaluation.perplexity import perplexity
 from paredown.engine.forward import BlockForward
 from paredown.engine.methods import METHODS
 from paredown.engine.quantized import QuantizedLinear
 from paredown.engine.weights import ModelFiles
+
+__all__ = ["CompressedModel", "compress_model", "perplexity"]
 
 
 class CompressedModel:
