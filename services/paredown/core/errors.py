@@ -278,6 +278,14 @@ class CancelPending(LeaseLost):
     code = "cancel_pending"
 
 
+class WorkerInternal(PareError):
+    """A bug of ours in the worker; its log has the traceback."""
+
+    code = "worker_internal"
+    status = 500
+    retryable = True
+
+
 class WorkerLost(PareError):
     """The worker stopped answering three times."""
 
