@@ -1,0 +1,339 @@
+"""One epoch's work on one job, phase by phase: fetch, check, compress and evaluate (the engine), upload.
+
+Each phase looks about ten times a second at the lease, which raises where the job must be let go.
+"""
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import structlog
+from sqlalchemy.orm import Session
+
+from paredown.contracts.artifact import Evaluation, Report
+from paredown.contracts.families import shape_from_config
+from paredown.contracts.job import Phase, Plan, Progress
+from paredown.contracts.work import EngineProgress, EngineStarted, WorkOrder
+from paredown.core import catalogue, planning, sources
+from paredown.core.catalogue import NewArtifact
+from paredown.core.db import Database
+from paredown.core.errors import DatabaseUnavailable, DiskFull, EngineCrashed, PareError, PlanExceeded
+from paredown.core.jobs import Claim
+from paredown.core.settings import Pool, Settings
+from paredown.core.sources import FetchedModel, ModelDescription, SourceFile
+from paredown.core.storage import ObjectStore
+from paredown.worker import checkpoints, lookups, publish
+from paredown.worker.blocking import T, attended, retried
+from paredown.worker.lease import CancelRequested, DrainRequested, Lease
+from paredown.worker.process import ENGINE_COMMAND, EngineProcess, EngineRun, run_engine
+from paredown.worker.workspace import Workspace
+
+log = structlog.get_logger(__name__)
+
+# Shares of the whole job's progress: before the engine, in it, after it.
+FETCH_SHARE = 0.05
+UPLOAD_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What a supervisor works with. `name` is what the job's history shows."""
+
+    database: Database
+    store: ObjectStore
+    settings: Settings
+    name: str
+    draining: Callable[[], bool]
+    command: Sequence[str] = ENGINE_COMMAND
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    model: FetchedModel
+    calibration_text: Path | None
+    evaluation_text: Path
+
+
+class Attempt:
+    """Makes one artifact. Its methods raise PareError, LeaseLost, CancelRequested or DrainRequested."""
+
+    def __init__(self, worker: Worker, claim: Claim, lease: Lease, *, claimed_at: float) -> None:
+        self._worker = worker
+        self._settings = worker.settings
+        self._claim = claim
+        self._spec = claim.job.spec
+        self._lease = lease
+        self._claimed_at = claimed_at
+        self._pool = worker.settings.pools.get(claim.job.pool, Pool())
+        self.workspace = Workspace(worker.settings, claim.job.id, claim.epoch)
+        self._uploader = checkpoints.CheckpointUploader(
+            worker.store, claim.job.id, self.workspace, worker.settings.checkpoint_upload_seconds
+        )
+
+    @property
+    def prefix(self) -> str:
+        return publish.artifact_prefix(self._claim.job.id, self._claim.epoch)
+
+    def make(self) -> NewArtifact:
+        """From the model's address to files in the store; the job is not finished yet."""
+        self.workspace.create()
+        inputs = self._fetch()
+        with closing(inputs.model):
+            order = self._check(inputs)
+            run = self._run(order)
+        result = run.result
+        assert result is not None
+        self._save_baseline(inputs.model.record.fingerprint, result.report.base)
+        return self._upload(inputs.model, order, run)
+
+    def keep_checkpoint(self) -> None:
+        """Leave the checkpoint to whoever claims the job next, on this machine or another."""
+        try:
+            self._uploader.upload_now(self._lease.check_held)
+        except PareError as error:
+            # It is still on this machine's disk.
+            log.warning("checkpoint_not_uploaded", error=error.detail)
+
+    def discard_upload(self) -> None:
+        """Remove what was uploaded, once the job has ended without it. What cannot be removed now is swept later."""
+        try:
+            self._worker.store.delete_prefix(f"{self.prefix}/")
+        except PareError as error:
+            log.warning("upload_not_removed", error=error.detail)
+
+    def discard_job(self) -> None:
+        """The job has ended: nothing of it is needed here, nor its checkpoints."""
+        self.workspace.remove_job()
+        try:
+            self._worker.store.delete_prefix(checkpoints.job_prefix(self._claim.job.id))
+        except PareError as error:
+            log.warning("checkpoints_not_removed", error=error.detail)
+
+    def _fetch(self) -> _Inputs:
+        spec, settings = self._spec, self._settings
+        self._progress(Phase.FETCH, 0, message=f"fetching {spec.model}")
+
+        def on_bytes(present: int, total: int) -> None:
+            self._progress(Phase.FETCH, FETCH_SHARE * present / max(total, 1), message=_of(present, total))
+
+        def model(step: Callable[[], None]) -> FetchedModel:
+            def cancelled() -> bool:
+                step()
+                return False
+
+            return sources.fetch_model(spec.model, settings, progress=on_bytes, cancelled=cancelled)
+
+        fetched = attended(model, self._lease.check)
+        self._transaction(
+            lambda session: catalogue.record_model(session, self._claim.project_id, fetched.record, fetched.config)
+        )
+        calibration = None
+        if any(stage.needs_calibration for stage in spec.recipe):
+            calibration = self._text(spec.calibration.source, "calibration")
+        return _Inputs(fetched, calibration, self._text(spec.evaluation.source, "evaluation"))
+
+    def _text(self, uri: str, part: sources.Part) -> Path:
+        def dataset(dataset_id: UUID) -> str:
+            return self._transaction(lambda session: lookups.dataset_key(session, self._claim.project_id, dataset_id))
+
+        def text(_step: Callable[[], None]) -> Path:
+            return sources.fetch_text(uri, self._settings, part=part, store=self._worker.store, resolve_dataset=dataset)
+
+        try:
+            return attended(text, self._lease.check)
+        except PareError as error:
+            error.field = error.field or f"{part}.source"
+            raise
+
+    def _check(self, inputs: _Inputs) -> WorkOrder:
+        """What only the fetched files can tell: does the recipe fit, and does the work fit this machine."""
+        spec, settings, model = self._spec, self._settings, inputs.model
+        self._progress(Phase.CHECK, FETCH_SHARE)
+        plan = self._plan(model)
+        self._check_disk(plan)
+        resumed = attended(
+            lambda step: checkpoints.restore(self._worker.store, self._claim.job.id, self.workspace, step),
+            self._lease.check,
+        )
+        if resumed is not None:
+            log.info("checkpoint_restored", from_epoch=resumed)
+        return WorkOrder(
+            model_dir=model.directory,
+            gguf_file=model.gguf_file,
+            recipe=spec.recipe,
+            calibration=spec.calibration if inputs.calibration_text else None,
+            calibration_text=inputs.calibration_text,
+            evaluation=spec.evaluation,
+            evaluation_text=inputs.evaluation_text,
+            format=spec.resolved_format,
+            dtype=spec.dtype,
+            device=self._pool.device,
+            pausing=plan.pausing,
+            work_dir=self.workspace.checkpoint,
+            output_dir=self.workspace.output,
+            baseline=self._baseline(model.record.fingerprint),
+            require_isolation=settings.engine_isolation == "required",
+            tick_timeout_seconds=settings.tick_timeout_seconds,
+            threads=settings.engine_threads,
+        )
+
+    def _plan(self, model: FetchedModel) -> Plan:
+        shape = shape_from_config(model.config)
+        planning.check_recipe(shape, self._spec)
+        files = [path for path in sorted(model.directory.iterdir()) if path.is_file()]
+        description = ModelDescription(
+            uri=model.record.uri,
+            revision=model.record.revision,
+            config=model.config,
+            shape=shape,
+            files=tuple(SourceFile(path.name, path.stat().st_size) for path in files),
+            container="gguf" if model.gguf_file else "safetensors",
+            gguf_file=model.gguf_file,
+        )
+        plan = planning.make_plan(self._spec, description, self._settings)
+        limit = self._pool.memory_bytes
+        if limit is not None and plan.memory_bytes > limit:
+            raise PlanExceeded(
+                f"The job needs about {plan.memory_bytes} bytes of memory; a worker of the pool {self._claim.job.pool} "
+                f"has {limit}. Use a larger pool, or shorter or fewer calibration sequences."
+            )
+        return plan
+
+    def _check_disk(self, plan: Plan) -> None:
+        free = shutil.disk_usage(self.workspace.directory).free
+        # The checkpoint holds the finished blocks once more; the model itself lies in the cache already.
+        needed = 2 * plan.output_bytes
+        if free < needed:
+            raise DiskFull(f"The work directory has {free} bytes left, and the job needs about {needed}.")
+
+    def _baseline(self, fingerprint: str) -> Evaluation | None:
+        return self._transaction(
+            lambda session: lookups.likely_baseline(
+                session, fingerprint, self._spec.evaluation, self._spec.dtype, self._pool.device
+            )
+        )
+
+    def _save_baseline(self, fingerprint: str, base: Evaluation | None) -> None:
+        if base is not None and not base.cached:
+            self._transaction(lambda session: catalogue.save_baseline(session, fingerprint, base, self._pool.device))
+
+    def _run(self, order: WorkOrder) -> EngineRun:
+        """The engine, to its end. Raises CancelRequested or DrainRequested once it has stopped for that."""
+        asked_at: float | None = None
+
+        def on_message(message: EngineStarted | EngineProgress) -> None:
+            if isinstance(message, EngineStarted):
+                log.info("engine_started", device=message.device, isolation=message.isolation.model_dump())
+            else:
+                share = 1 - FETCH_SHARE - UPLOAD_SHARE
+                progress = message.progress
+                self._lease.report(progress.model_copy(update={"fraction": FETCH_SHARE + share * progress.fraction}))
+
+        def attend(engine: EngineProcess) -> None:
+            nonlocal asked_at
+            self._lease.on_beat(engine.tick)
+            self._lease.check_held()
+            self._uploader.attend()
+            if not (self._lease.cancel_requested or self._lease.draining):
+                return
+            if asked_at is None:
+                log.info("engine_asked_to_stop", cancel=self._lease.cancel_requested)
+                asked_at = time.monotonic()
+                engine.drain()
+            cancel = self._lease.cancel_requested
+            grace = self._settings.cancel_grace_seconds if cancel else self._settings.drain_grace_seconds
+            if time.monotonic() - asked_at > grace:
+                raise CancelRequested if cancel else DrainRequested
+
+        try:
+            run = run_engine(
+                order, self.workspace.directory, on_message=on_message, attend=attend, command=self._worker.command
+            )
+        except EngineCrashed:
+            # A signal to the whole machine's processes, such as a shutdown, ends the engine as well.
+            self._lease.check()
+            raise
+        finally:
+            self._lease.on_beat(None)
+            self._uploader.stop()
+        if run.result is None:
+            self._lease.check()
+            raise EngineCrashed("The engine stopped at a block boundary, though nobody had asked it to.")
+        return run
+
+    def _upload(self, model: FetchedModel, order: WorkOrder, run: EngineRun) -> NewArtifact:
+        assert run.result is not None
+        started, result = run.started, run.result
+        self._lease.check()
+        artifact_id = uuid4()
+        report = self._completed(result.report)
+        total = sum(path.stat().st_size for path in self.workspace.output.rglob("*") if path.is_file())
+        done = 0
+        # Each byte is read twice: to hash it, and to send it.
+        self._progress(Phase.UPLOAD, 1 - UPLOAD_SHARE)
+
+        def on_bytes(step: Callable[[], None], size: int) -> None:
+            nonlocal done
+            step()
+            done += size
+            share = UPLOAD_SHARE * done / max(2 * total, 1)
+            self._progress(Phase.UPLOAD, min(1 - UPLOAD_SHARE + share, 1), message=_of(done // 2, total))
+
+        def upload(step: Callable[[], None]) -> NewArtifact:
+            manifest = publish.build_manifest(
+                self.workspace.output,
+                artifact_id=artifact_id,
+                job_id=self._claim.job.id,
+                base=model.record,
+                order=order,
+                started=started,
+                result=result,
+                report=report,
+                on_file=lambda size: on_bytes(step, size),
+            )
+            publish.upload(
+                self._worker.store,
+                manifest,
+                self.workspace.output,
+                self.prefix,
+                on_bytes=lambda size: on_bytes(step, size),
+            )
+            return NewArtifact(
+                manifest=manifest,
+                storage_prefix=self.prefix,
+                name=lookups.artifact_name(self._claim.job),
+                tags=self._spec.tags,
+            )
+
+        return attended(upload, self._lease.check)
+
+    def _completed(self, report: Report) -> Report:
+        seconds = self._claim.worker_seconds + time.monotonic() - self._claimed_at
+        cost = publish.job_cost(
+            report,
+            price_per_hour=self._pool.price_per_hour,
+            currency=self._settings.currency,
+            job_seconds=seconds,
+        )
+        return publish.complete_report(report, cost=cost, budget=self._spec.budget)
+
+    def _transaction(self, work: Callable[[Session], T]) -> T:
+        """One transaction, tried again while the database is away and the lease lasts."""
+
+        def once() -> T:
+            with self._worker.database.transaction() as session:
+                return work(session)
+
+        return retried(once, DatabaseUnavailable, self._lease.check)
+
+    def _progress(self, phase: Phase, fraction: float, message: str = "") -> None:
+        self._lease.report(Progress(phase=phase, fraction=fraction, message=message))
+
+
+def _of(present: int, total: int) -> str:
+    return f"{math.floor(present / 1e6):,} of {math.ceil(total / 1e6):,} MB"

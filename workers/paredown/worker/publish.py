@@ -1,0 +1,133 @@
+"""From the engine's output directory to a published artifact: the report completed, every file hashed, manifest last.
+
+`pare run` uses the first half: it completes the report and writes the manifest beside the files.
+"""
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID
+
+from paredown.contracts.artifact import (
+    MANIFEST_NAME,
+    BaseModelRecord,
+    Cost,
+    Manifest,
+    ManifestFile,
+    Report,
+    judge,
+    sha256_file,
+)
+from paredown.contracts.job import Budget
+from paredown.contracts.recipes import recipe_hash
+from paredown.contracts.work import EngineResult, EngineStarted, WorkOrder
+from paredown.core.storage import ObjectStore
+
+SECONDS_PER_HOUR = 3600
+MILLION = 1_000_000
+
+
+def job_cost(report: Report, *, price_per_hour: float, currency: str, job_seconds: float) -> Cost:
+    """What the job took of its pool, and what decoding a million tokens takes before and after, at batch 1."""
+
+    def per_million_tokens(which: str) -> float | None:
+        speed = next((speed for name, speed in report.speeds.items() if name == which), None)
+        if speed is None or speed.decode_tokens_per_second <= 0:
+            return None
+        return MILLION / speed.decode_tokens_per_second / SECONDS_PER_HOUR * price_per_hour
+
+    return Cost(
+        currency=currency,
+        price_per_hour=price_per_hour,
+        job_seconds=job_seconds,
+        job=job_seconds / SECONDS_PER_HOUR * price_per_hour,
+        base_per_million_tokens=per_million_tokens("base"),
+        artifact_per_million_tokens=per_million_tokens("artifact"),
+    )
+
+
+def complete_report(report: Report, *, cost: Cost | None, budget: Budget | None) -> Report:
+    """The engine's report with what only its caller knows: the money, and the verdict where there is a budget."""
+    return report.model_copy(update={"cost": cost, "gate": judge(budget, report) if budget else None})
+
+
+def build_manifest(
+    directory: Path,
+    *,
+    artifact_id: UUID,
+    job_id: UUID | None,
+    base: BaseModelRecord,
+    order: WorkOrder,
+    started: EngineStarted,
+    result: EngineResult,
+    report: Report,
+    on_file: Callable[[int], None] = lambda _size: None,
+) -> Manifest:
+    """Hash every file below `directory` and say how it was made. `on_file` is told each file's bytes."""
+    files = []
+    for path in _files(directory):
+        files.append(
+            ManifestFile(
+                path=path.relative_to(directory).as_posix(), size_bytes=path.stat().st_size, sha256=sha256_file(path)
+            )
+        )
+        on_file(files[-1].size_bytes)
+    return Manifest(
+        artifact_id=artifact_id,
+        job_id=job_id,
+        created_at=datetime.now(UTC),
+        base=base,
+        recipe=order.recipe,
+        recipe_hash=recipe_hash(order.recipe),
+        format=order.format,
+        calibration=order.calibration,
+        calibration_tokens_sha256=result.calibration_tokens_sha256,
+        evaluation=order.evaluation,
+        dtype=order.dtype,
+        files=tuple(files),
+        isolation=started.isolation,
+        tools=started.tools,
+        report=report,
+    )
+
+
+def write_manifest(manifest: Manifest, directory: Path) -> Path:
+    """Beside the files, for `pare run`; whole or not at all."""
+    path = directory / MANIFEST_NAME
+    temporary = directory / f".{MANIFEST_NAME}.tmp"
+    temporary.write_bytes(manifest_bytes(manifest))
+    temporary.replace(path)
+    return path
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    return manifest.model_dump_json(indent=2).encode()
+
+
+def artifact_prefix(job_id: UUID, epoch: int) -> str:
+    """Each epoch uploads to a place of its own, so that a supervisor that lost its job overwrites nobody's files."""
+    return f"artifacts/{job_id}/{epoch}"
+
+
+def upload(
+    store: ObjectStore,
+    manifest: Manifest,
+    directory: Path,
+    prefix: str,
+    *,
+    on_bytes: Callable[[int], None],
+) -> None:
+    """Every file, the manifest last. `on_bytes` is told each part's size as it goes; what it raises ends the upload."""
+    for file in manifest.files:
+        on_bytes(0)
+        store.put_file(f"{prefix}/{file.path}", directory / file.path, file.sha256)
+        on_bytes(file.size_bytes)
+    store.put_bytes(f"{prefix}/{MANIFEST_NAME}", manifest_bytes(manifest))
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    for path in sorted(directory.rglob("*")):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise ValueError(f"the engine left {path.name}, which is no plain file")
+        if path.is_file() and path != directory / MANIFEST_NAME:
+            yield path
