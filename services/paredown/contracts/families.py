@@ -21,7 +21,7 @@ MODEL_TYPES: dict[str, FamilyName] = {
     "gpt2": "gpt2",
 }
 
-# Where transformers keeps block k of a family. A linear layer is called f"{prefix}{k}.{name}"; `skip` patterns match that.
+# Where transformers keeps block k of a family: its linears are f"{prefix}{k}.{name}", which `skip` patterns match.
 BLOCK_PREFIXES: dict[FamilyName, str] = {
     "llama": "model.layers.",
     "opt": "model.decoder.layers.",
@@ -45,6 +45,8 @@ class LinearShape(BaseModel):
     name: str
     out_features: int
     in_features: int
+    # Reads the same input as the linear before it, and so shares its statistics.
+    shares_input: bool = False
 
     @property
     def weights(self) -> int:
@@ -144,11 +146,11 @@ def _llama(config: dict[str, Any]) -> ModelShape:
         tied_embeddings=tied,
         linears=(
             LinearShape(name="self_attn.q_proj", out_features=query, in_features=hidden),
-            LinearShape(name="self_attn.k_proj", out_features=key_value, in_features=hidden),
-            LinearShape(name="self_attn.v_proj", out_features=key_value, in_features=hidden),
+            LinearShape(name="self_attn.k_proj", out_features=key_value, in_features=hidden, shares_input=True),
+            LinearShape(name="self_attn.v_proj", out_features=key_value, in_features=hidden, shares_input=True),
             LinearShape(name="self_attn.o_proj", out_features=hidden, in_features=query),
             LinearShape(name="mlp.gate_proj", out_features=inner, in_features=hidden),
-            LinearShape(name="mlp.up_proj", out_features=inner, in_features=hidden),
+            LinearShape(name="mlp.up_proj", out_features=inner, in_features=hidden, shares_input=True),
             LinearShape(name="mlp.down_proj", out_features=hidden, in_features=inner),
         ),
         block_other_parameters=norms + biases,
@@ -178,8 +180,8 @@ def _opt(config: dict[str, Any]) -> ModelShape:
         tied_embeddings=tied,
         linears=(
             LinearShape(name="self_attn.k_proj", out_features=hidden, in_features=hidden),
-            LinearShape(name="self_attn.v_proj", out_features=hidden, in_features=hidden),
-            LinearShape(name="self_attn.q_proj", out_features=hidden, in_features=hidden),
+            LinearShape(name="self_attn.v_proj", out_features=hidden, in_features=hidden, shares_input=True),
+            LinearShape(name="self_attn.q_proj", out_features=hidden, in_features=hidden, shares_input=True),
             LinearShape(name="self_attn.out_proj", out_features=hidden, in_features=hidden),
             LinearShape(name="fc1", out_features=inner, in_features=hidden),
             LinearShape(name="fc2", out_features=hidden, in_features=inner),

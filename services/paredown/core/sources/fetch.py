@@ -104,7 +104,7 @@ def _check_hashes(selection: Selection, files: list[JsonObject]) -> None:
 
 def _download_file(source: ModelSource, file: SourceFile, path: Path, cancelled: Cancelled) -> Iterator[int]:
     """Yields the bytes present so far. Continues a partial file; a source that went away is tried again."""
-    tries = 0
+    tries = furthest = 0
     while (present := path.stat().st_size if path.exists() else 0) < file.size_bytes or not path.exists():
         # Without an identity nothing says that the rest would be of the same file.
         if present and file.identity is None:
@@ -116,8 +116,9 @@ def _download_file(source: ModelSource, file: SourceFile, path: Path, cancelled:
             path.unlink(missing_ok=True)
         except SourceUnreachable:
             # Progress earns new tries: a long download over a bad line goes on as long as it gets anywhere.
-            moved = path.exists() and path.stat().st_size > present
-            tries = 1 if moved else tries + 1
+            reached = path.stat().st_size if path.exists() else 0
+            tries = 1 if reached > furthest else tries + 1
+            furthest = max(furthest, reached)
             if tries >= _TRIES:
                 raise
             _pause(2.0**tries / 4, cancelled)

@@ -1,0 +1,172 @@
+"""What a job would need: bytes of the artifact, memory, time. From sizes alone, each formula beside its reason.
+
+The artifact's bytes are exact to 2 %; memory and time are estimates.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from paredown.contracts.families import LinearShape, ModelShape
+from paredown.contracts.job import Format, JobSpec
+from paredown.contracts.recipes import Stage, WeightGrid, quantizer
+
+# Methods that gather XᵀX of every layer's input, and solve with it.
+_HESSIAN_METHODS = ("gptq",)
+
+
+def skipped(stage: Stage, name: str) -> bool:
+    """Whether the stage leaves the linear layer of this full name as it is."""
+    return any(fnmatchcase(name, pattern) for pattern in stage.skip)
+
+
+def is_calibrated(spec: JobSpec) -> bool:
+    return any(stage.needs_calibration for stage in spec.recipe)
+
+
+def output_bytes(shape: ModelShape, recipe: tuple[Stage, ...], file_format: Format) -> int:
+    """Bytes of the artifact's weight files, safetensors headers included. `file_format` is resolved, not auto."""
+    grid = quantizer(recipe) if file_format is Format.COMPRESSED_TENSORS else None
+    total = 2 * (shape.other_parameters + shape.num_blocks * shape.block_other_parameters)
+    header = _HEADER_FIXED_BYTES
+    for name, linear in shape.named_linears():
+        if grid is not None and not skipped(grid, name):
+            tensors = list(_packed_tensors(linear, grid))
+        else:
+            tensors = [(".weight", "BF16", (linear.out_features, linear.in_features))]
+        for suffix, dtype, dimensions in tensors:
+            total += math.prod(dimensions) * _DTYPE_BYTES[dtype]
+            header += _header_entry_bytes(name + suffix, dtype, dimensions, total)
+    vector = _header_entry_bytes("model.layers.0.self_attn.q_norm.weight", "BF16", (shape.hidden_size,), total)
+    return total + header + vector * _other_tensors(shape)
+
+
+_DTYPE_BYTES = {"BF16": 2, "I32": 4, "I64": 8}
+# Eight bytes of length, braces, and {"format":"pt"}.
+_HEADER_FIXED_BYTES = 48
+
+
+def _packed_tensors(linear: LinearShape, grid: WeightGrid) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """What compressed-tensors' pack-quantized stores for a linear: names, dtypes, shapes.
+
+    Codes lie dense in 32-bit words along each row, zero points along the columns of groups.
+    """
+    rows, columns = linear.out_features, linear.in_features
+    groups = columns // grid.group_size if grid.group_size is not None else 1
+    yield ".weight_packed", "I32", (rows, -(-columns * grid.bits // 32))
+    yield ".weight_scale", "BF16", (rows, groups)
+    yield ".weight_shape", "I64", (2,)
+    if not grid.symmetric:
+        yield ".weight_zero_point", "I32", (-(-rows * grid.bits // 32), groups)
+
+
+def _header_entry_bytes(name: str, dtype: str, dimensions: tuple[int, ...], offset: int) -> int:
+    entry = {name: {"dtype": dtype, "shape": dimensions, "data_offsets": [offset, offset]}}
+    return len(json.dumps(entry, separators=(",", ":"))) - 1  # less two braces, plus a comma
+
+
+def _other_tensors(shape: ModelShape) -> int:
+    """Tensors besides the linears: norms and biases, of a vector each, and some four for the whole model."""
+    vectors = shape.block_other_parameters / max(shape.hidden_size, 1)
+    return 4 + shape.num_blocks * max(2, min(16, round(vectors)))
+
+
+# A process that has imported torch, transformers and compressed-tensors; measured resident size on Linux.
+PROCESS_BYTES = 460 * 2**20
+_CUDA_CONTEXT_BYTES = 600 * 2**20
+# As the engine cuts its work (engine/forward.py).
+_MICRO_BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak of the engine's process, with and without paused activations."""
+
+    pausing: int
+    rerunning: int
+
+
+def memory_of(shape: ModelShape, spec: JobSpec, device: str) -> Memory:
+    """Peak bytes: embeddings + one block + its statistics + its activations, whatever the model's depth."""
+    number = 4 if spec.dtype == "float32" else 2
+    linear_parameters = sum(linear.weights for linear in shape.linears)
+    block_parameters = linear_parameters + shape.block_other_parameters
+    process = PROCESS_BYTES + (_CUDA_CONTEXT_BYTES if device == "cuda" else 0)
+    outer = shape.other_parameters * number
+    # The block for the forward, its source, and one group of linears in float32 with its result.
+    block = block_parameters * (number + 2) + 3 * 4 * max(linear.weights for linear in shape.linears)
+    calibrated, evaluated = calibration_tokens(spec), _evaluation_tokens(spec)
+    widest = max(linear.in_features for linear in shape.linears)
+    # A Hessian in float32; to factor it in float64, the damped matrix, its inverse and the factor beside it.
+    statistics = (4 + 3 * 8) * widest**2 if _needs_hessian(spec) else 4 * widest
+    # Hidden states entering and leaving the block.
+    states = 2 * shape.hidden_size * number
+    # One token's activations inside a block: residual, normed input, queries, keys, values, the mixed heads and the
+    # MLP's gate, up and product; what a paused forward may hold at its widest.
+    inside = number * (3 * shape.hidden_size + 3 * max(linear.out_features for linear in shape.linears))
+    micro_batch = min(_MICRO_BATCH_TOKENS, max(calibrated, evaluated))
+    # Logits of a micro-batch, in float32, and their log-softmax; at most so many rows at once.
+    logits = 2 * 4 * shape.vocab_size * min(micro_batch, max(spec.evaluation.sequence_length, 1))
+    evaluation = process + outer + block_parameters * (number + 2) + evaluated * states + micro_batch * inside + logits
+    compression = process + outer + block
+    if not calibrated:
+        return Memory(max(compression, evaluation), max(compression, evaluation))
+    compression += statistics + calibrated * states
+    return Memory(
+        pausing=max(compression + calibrated * inside, evaluation),
+        rerunning=max(compression + micro_batch * inside, evaluation),
+    )
+
+
+def calibration_tokens(spec: JobSpec) -> int:
+    return spec.calibration.samples * spec.calibration.sequence_length if is_calibrated(spec) else 0
+
+
+def _needs_hessian(spec: JobSpec) -> bool:
+    return any(stage.method in _HESSIAN_METHODS for stage in spec.recipe)
+
+
+def _evaluation_tokens(spec: JobSpec) -> int:
+    return spec.evaluation.samples * spec.evaluation.sequence_length
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """What a kind of device does in a second, on the work of this engine."""
+
+    flops: dict[str, float]  # of a block's forward, by dtype
+    quantized_weights: float  # weights rounded, scales searched
+    solved_weights: float  # weights through GPTQ's columns
+    start_seconds: float  # process start, reload in a clean process
+
+
+# cpu: the 135 M model on two cores of an EPYC with AVX-512: 37 s forward, 27 s Hessians, 29 s solve for 32 × 512 tokens
+# in float32. Matrix products alone reach 98 GFLOP/s there in float32, and 370 in bfloat16, of which half is kept.
+# cuda: one H200 at two fifths of its matrix-product rate, because a block of a small model does not fill it.
+_THROUGHPUT = {
+    "cpu": Throughput({"float32": 9.4e10, "bfloat16": 1.9e11}, 8e6, 3.7e6, 25),
+    "cuda": Throughput({"float32": 2e13, "bfloat16": 2.5e14}, 2e9, 2e7, 40),
+}
+_MEASURED_THREADS = 2
+DOWNLOAD_BYTES_PER_SECOND = 50e6
+
+
+def seconds_of(shape: ModelShape, spec: JobSpec, device: str, threads: int | None, pausing: bool) -> float:
+    """Seconds on a worker that does nothing else, the download left out."""
+    speed = _THROUGHPUT[device]
+    scale = threads / _MEASURED_THREADS if threads and device == "cpu" else 1.0
+    flops = speed.flops[spec.dtype] * scale
+    tokens = calibration_tokens(spec)
+    forward = 2 * shape.linear_parameters * tokens
+    # Without pausing, the block runs once more for each group of linears that share an input.
+    forward *= 1 if pausing else 1 + sum(not linear.shares_input for linear in shape.linears)
+    # XᵀX a little more than above the diagonal, for each distinct input, in float32 whatever the forward's dtype.
+    squares = sum(linear.in_features**2 for linear in shape.linears if not linear.shares_input)
+    solves = _needs_hessian(spec)
+    hessian = 1.2 * squares * shape.num_blocks * tokens if solves else 0
+    solving = shape.linear_parameters / (speed.solved_weights if solves else speed.quantized_weights) / scale
+    # Base and artifact by the block stream, and the artifact once more by the runtime that proves it.
+    measured = 3 * 2 * (shape.linear_parameters + shape.vocab_size * shape.hidden_size) * _evaluation_tokens(spec)
+    return speed.start_seconds + (forward + measured) / flops + hessian / (speed.flops["float32"] * scale) + solving

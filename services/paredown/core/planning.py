@@ -1,0 +1,209 @@
+"""Before a job is queued: whether the recipe fits the model, and what the job would need.
+
+All of it comes from sizes alone (contracts.families); nothing is loaded. The formulas are in core/estimates.py.
+"""
+
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from typing import get_args
+
+from paredown.contracts.families import LinearShape, ModelShape
+from paredown.contracts.job import Format, JobSpec, Plan
+from paredown.contracts.recipes import Stage, WeightGrid, quantizer, recipe_hash, recipe_name
+from paredown.contracts.recipes.pruning import Mask, parse_pattern
+from paredown.contracts.recipes.quantization import GroupSize
+from paredown.core.errors import CalibrationUnfit, GroupSizeUnfit, PlanExceeded, PoolUnknown, RecipeRefused
+from paredown.core.estimates import (
+    DOWNLOAD_BYTES_PER_SECOND,
+    PROCESS_BYTES,
+    calibration_tokens,
+    is_calibrated,
+    memory_of,
+    output_bytes,
+    seconds_of,
+    skipped,
+)
+from paredown.core.settings import Pool, Settings
+from paredown.core.sources.base import ModelDescription
+
+# Statistics of fewer tokens than this describe few layers well; GPTQ's and Wanda's papers use 128 × 2048.
+FEW_TOKENS = 4096
+
+
+def check_recipe(shape: ModelShape, spec: JobSpec) -> None:
+    """Raises RecipeRefused, GroupSizeUnfit or CalibrationUnfit with the field of the job to blame."""
+    for index, stage in enumerate(spec.recipe):
+        field = f"recipe.{index}"
+        if reason := stage.refuses.get(shape.family) or stage.refuses.get(shape.model_type):
+            raise RecipeRefused(f"{stage.title} cannot take a {shape.model_type} model: {reason}", field=field)
+        _check_skip(shape, stage, field)
+        linears = _touched(shape, stage)
+        if isinstance(stage, WeightGrid):
+            _check_group_size(stage, linears, f"{field}.group_size")
+        if isinstance(stage, Mask) and stage.pattern is not None:
+            _check_pattern(stage.pattern, linears, f"{field}.pattern")
+    if spec.resolved_format is Format.COMPRESSED_TENSORS and shape.family == "gpt2":
+        raise RecipeRefused(
+            "compressed-tensors does not know GPT-2's Conv1D layers, so neither vLLM nor transformers would load the "
+            "artifact; set format to safetensors, which stores the quantized weights dense.",
+            field="format",
+        )
+    _check_context(shape, spec)
+
+
+def _check_skip(shape: ModelShape, stage: Stage, field: str) -> None:
+    names = [name for name, _ in shape.named_linears()]
+    for position, pattern in enumerate(stage.skip):
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise RecipeRefused(
+                f"The pattern {pattern!r} matches no linear layer; they are called such as {names[0]}.",
+                field=f"{field}.skip.{position}",
+            )
+    if all(skipped(stage, name) for name in names):
+        raise RecipeRefused(
+            f"Skipping {', '.join(stage.skip)} leaves {stage.title} nothing to do.", field=f"{field}.skip"
+        )
+
+
+def _touched(shape: ModelShape, stage: Stage) -> list[tuple[str, LinearShape]]:
+    """The linears that the stage compresses, under their full names."""
+    return [(name, linear) for name, linear in shape.named_linears() if not skipped(stage, name)]
+
+
+def _check_group_size(stage: WeightGrid, linears: list[tuple[str, LinearShape]], field: str) -> None:
+    size = stage.group_size
+    if size is None:
+        return
+    unfit = next((item for item in linears if item[1].in_features % size), None)
+    if unfit is None:
+        return
+    fitting = [str(other) for other in get_args(GroupSize) if all(not item.in_features % other for _, item in linears)]
+    advice = f"sizes that fit every layer: {', '.join(fitting)}" if fitting else "no group size fits every layer"
+    raise GroupSizeUnfit(
+        f"group_size {size} does not divide the {unfit[1].in_features} input channels of {unfit[0]}; {advice}, or "
+        "null for one scale a row, or skip that layer.",
+        field=field,
+    )
+
+
+def _check_pattern(pattern: str, linears: list[tuple[str, LinearShape]], field: str) -> None:
+    _, width = parse_pattern(pattern)
+    for name, linear in linears:
+        if linear.in_features % width:
+            raise RecipeRefused(
+                f"The pattern {pattern} needs rows that are a multiple of {width}, but {name} has "
+                f"{linear.in_features} input channels; use a sparsity instead, or skip that layer.",
+                field=field,
+            )
+
+
+def _check_context(shape: ModelShape, spec: JobSpec) -> None:
+    parts = [("evaluation", spec.evaluation.sequence_length)]
+    if is_calibrated(spec):
+        parts.insert(0, ("calibration", spec.calibration.sequence_length))
+    for part, length in parts:
+        if length > shape.context_length:
+            raise CalibrationUnfit(
+                f"Sequences of {length} tokens are longer than the model's context of {shape.context_length}.",
+                field=f"{part}.sequence_length",
+            )
+
+
+def make_plan(spec: JobSpec, description: ModelDescription, settings: Settings) -> Plan:
+    """What the job would need on its pool. Raises PoolUnknown, PlanExceeded."""
+    shape = description.shape
+    name, pool = _pool_of(spec, settings)
+    memory = memory_of(shape, spec, pool.device)
+    limit = pool.memory_bytes
+    pausing = limit is None or memory.pausing <= limit
+    needed = memory.pausing if pausing else memory.rerunning
+    if limit is not None and needed > limit:
+        raise PlanExceeded(
+            f"The job needs about {_gib(needed)} of memory; a worker of the pool {name} has {_gib(limit)}. Choose "
+            "another pool, fewer calibration samples, or bfloat16.",
+            field="pool",
+        )
+    output = output_bytes(shape, spec.recipe, spec.resolved_format)
+    seconds = seconds_of(shape, spec, pool.device, settings.engine_threads, pausing)
+    seconds += description.download_bytes / DOWNLOAD_BYTES_PER_SECOND
+    number = 4 if spec.dtype == "float32" else 2
+    # Checkpoint: the finished blocks, dense and packed, and the hidden states; then the artifact itself.
+    checkpoint = 2 * shape.linear_parameters + output + calibration_tokens(spec) * shape.hidden_size * number
+    return Plan(
+        model=spec.model,
+        model_type=shape.model_type,
+        parameters=shape.parameters,
+        base_bytes=shape.base_bytes,
+        recipe_name=recipe_name(spec.recipe),
+        recipe_hash=recipe_hash(spec.recipe),
+        format=spec.resolved_format,
+        pool=name,
+        memory_bytes=needed,
+        disk_bytes=description.download_bytes + checkpoint + output,
+        download_bytes=description.download_bytes,
+        output_bytes=output,
+        size_ratio=output / shape.base_bytes,
+        seconds=seconds,
+        cost=seconds / 3600 * pool.price_per_hour,
+        currency=settings.currency,
+        pausing=pausing,
+        warnings=tuple(_warnings(shape, spec, output, limit)),
+    )
+
+
+def _pool_of(spec: JobSpec, settings: Settings) -> tuple[str, Pool]:
+    needs_gpu = next((stage.title for stage in spec.recipe if stage.needs_gpu), None)
+    name = spec.pool or settings.default_pool
+    if name not in settings.pools:
+        known = ", ".join(sorted(settings.pools))
+        raise PoolUnknown(f"There is no pool {name!r}; there are {known}.", field="pool")
+    if needs_gpu and settings.pools[name].device != "cuda":
+        if spec.pool is not None:
+            raise RecipeRefused(f"{needs_gpu} needs a GPU, and the pool {name} has none.", field="pool")
+        gpus = [other for other, pool in settings.pools.items() if pool.device == "cuda"]
+        if not gpus:
+            raise PoolUnknown(f"{needs_gpu} needs a GPU, and no pool here has one.", field="recipe")
+        name = gpus[0]
+    return name, settings.pools[name]
+
+
+def _warnings(shape: ModelShape, spec: JobSpec, output: int, memory_limit: int | None) -> Iterator[str]:
+    grid = quantizer(spec.recipe)
+    if grid is not None and grid.bits <= 3:
+        if not grid.needs_calibration:
+            yield f"{grid.bits} bits without calibration cost much accuracy; gptq keeps more of it."
+        if spec.resolved_format is Format.COMPRESSED_TENSORS:
+            yield f"vLLM has no kernel for {grid.bits}-bit weights; the artifact loads in transformers only."
+    if grid is not None and spec.resolved_format is Format.SAFETENSORS:
+        yield "safetensors stores quantized weights dense, so the artifact is no smaller than the base."
+    for stage in spec.recipe:
+        if isinstance(stage, Mask):
+            kept = parse_pattern(stage.pattern) if stage.pattern else None
+            sparsity = 1 - kept[0] / kept[1] if kept else stage.sparsity
+            if sparsity > 0.5:
+                yield f"Pruning {sparsity:.0%} at once without retraining usually breaks a model; most bear 50 %."
+    tokens = calibration_tokens(spec)
+    if 0 < tokens < FEW_TOKENS:
+        yield f"{tokens} calibration tokens are few; from {FEW_TOKENS} on the statistics are steady."
+    if (
+        spec.budget
+        and spec.budget.max_size_ratio is not None
+        and output / shape.base_bytes > spec.budget.max_size_ratio
+    ):
+        yield (
+            f"The artifact will have about {output / shape.base_bytes:.1%} of the base bytes; the budget allows "
+            f"{spec.budget.max_size_ratio:.1%}, so the job will end rejected."
+        )
+    whole = shape.parameters * (4 if spec.dtype == "float32" else 2) + PROCESS_BYTES
+    if memory_limit is not None and whole > memory_limit:
+        yield (
+            f"Reloading the artifact in a clean process takes about {_gib(whole)}, more than a worker of the pool has, "
+            "so no runtime will be claimed for it."
+        )
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**30:.1f} GiB"
+
+
+__all__ = ["check_recipe", "make_plan", "output_bytes"]
