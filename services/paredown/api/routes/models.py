@@ -1,0 +1,54 @@
+"""Models, and the trade-offs that were found for them."""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
+
+from paredown.api.auth import allow
+from paredown.api.http import ApiRoute
+from paredown.api.openapi import problems
+from paredown.api.schemas import Cursor, Limit, ModelPage
+from paredown.api.service import UsesService
+from paredown.contracts.artifact import Front
+from paredown.core import catalogue
+from paredown.core.access import Principal
+from paredown.core.sources.packages import packaged_models
+
+router = APIRouter(route_class=ApiRoute, tags=["models"])
+
+
+@router.get("/models", operation_id="listModels", summary="Models that one can submit")
+def list_models(
+    service: UsesService, after: Cursor = None, limit: Limit = 50, caller: Principal = allow("jobs:read")
+) -> ModelPage:
+    """Those that the project has used, newest first. The first page begins with those that installed packages carry."""
+    with service.database.transaction() as session:
+        recorded, cursor = catalogue.list_models(session, caller.project_id, after=after, limit=limit)
+    known = {entry.uri for entry in recorded}
+    packaged = packaged_models(service.settings) if after is None else []
+    items = [*(entry for entry in packaged if entry.uri not in known), *recorded]
+    return ModelPage(items=tuple(items), has_more=cursor is not None, after=cursor)
+
+
+@router.get(
+    "/models/front",
+    operation_id="getFront",
+    summary="The trade-offs of one model",
+    responses=problems(404),
+)
+def get_front(
+    service: UsesService,
+    model: Annotated[str, Query(min_length=1, max_length=2048, description="URI or fingerprint of the model.")],
+    cost_axis: Annotated[
+        Literal["size_bytes", "decode_tokens_per_second", "cost_per_million_tokens"],
+        Query(description="What accuracy is weighed against."),
+    ] = "size_bytes",
+    protocol: Annotated[
+        str | None,
+        Query(pattern="^[0-9a-f]{64}$", description="Hash of the protocol; empty takes the one with most artifacts."),
+    ] = None,
+    caller: Principal = allow("artifacts:read"),
+) -> Front:
+    """Every artifact of the model that was measured under one protocol, and the base; `on_front` marks the best."""
+    with service.database.transaction() as session:
+        return catalogue.front(session, caller.project_id, model, protocol, cost_axis)

@@ -1,0 +1,55 @@
+"""From a spec to a queued job: what can be checked before any byte of weights is fetched is checked here.
+
+Looking at the model may go over the network, so it happens before the transaction that writes the job.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from uuid import UUID
+
+from paredown.api.service import Service
+from paredown.contracts.job import JobSpec, JobView, Plan
+from paredown.core import catalogue, jobs, planning, sources
+from paredown.core.errors import NotFound, SourceError, SourceNotFound
+from paredown.core.tables import IdempotencyRow
+
+
+def submit(service: Service, project_id: UUID, spec: JobSpec, idempotency_key: str | None) -> tuple[JobView, bool]:
+    """The job, and whether this call made it. Raises whatever is wrong with the spec."""
+    if idempotency_key is not None:
+        # The first answer holds, even where the model has moved or the deadline has passed since.
+        with service.database.transaction() as session:
+            if session.get(IdempotencyRow, (project_id, idempotency_key)) is not None:
+                return jobs.submit(session, project_id, spec, pool="", idempotency_key=idempotency_key)
+    pool = plan(service, project_id, spec).pool
+    with service.database.transaction() as session:
+        return jobs.submit(session, project_id, spec, pool=pool, idempotency_key=idempotency_key)
+
+
+def plan(service: Service, project_id: UUID, spec: JobSpec) -> Plan:
+    """What the job would need. Raises what is wrong with its model, its texts, its recipe or its pool."""
+
+    def resolve(dataset_id: UUID) -> str:
+        with service.database.transaction() as session:
+            return str(catalogue.get_dataset(session, project_id, dataset_id).id)
+
+    texts = {"calibration.source": spec.calibration.source, "evaluation.source": spec.evaluation.source}
+    for field, uri in texts.items():
+        with _blaming(field):
+            sources.check_text_uri(uri, service.settings, resolve)
+    description = sources.describe(spec.model, service.settings)
+    planning.check_recipe(description.shape, spec)
+    return planning.make_plan(spec, description, service.settings)
+
+
+@contextmanager
+def _blaming(field: str) -> Iterator[None]:
+    """A text's problem names the field of the job that asked for it."""
+    try:
+        yield
+    except NotFound as error:
+        # 404 would say that the address of this request is wrong.
+        raise SourceNotFound(error.detail, field=field) from error
+    except SourceError as error:
+        error.field = error.field or field
+        raise
