@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.orm import Session
 
 from paredown.contracts.access import KeyView, Scope
+from paredown.core.db import database_now
 from paredown.core.errors import NotFound, RequestInvalid, SettingsInvalid, Unauthenticated
 from paredown.core.settings import Settings
 from paredown.core.storable import check_storable
@@ -53,7 +54,7 @@ def create_key(
 ) -> tuple[KeyView, str]:
     """A new key and its secret, `pare_<prefix>_<random>`, which is never seen again. Raises RequestInvalid."""
     check_storable(name, "name")
-    if expires_at and expires_at <= session.execute(select(func.now())).scalar_one():
+    if expires_at and expires_at <= database_now(session):
         raise RequestInvalid("expires_at lies in the past.", field="expires_at")
     prefix = f"pare_{secrets.token_hex(4)}"
     secret = f"{prefix}_{secrets.token_urlsafe(32)}"
@@ -139,7 +140,7 @@ def _scopes(key: ApiKeyRow) -> tuple[Scope, ...]:
     return tuple(scope for scope in Scope if scope in key.scopes)
 
 
-def _select_keys() -> Select[tuple[ApiKeyRow, str]]:
+def _select_keys() -> Select[ApiKeyRow, str]:
     return select(ApiKeyRow, ProjectRow.name).join(ProjectRow, ProjectRow.id == ApiKeyRow.project_id)
 
 

@@ -1,28 +1,60 @@
-"""The catalogue: artifacts and what belongs to them - models, data sets, baselines.
+"""The catalogue of artifacts; what they were made from is in core/inputs.py, and offered here too.
 
 A project reads its own artifacts and those that others show to everyone; it changes its own only. A deleted artifact is
 only marked; the dispatcher then removes its files.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
-from uuid import UUID, uuid4
+from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, Text, cast, func, insert, or_, select, update
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.orm import Session, defer
+from sqlalchemy import func, insert, or_, select, update
+from sqlalchemy.orm import Session
 
-from paredown.contracts.artifact import ArtifactView, BaseModelRecord, Evaluation, Manifest, Verdict
-from paredown.contracts.dataset import DatasetView
+from paredown.contracts.artifact import ArtifactView, Manifest, Verdict
 from paredown.contracts.job import JobState, content_hash
-from paredown.contracts.service import ModelEntry
+from paredown.core.artifact_queries import of_model, readable, select_views, view
 from paredown.core.errors import Forbidden, NotFound, PreconditionFailed
+from paredown.core.front import front
+from paredown.core.inputs import (
+    baseline,
+    delete_dataset,
+    get_dataset,
+    list_datasets,
+    list_models,
+    new_dataset,
+    record_model,
+    save_baseline,
+)
 from paredown.core.paging import Place, encode_cursor, page
 from paredown.core.storable import check_storable, storable
-from paredown.core.tables import ArtifactRow, BaselineRow, DatasetRow, JobRow, ModelRow, ProjectRow
+from paredown.core.tables import ArtifactRow, DatasetRow, JobRow
 
-JsonObject = dict[str, Any]
+__all__ = [
+    "NewArtifact",
+    "add_artifact",
+    "baseline",
+    "delete_artifact",
+    "delete_dataset",
+    "deleted_artifacts",
+    "etag",
+    "front",
+    "get_artifact",
+    "get_dataset",
+    "is_artifact_of",
+    "known_prefix",
+    "list_artifacts",
+    "list_datasets",
+    "list_models",
+    "manifest",
+    "mark_swept",
+    "new_dataset",
+    "record_model",
+    "save_baseline",
+    "storage_prefix",
+    "update_artifact",
+]
 
 
 @dataclass(frozen=True)
@@ -81,11 +113,11 @@ def is_artifact_of(session: Session, artifact_id: UUID, job_id: UUID, epoch: int
 
 def get_artifact(session: Session, project_id: UUID | None, artifact_id: UUID) -> ArtifactView:
     """An artifact that this project may read; None stands for any project. Raises NotFound."""
-    query = _select_views().where(ArtifactRow.id == artifact_id, *readable(project_id))
+    query = select_views().where(ArtifactRow.id == artifact_id, *readable(project_id))
     found = session.execute(query.execution_options(populate_existing=True)).one_or_none()
     if found is None:
         raise _no_artifact(artifact_id)
-    return _view(*found)
+    return view(*found)
 
 
 def manifest(session: Session, project_id: UUID | None, artifact_id: UUID) -> Manifest:
@@ -123,7 +155,7 @@ def list_artifacts(
     `search` is looked for in name, model and recipe; `model` is a URI or a fingerprint. Raises RequestInvalid.
     """
     check_storable([search, tag, model, method], "filter")
-    query = _select_views().where(*readable(project_id))
+    query = select_views().where(*readable(project_id))
     if search:
         columns = (ArtifactRow.name, ArtifactRow.model, ArtifactRow.recipe_name)
         query = query.where(or_(*(column.icontains(search, autoescape=True) for column in columns)))
@@ -136,7 +168,7 @@ def list_artifacts(
     if verdict is not None:
         query = query.where(ArtifactRow.verdict == verdict)
     rows, has_more = page(session, query, ArtifactRow.created_at, ArtifactRow.id, after=after, limit=limit)
-    views = [_view(*row) for row in rows]
+    views = [view(*row) for row in rows]
     return views, encode_cursor(Place(views[-1].created_at, views[-1].id)) if has_more else None
 
 
@@ -150,13 +182,12 @@ def update_artifact(
     visibility: Literal["project", "everyone"] | None = None,
     if_match: str | None = None,
 ) -> ArtifactView:
-    """Change what is given. `if_match` holds ETags: raises PreconditionFailed unless the artifact still has one of them.
+    """Change what is given. `if_match` holds ETags of which the artifact must still have one.
 
-    Raises NotFound, or Forbidden for an artifact that another project shows.
+    Raises PreconditionFailed, NotFound, or Forbidden for an artifact that another project shows.
     """
     _lock_own(session, project_id, artifact_id)
-    view = get_artifact(session, project_id, artifact_id)
-    if if_match is not None and not _matches(if_match, etag(view)):
+    if if_match is not None and not _matches(if_match, etag(get_artifact(session, project_id, artifact_id))):
         raise PreconditionFailed("The artifact was changed meanwhile; read it again.", field="If-Match")
     values: dict[str, Any] = {}
     if name is not None:
@@ -178,9 +209,9 @@ def delete_artifact(session: Session, project_id: UUID, artifact_id: UUID) -> No
     session.execute(_change(artifact_id).values(deleted_at=func.now()))
 
 
-def etag(view: ArtifactView) -> str:
+def etag(artifact: ArtifactView) -> str:
     """A strong ETag of what the catalogue says of an artifact."""
-    return f'"{content_hash(view.model_dump(mode="json"))[:32]}"'
+    return f'"{content_hash(artifact.model_dump(mode="json"))[:32]}"'
 
 
 # Sweeping: what of the store may go
@@ -228,205 +259,7 @@ def known_prefix(session: Session, prefix: str) -> bool:
     return session.execute(query).scalar_one()
 
 
-# Baselines
-
-
-def baseline(session: Session, fingerprint: str, protocol_hash: str, dtype: str, device_kind: str) -> Evaluation | None:
-    """The uncompressed model's quality, if it was measured before under the same conditions."""
-    row = session.get(BaselineRow, (fingerprint, protocol_hash, dtype, device_kind))
-    return Evaluation.model_validate({**row.evaluation, "cached": True}) if row else None
-
-
-def save_baseline(session: Session, fingerprint: str, evaluation: Evaluation, device_kind: str) -> None:
-    """Keep a base model's quality for later jobs; the first measurement stays."""
-    new = postgresql_insert(BaselineRow).values(
-        model_fingerprint=fingerprint,
-        protocol_hash=evaluation.protocol_hash,
-        dtype=evaluation.protocol.dtype,
-        device_kind=device_kind,
-        evaluation=storable(evaluation.model_dump(mode="json")),
-    )
-    session.execute(new.on_conflict_do_nothing())
-
-
-# Models
-
-
-def record_model(session: Session, project_id: UUID, record: BaseModelRecord, config: Mapping[str, Any]) -> None:
-    """Remember that the project uses this model."""
-    new = postgresql_insert(ModelRow).values(
-        id=uuid4(),
-        project_id=project_id,
-        uri=record.uri,
-        revision=record.revision,
-        fingerprint=record.fingerprint,
-        model_type=record.model_type,
-        parameters=record.parameters,
-        config=storable(dict(config)),
-    )
-    again = {"last_used_at": func.now(), "fingerprint": new.excluded.fingerprint, "config": new.excluded.config}
-    session.execute(new.on_conflict_do_update(constraint="models_once", set_=again))
-
-
-def list_models(
-    session: Session, project_id: UUID, *, after: str | None = None, limit: int
-) -> tuple[list[ModelEntry], str | None]:
-    """A page of the models that the project has used, and the cursor of the next page; the newest first."""
-    query = select(ModelRow).where(ModelRow.project_id == project_id)
-    rows, has_more = page(session, query, ModelRow.created_at, ModelRow.id, after=after, limit=limit)
-    models: list[ModelRow] = [row for (row,) in rows]
-    entries = [
-        ModelEntry(
-            uri=model.uri,
-            origin="recorded",
-            revision=model.revision,
-            fingerprint=model.fingerprint,
-            model_type=model.model_type,
-            parameters=model.parameters,
-            base_bytes=2 * model.parameters,
-            last_used_at=model.last_used_at,
-        )
-        for model in models
-    ]
-    return entries, encode_cursor(Place(models[-1].created_at, models[-1].id)) if has_more else None
-
-
-# Data sets
-
-
-def new_dataset(
-    session: Session, project_id: UUID, dataset_id: UUID, *, name: str, sha256: str, size_bytes: int, storage_key: str
-) -> DatasetView:
-    """Enter an upload whose bytes lie in the store already. Raises RequestInvalid."""
-    check_storable(name, "name")
-    session.execute(
-        insert(DatasetRow).values(
-            id=dataset_id,
-            project_id=project_id,
-            name=name,
-            sha256=sha256,
-            size_bytes=size_bytes,
-            storage_key=storage_key,
-        )
-    )
-    return get_dataset(session, project_id, dataset_id)
-
-
-def get_dataset(session: Session, project_id: UUID | None, dataset_id: UUID) -> DatasetView:
-    """A data set of this project; None stands for any project. Raises NotFound."""
-    query = _select_datasets().where(DatasetRow.id == dataset_id)
-    if project_id is not None:
-        query = query.where(DatasetRow.project_id == project_id)
-    found = session.execute(query).one_or_none()
-    if found is None:
-        raise NotFound(f"There is no data set {dataset_id}.")
-    return _dataset_view(*found)
-
-
-def list_datasets(
-    session: Session, project_id: UUID, *, after: str | None = None, limit: int
-) -> tuple[list[DatasetView], str | None]:
-    """A page of the project's data sets, newest first, and the cursor of the next page."""
-    query = _select_datasets().where(DatasetRow.project_id == project_id)
-    rows, has_more = page(session, query, DatasetRow.created_at, DatasetRow.id, after=after, limit=limit)
-    views = [_dataset_view(*row) for row in rows]
-    return views, encode_cursor(Place(views[-1].created_at, views[-1].id)) if has_more else None
-
-
-def delete_dataset(session: Session, project_id: UUID, dataset_id: UUID) -> str:
-    """Forget a data set; returns its key in the store, for the caller to remove once this is committed."""
-    owned = select(DatasetRow).where(DatasetRow.id == dataset_id, DatasetRow.project_id == project_id)
-    row = session.scalar(owned.with_for_update())
-    if row is None:
-        raise NotFound(f"There is no data set {dataset_id}.")
-    session.delete(row)
-    return row.storage_key
-
-
 # What they share
-
-
-def readable(project_id: UUID | None) -> list[ColumnElement[bool]]:
-    """Conditions of an artifact that this project may read; None stands for any project."""
-    alive = ArtifactRow.deleted_at.is_(None)
-    if project_id is None:
-        return [alive]
-    return [alive, or_(ArtifactRow.project_id == project_id, ArtifactRow.visibility == "everyone")]
-
-
-def of_model(model: str) -> ColumnElement[bool]:
-    """`model` is a URI or a fingerprint."""
-    return or_(ArtifactRow.model == model, ArtifactRow.model_fingerprint == model)
-
-
-def report_number(*path: str) -> ColumnElement[float | None]:
-    """A number deep in the manifest's report; NULL where it was not measured."""
-    return cast(func.jsonb_extract_path_text(ArtifactRow.manifest, "report", *path), ArtifactRow.perplexity.type)
-
-
-DECODE_SPEED = report_number("speeds", "artifact", "decode_tokens_per_second")
-BASE_DECODE_SPEED = report_number("speeds", "base", "decode_tokens_per_second")
-TOKEN_COST = report_number("cost", "artifact_per_million_tokens")
-BASE_TOKEN_COST = report_number("cost", "base_per_million_tokens")
-_CURRENCY = cast(func.jsonb_extract_path_text(ArtifactRow.manifest, "report", "cost", "currency"), Text)
-
-
-def _select_views() -> Select[Any]:
-    # The manifest itself may have thousands of layers; a list needs a few of its figures.
-    return (
-        select(
-            ArtifactRow,
-            ProjectRow.name,
-            ArtifactRow.manifest["recipe"],
-            DECODE_SPEED,
-            BASE_DECODE_SPEED,
-            TOKEN_COST,
-            _CURRENCY,
-        )
-        .join(ProjectRow, ProjectRow.id == ArtifactRow.project_id)
-        .options(defer(ArtifactRow.manifest, raiseload=True))
-    )
-
-
-def _view(
-    row: ArtifactRow,
-    project: str,
-    recipe: list[JsonObject],
-    decode_speed: float | None,
-    base_decode_speed: float | None,
-    token_cost: float | None,
-    currency: str | None,
-) -> ArtifactView:
-    return ArtifactView.model_validate(
-        {
-            "id": row.id,
-            "project": project,
-            "job_id": row.job_id,
-            "name": row.name,
-            "model": row.model,
-            "model_fingerprint": row.model_fingerprint,
-            "model_type": row.model_type,
-            "parameters": row.parameters,
-            "recipe": recipe,
-            "recipe_name": row.recipe_name,
-            "recipe_hash": row.recipe_hash,
-            "format": row.format,
-            "size_bytes": row.size_bytes,
-            "base_bytes": row.base_bytes,
-            "size_ratio": row.size_bytes / row.base_bytes,
-            "perplexity": row.perplexity,
-            "base_perplexity": row.base_perplexity,
-            "protocol_hash": row.protocol_hash,
-            "decode_tokens_per_second": decode_speed,
-            "base_decode_tokens_per_second": base_decode_speed,
-            "cost_per_million_tokens": token_cost,
-            "currency": currency,
-            "verdict": row.verdict,
-            "visibility": row.visibility,
-            "tags": row.tags,
-            "created_at": row.created_at,
-        }
-    )
 
 
 def _no_artifact(artifact_id: UUID) -> NotFound:
@@ -449,18 +282,3 @@ def _change(artifact_id: UUID) -> Any:
 def _matches(if_match: str, tag: str) -> bool:
     candidates = [candidate.strip() for candidate in if_match.split(",")]
     return "*" in candidates or tag in candidates
-
-
-def _select_datasets() -> Select[tuple[DatasetRow, str]]:
-    return select(DatasetRow, ProjectRow.name).join(ProjectRow, ProjectRow.id == DatasetRow.project_id)
-
-
-def _dataset_view(row: DatasetRow, project: str) -> DatasetView:
-    return DatasetView(
-        id=row.id,
-        project=project,
-        name=row.name,
-        sha256=row.sha256,
-        size_bytes=row.size_bytes,
-        created_at=row.created_at,
-    )

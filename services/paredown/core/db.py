@@ -2,13 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine, func, select, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from paredown.core.errors import DatabaseUnavailable
 from paredown.core.settings import Settings
+
+# PostgreSQL's code for a lock that was not had within the lock timeout.
+LOCK_NOT_AVAILABLE = "55P03"
 
 
 class Database:
@@ -31,7 +35,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
-        """One transaction: commits at the end, rolls back on any error. Raises DatabaseUnavailable when out of reach."""
+        """One transaction: committed at the end, rolled back on any error. Raises DatabaseUnavailable."""
         try:
             with self._sessions.begin() as session:
                 yield session
@@ -51,3 +55,9 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def database_now(session: Session) -> datetime:
+    """The database's clock at the begin of this transaction: the only clock that decides anything."""
+    now: datetime = session.execute(select(func.now())).scalar_one()
+    return now

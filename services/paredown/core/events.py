@@ -1,9 +1,9 @@
 """The history of jobs: written with each change of state, read by streams that must miss nothing.
 
-`seq` counts from 1 within a job. It is taken from the job's row under that row's lock, so it has no gaps and lies in the
-order of the commits. Across jobs there is no such order: a transaction that began early may commit late. Each event
+`seq` counts from 1 within a job. It is taken from the job's row under that row's lock, so it has no gaps and lies in
+the order of the commits. Across jobs there is no such order: a transaction that began early may commit late. Each event
 therefore carries its transaction's id, and a reader of all events goes no further than the oldest transaction that is
-still open; whatever commits later has a larger id.
+still open; whatever commits later has a larger id, or is that one.
 """
 
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from paredown.core.tables import JobEventRow
 
 # A reader is never further behind than this; it lets the database leave old partitions alone.
 _RECENT = timedelta(days=1)
+_BEFORE_ALL = UUID(int=0)
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class EventCursor:
     """How far the events of all jobs have been read: up to and including this one."""
 
     position: int
-    job_id: UUID = UUID(int=0)
+    job_id: UUID = _BEFORE_ALL
     seq: int = 0
 
 

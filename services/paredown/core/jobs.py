@@ -1,41 +1,36 @@
 """The state machine of jobs. Nobody else writes their state; the arrows are in docs/architecture.md.
 
 Every function takes the session of an open transaction and leaves the commit to its caller. A worker holds a job by its
-epoch: the number of the claim. `_held` is the fence through which each of its writes goes. Each change of state adds one
-event to the job's history. All times are the database's.
+epoch: the number of the claim. `_held` is the fence through which each of its writes goes. Each change of state adds
+one event to the job's history. All times are the database's.
 """
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
-from uuid import UUID, uuid4
+from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, func, insert, or_, select, update
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
 from paredown.contracts.artifact import ArtifactView, Verdict
-from paredown.contracts.job import JobError, JobSpec, JobState, JobView, Progress, content_hash
-from paredown.contracts.recipes import recipe_hash, recipe_name
+from paredown.contracts.job import JobError, JobState, JobView, Progress
 from paredown.core import catalogue
+from paredown.core.db import database_now
 from paredown.core.errors import (
     CancelPending,
     DeadlineExceeded,
-    IdempotencyBusy,
-    IdempotencyMismatch,
     LeaseLost,
     NotFound,
-    RequestInvalid,
     StateConflict,
     WorkerLost,
 )
 from paredown.core.events import EventCursor, events_after, new_events, record
-from paredown.core.paging import Place, encode_cursor, page
+from paredown.core.job_queries import counts, due_pools, get, is_due, list_jobs, oldest_due_seconds
 from paredown.core.settings import Settings
-from paredown.core.storable import check_storable, storable
-from paredown.core.tables import ArtifactRow, IdempotencyRow, JobRow, ProjectRow
+from paredown.core.storable import storable
+from paredown.core.submission import submit
+from paredown.core.tables import JobRow
 
 __all__ = [
     "Claim",
@@ -61,8 +56,6 @@ __all__ = [
 ]
 
 MAX_RETRY_DELAY_SECONDS = 3600
-MAX_KEY_LENGTH = 255
-LOCK_NOT_AVAILABLE = "55P03"
 
 EventType = Literal[
     "queued",
@@ -92,110 +85,6 @@ class Claim:
 # People
 
 
-def submit(
-    session: Session, project_id: UUID, spec: JobSpec, *, pool: str, idempotency_key: str | None
-) -> tuple[JobView, bool]:
-    """Queue a job; the second value tells whether it is new. With a key that was used before, the first job comes back.
-
-    A concurrent create with the same key is waited for. Raises IdempotencyMismatch when the key came with another spec,
-    IdempotencyBusy when the wait took longer than the lock timeout.
-    """
-    body = spec.model_dump(mode="json")
-    check_storable(body, "spec")
-    job_id = uuid4()
-    if idempotency_key is not None:
-        first = _reserve_key(session, project_id, idempotency_key, content_hash(body), job_id)
-        if first != job_id:
-            return get(session, project_id, first), False
-    now = _now(session)
-    if spec.deadline_at and spec.deadline_at <= now:
-        raise RequestInvalid("deadline_at lies in the past.", field="deadline_at")
-    session.execute(
-        insert(JobRow).values(
-            id=job_id,
-            project_id=project_id,
-            spec=body,
-            model=spec.model,
-            recipe_hash=recipe_hash(spec.recipe),
-            recipe_name=recipe_name(spec.recipe),
-            pool=pool,
-            priority=spec.priority,
-            run_at=spec.run_at or now,
-            deadline_at=spec.deadline_at,
-            last_seq=1,
-        )
-    )
-    record(session, job_id, 1, "queued", {"pool": pool})
-    return get(session, project_id, job_id), True
-
-
-def _reserve_key(session: Session, project_id: UUID, key: str, request_hash: str, job_id: UUID) -> UUID:
-    """The job that this key stands for: `job_id` when the key is new. The insert waits for a concurrent one to end."""
-    check_storable(key, "Idempotency-Key")
-    if not 1 <= len(key) <= MAX_KEY_LENGTH:
-        raise RequestInvalid(f"An Idempotency-Key has 1 to {MAX_KEY_LENGTH} characters.", field="Idempotency-Key")
-    reserve = postgresql_insert(IdempotencyRow).values(
-        project_id=project_id, key=key, request_hash=request_hash, job_id=job_id
-    )
-    try:
-        inserted = session.scalar(reserve.on_conflict_do_nothing().returning(IdempotencyRow.job_id))
-    except OperationalError as error:
-        if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
-            raise
-        raise IdempotencyBusy(
-            "The first request with this Idempotency-Key is still under way; send it again in a moment.",
-            field="Idempotency-Key",
-        ) from error
-    if inserted is not None:
-        return inserted
-    first = session.get_one(IdempotencyRow, (project_id, key))
-    if first.request_hash != request_hash:
-        raise IdempotencyMismatch(
-            "This Idempotency-Key was used with another job; use a new key for a new job.", field="Idempotency-Key"
-        )
-    return first.job_id
-
-
-def get(session: Session, project_id: UUID | None, job_id: UUID) -> JobView:
-    """A job of this project; None stands for any project and is for the services. Raises NotFound."""
-    query = _select_views().where(JobRow.id == job_id).execution_options(populate_existing=True)
-    if project_id is not None:
-        query = query.where(JobRow.project_id == project_id)
-    found = session.execute(query).one_or_none()
-    if found is None:
-        raise NotFound(f"There is no job {job_id}.")
-    return _view(*found)
-
-
-def list_jobs(
-    session: Session,
-    project_id: UUID,
-    *,
-    states: Collection[JobState] = (),
-    model: str | None = None,
-    pool: str | None = None,
-    method: str | None = None,
-    after: str | None,
-    limit: int,
-) -> tuple[list[JobView], str | None]:
-    """A page of the project's jobs, newest first, and the cursor of the next page. Raises RequestInvalid."""
-    query = _select_views().where(JobRow.project_id == project_id)
-    if states:
-        query = query.where(JobRow.state.in_(states))
-    if model is not None:
-        check_storable(model, "model")
-        query = query.where(JobRow.model == model)
-    if pool is not None:
-        check_storable(pool, "pool")
-        query = query.where(JobRow.pool == pool)
-    if method is not None:
-        check_storable(method, "method")
-        query = query.where(JobRow.spec.contains({"recipe": [{"method": method}]}))
-    rows, has_more = page(session, query, JobRow.created_at, JobRow.id, after=after, limit=limit)
-    views = [_view(*row) for row in rows]
-    return views, encode_cursor(Place(views[-1].created_at, views[-1].id)) if has_more else None
-
-
 def request_cancel(session: Session, project_id: UUID, job_id: UUID) -> JobView:
     """A queued job is cancelled at once; a running one as soon as its worker, or the dispatcher, heeds the flag.
 
@@ -217,7 +106,7 @@ def retry(session: Session, project_id: UUID, job_id: UUID) -> JobView:
     row = _owned(session, project_id, job_id)
     if row.state != JobState.FAILED:
         raise StateConflict(f"The job is {row.state}; only a failed job can be tried again.")
-    if row.deadline_at and row.deadline_at <= _now(session):
+    if row.deadline_at and row.deadline_at <= database_now(session):
         raise StateConflict("The job's deadline has passed; submit it anew with a later one.", field="deadline_at")
     _write(
         session,
@@ -243,7 +132,7 @@ def claim(session: Session, pool: str, worker: str, settings: Settings) -> Claim
     """Take the pool's next due job, if there is one: highest priority first, then the one that has waited longest."""
     due = (
         select(JobRow.id)
-        .where(JobRow.pool == pool, *_due())
+        .where(JobRow.pool == pool, *is_due())
         .order_by(JobRow.priority.desc(), JobRow.run_at, JobRow.id)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -377,43 +266,11 @@ def expire_deadlines(session: Session, limit: int = 100) -> list[UUID]:
     return [row.id for row in late]
 
 
-def due_pools(session: Session) -> dict[str, int]:
-    """Pool → number of queued jobs that may start now."""
-    query = select(JobRow.pool, func.count()).where(*_due()).group_by(JobRow.pool)
-    return {pool: number for pool, number in session.execute(query)}
-
-
-def oldest_due_seconds(session: Session) -> dict[str, float]:
-    """Pool → how long its longest waiting job has been due."""
-    waited = func.extract("epoch", func.now() - func.min(JobRow.run_at))
-    query = select(JobRow.pool, waited).where(*_due()).group_by(JobRow.pool)
-    return {pool: float(seconds) for pool, seconds in session.execute(query)}
-
-
-def counts(session: Session) -> dict[tuple[str, JobState], int]:
-    """(pool, state) → number of jobs."""
-    query = select(JobRow.pool, JobRow.state, func.count()).group_by(JobRow.pool, JobRow.state)
-    return {(pool, JobState(state)): number for pool, state, number in session.execute(query)}
-
-
 # What they share
-
-
-def _due() -> tuple[ColumnElement[bool], ...]:
-    return (
-        JobRow.state == JobState.QUEUED,
-        JobRow.run_at <= func.now(),
-        or_(JobRow.deadline_at.is_(None), JobRow.deadline_at > func.now()),
-    )
 
 
 def _lease_end(settings: Settings) -> ColumnElement[datetime]:
     return func.now() + timedelta(seconds=settings.lease_seconds)
-
-
-def _now(session: Session) -> datetime:
-    now: datetime = session.execute(select(func.now())).scalar_one()
-    return now
 
 
 def _ended(state: JobState) -> str:
@@ -511,43 +368,7 @@ def _count_failure(
     failures = row.failures + 1
     if failures >= settings.max_failures:
         return _fail(session, row, error, until=until, failures=failures)
-    data = {"reason": reason, "failures": failures}
+    data: dict[str, Any] = {"reason": reason, "failures": failures}
     if last_error:
         data["error"] = last_error.model_dump(mode="json")
     return _requeue(session, row, data, until=until, failures=failures, **values)
-
-
-def _select_views() -> Select[tuple[JobRow, str, UUID | None]]:
-    alive = (ArtifactRow.job_id == JobRow.id) & ArtifactRow.deleted_at.is_(None)
-    return (
-        select(JobRow, ProjectRow.name, ArtifactRow.id)
-        .join(ProjectRow, ProjectRow.id == JobRow.project_id)
-        .outerjoin(ArtifactRow, alive)
-    )
-
-
-def _view(row: JobRow, project: str, artifact_id: UUID | None) -> JobView:
-    return JobView.model_validate(
-        {
-            "id": row.id,
-            "project": project,
-            "state": row.state,
-            "phase": row.phase,
-            "progress": row.progress,
-            "spec": row.spec,
-            "recipe_hash": row.recipe_hash,
-            "recipe_name": row.recipe_name,
-            "pool": row.pool,
-            "priority": row.priority,
-            "epoch": row.epoch,
-            "failures": row.failures,
-            "cancel_requested": row.cancel_requested,
-            "error": row.error,
-            "artifact_id": artifact_id,
-            "created_at": row.created_at,
-            "run_at": row.run_at,
-            "started_at": row.started_at,
-            "finished_at": row.finished_at,
-            "deadline_at": row.deadline_at,
-        }
-    )

@@ -11,9 +11,11 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
+from paredown.core.errors import DatabaseUnavailable
 from paredown.core.settings import Settings
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -71,5 +73,9 @@ def _run(settings: Settings, action: Callable[[Config], None]) -> None:
     config.attributes["engine"] = engine
     try:
         action(config)
+    except OperationalError as error:
+        if getattr(error.orig, "sqlstate", None) is None:
+            raise DatabaseUnavailable("The database cannot be reached; check PARE_DATABASE_URL.") from error
+        raise
     finally:
         engine.dispose()

@@ -5,15 +5,15 @@ import binascii
 import json
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVarTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, tuple_
+from sqlalchemy import ColumnElement, Row, Select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from paredown.core.errors import RequestInvalid
 
-RowT = TypeVar("RowT", bound=tuple[Any, ...])
+Columns = TypeVarTuple("Columns")
 
 
 class Place(NamedTuple):
@@ -43,13 +43,13 @@ def decode_cursor(cursor: str) -> Place:
 
 def page(
     session: Session,
-    query: Select[RowT],
+    query: Select[*Columns],
     created_at: InstrumentedAttribute[datetime],
     id_: InstrumentedAttribute[UUID],
     *,
     after: str | None,
     limit: int,
-) -> tuple[Sequence[Any], bool]:
+) -> tuple[Sequence[Row[*Columns]], bool]:
     """Rows of `query` behind the cursor, newest first, and whether more follow."""
     if after is not None:
         place: ColumnElement[bool] = tuple_(created_at, id_) < tuple_(*decode_cursor(after))

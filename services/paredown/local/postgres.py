@@ -19,6 +19,9 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import psycopg
 
 HOST = "127.0.0.1"
 ROLE = "pare"
@@ -81,7 +84,7 @@ def start(data_dir: Path, port: int | None = None, *, durable: bool = True) -> S
     server = running(data_dir)
     if server is None:
         raise ServerNotStarted(f"PostgreSQL stopped at once; its log is {log}")
-    _create_database(binaries, server)
+    _create_database(server)
     return server
 
 
@@ -148,7 +151,9 @@ def _installations() -> Iterator[tuple[str, Path]]:
                 yield version, binaries
     if found := shutil.which("pg_ctl"):
         binaries = Path(found).resolve().parent
-        words = subprocess.run([binaries / "postgres", "--version"], check=True, capture_output=True, text=True).stdout
+        # PostgreSQL's own program, found where the operator's PATH says.
+        program = str(binaries / "postgres")
+        words = subprocess.run([program, "--version"], check=True, capture_output=True, text=True).stdout  # noqa: S603
         yield words.split()[2].partition(".")[0], binaries
 
 
@@ -191,9 +196,7 @@ def _create_cluster(binaries: Path, cluster: Path, user: pwd.struct_passwd | Non
     partial.rename(cluster)
 
 
-def _create_database(binaries: Path, server: Server) -> None:
-    import psycopg
-
+def _create_database(server: Server) -> None:
     address = server.url.replace("postgresql+psycopg", "postgresql").removesuffix(f"/{DATABASE}") + "/postgres"
     with psycopg.connect(address, autocommit=True) as connection:
         if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone():
@@ -214,11 +217,11 @@ def _is_postgres(pid: int, port: int) -> bool:
 
 
 def _run(program: Path, *arguments: str, user: pwd.struct_passwd | None, cwd: Path, log: Path | None = None) -> None:
-    """Run one of PostgreSQL's programs to its end; its words go into a file, because a server would keep a pipe open."""
-    identity = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []} if user else {}
+    """Run one of PostgreSQL's programs to its end. Its words go into a file: a server would keep a pipe open."""
+    identity: dict[str, Any] = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []} if user else {}
     words = cwd / f"{program.name}.log"
     with words.open("w") as output:
-        result = subprocess.run(
+        result = subprocess.run(  # noqa: S603 - PostgreSQL's own programs
             [program, *arguments],
             check=False,
             cwd=cwd,

@@ -31,7 +31,7 @@ def start(data_dir: Path, port: int | None = None) -> Server:
         f"bind {HOST}\nport {port or free_port()}\nrequirepass {secrets.token_hex(24)}\n"
         f'save ""\nappendonly no\ndaemonize yes\ndir "{data_dir}"\nlogfile "{log}"\n'
     )
-    result = subprocess.run(
+    result = subprocess.run(  # noqa: S603 - Redis' own program
         [_binary(), configuration], check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
     if result.returncode:

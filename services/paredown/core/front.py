@@ -1,0 +1,141 @@
+"""The front: of one model's artifacts, those that no other beats on accuracy and cost together."""
+
+import math
+from collections import Counter
+from itertools import groupby
+from typing import Any, Literal
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from paredown.contracts.artifact import Front, FrontPoint
+from paredown.core.artifact_queries import (
+    BASE_DECODE_SPEED,
+    BASE_TOKEN_COST,
+    DECODE_SPEED,
+    TOKEN_COST,
+    of_model,
+    readable,
+)
+from paredown.core.errors import NotFound
+from paredown.core.storable import check_storable
+from paredown.core.tables import ArtifactRow
+
+CostAxis = Literal["size_bytes", "decode_tokens_per_second", "cost_per_million_tokens"]
+
+BASE_NAME = "base"
+
+
+def front(session: Session, project_id: UUID, model: str, protocol_hash: str | None, cost_axis: CostAxis) -> Front:
+    """All points of a model under one protocol, cheapest first; those that nobody beats are marked.
+
+    `model` is a URI or a fingerprint; a URI whose content changed stands for its newest artifact's. Without a protocol
+    it is the one that most artifacts were measured under. Raises NotFound when nothing was measured.
+    """
+    check_storable([model, protocol_hash], "filter")
+    rows = _measured(session, project_id, model)
+    if not rows:
+        raise NotFound(f"No artifact of {model} has been evaluated yet.", field="model")
+    if protocol_hash is None:
+        # The newest decides a tie: Counter keeps the order in which it met them.
+        protocol_hash = Counter(row.protocol_hash for row in rows).most_common(1)[0][0]
+    rows = [row for row in rows if row.protocol_hash == protocol_hash]
+    if not rows:
+        raise NotFound(f"No artifact of {model} was evaluated under that protocol.", field="protocol")
+    points = [_artifact_point(row) for row in rows if math.isfinite(row.perplexity)]
+    base = next((row for row in rows if row.base_perplexity is not None), None)
+    if base is not None:
+        points.append(_base_point(base))
+    return Front(
+        model=rows[0].model,
+        model_fingerprint=rows[0].model_fingerprint,
+        protocol_hash=protocol_hash,
+        cost_axis=cost_axis,
+        points=tuple(mark_front(points, cost_axis)),
+    )
+
+
+def mark_front(points: list[FrontPoint], cost_axis: CostAxis) -> list[FrontPoint]:
+    """The points, cheapest first, with `on_front` set on those that no other beats; equals are both on it.
+
+    One point beats another when it is no worse on both axes and better on one. A point without a cost is never on the
+    front and beats nobody; such points come last.
+    """
+
+    def cost(point: FrontPoint) -> float:
+        value: float | None = getattr(point, cost_axis)
+        if value is None or not math.isfinite(value):
+            return math.inf
+        return -value if cost_axis == "decode_tokens_per_second" else value
+
+    marked: list[FrontPoint] = []
+    best = math.inf
+    ordered = sorted(points, key=lambda point: (cost(point), point.perplexity, point.name))
+    for value, equally_dear in groupby(ordered, key=cost):
+        group = list(equally_dear)
+        lowest = group[0].perplexity
+        unbeaten = math.isfinite(value) and lowest < best
+        marked += [point.model_copy(update={"on_front": unbeaten and point.perplexity == lowest}) for point in group]
+        best = min(best, lowest) if math.isfinite(value) else best
+    return marked
+
+
+def _measured(session: Session, project_id: UUID, model: str) -> list[Any]:
+    """Evaluated artifacts of the newest content of this model, newest first; of each only what the chart needs."""
+    evaluated = (ArtifactRow.perplexity.is_not(None), ArtifactRow.protocol_hash.is_not(None))
+    visible = [*readable(project_id), *evaluated]
+    newest_first = (ArtifactRow.created_at.desc(), ArtifactRow.id.desc())
+    newest = select(ArtifactRow.model_fingerprint).where(of_model(model), *visible).order_by(*newest_first).limit(1)
+    fingerprint = session.scalar(newest)
+    query = (
+        select(
+            ArtifactRow.id,
+            ArtifactRow.name,
+            ArtifactRow.model,
+            ArtifactRow.model_fingerprint,
+            ArtifactRow.protocol_hash,
+            ArtifactRow.methods,
+            ArtifactRow.perplexity,
+            ArtifactRow.base_perplexity,
+            ArtifactRow.size_bytes,
+            ArtifactRow.base_bytes,
+            ArtifactRow.verdict,
+            DECODE_SPEED.label("speed"),
+            TOKEN_COST.label("token_cost"),
+            BASE_DECODE_SPEED.label("base_speed"),
+            BASE_TOKEN_COST.label("base_token_cost"),
+        )
+        .where(ArtifactRow.model_fingerprint == fingerprint, *visible)
+        .order_by(*newest_first)
+    )
+    return list(session.execute(query))
+
+
+def _artifact_point(row: Any) -> FrontPoint:
+    return FrontPoint(
+        artifact_id=row.id,
+        name=row.name,
+        methods=tuple(row.methods),
+        perplexity=row.perplexity,
+        size_bytes=row.size_bytes,
+        decode_tokens_per_second=row.speed,
+        cost_per_million_tokens=row.token_cost,
+        verdict=row.verdict,
+        on_front=False,
+    )
+
+
+def _base_point(row: Any) -> FrontPoint:
+    """The uncompressed model, as it was measured beside the newest artifact."""
+    return FrontPoint(
+        artifact_id=None,
+        name=BASE_NAME,
+        methods=(),
+        perplexity=row.base_perplexity,
+        size_bytes=row.base_bytes,
+        decode_tokens_per_second=row.base_speed,
+        cost_per_million_tokens=row.base_token_cost,
+        verdict=None,
+        on_front=False,
+    )
