@@ -37,6 +37,7 @@ class Page(BaseModel, Generic[T]):
 
 _JOB = TypeAdapter(JobView)
 _JOBS = TypeAdapter(Page[JobView])
+_EVENTS = TypeAdapter(Page[JobEvent])
 _PLAN = TypeAdapter(Plan)
 _METHODS = TypeAdapter(Page[MethodView])
 _METHOD = TypeAdapter(MethodView)
@@ -137,6 +138,11 @@ class PareClient:
         return follow(
             self._transport, job_uuid, last_event_id, lambda: self.job(job_uuid).state.terminal, patience_seconds
         )
+
+    def events_page(self, job_id: UUID | str, *, after: int = 0, limit: int = 100) -> Page[JobEvent]:
+        """The events behind `after` that there are now; for pages that ask again, where `events` waits."""
+        parameters = _parameters(format="json", after=after, limit=limit)
+        return self._transport.read(_EVENTS, "GET", f"/v1/jobs/{job_id}/events", params=parameters)
 
     def wait(self, job_id: UUID | str, on_event: Callable[[JobEvent], None] | None = None) -> JobView:
         """The job once it is finished, in whichever way."""

@@ -1,0 +1,80 @@
+"""Where Streamlit starts: the look, who is signed in, and the list of pages."""
+
+import streamlit as st
+
+from paredown.client.errors import PareApiError
+from paredown.web import parts, session
+
+
+def main() -> None:
+    st.set_page_config(page_title="Pare", page_icon=str(parts.ASSETS / "icon.svg"), layout="wide")
+    st.html(parts.ASSETS / "style.css")
+    st.logo(str(parts.ASSETS / "logo.svg"), icon_image=str(parts.ASSETS / "icon.svg"), size="large")
+    # Also without a key, so that an address with an id survives signing in.
+    page = st.navigation(
+        {
+            "Work": [
+                st.Page(parts.SUBMIT, title="Submit", icon=":material/add_circle:", url_path="submit", default=True),
+                st.Page(parts.JOBS, title="Jobs", icon=":material/list_alt:", url_path="jobs"),
+                st.Page(parts.JOB, title="Job", icon=":material/monitoring:", url_path="job", visibility="hidden"),
+            ],
+            "Results": [
+                st.Page(parts.TRADE_OFFS, title="Trade-offs", icon=":material/scatter_plot:", url_path="trade-offs"),
+                st.Page(parts.CATALOGUE, title="Catalogue", icon=":material/inventory_2:", url_path="catalogue"),
+                st.Page(
+                    parts.ARTIFACT,
+                    title="Artifact",
+                    icon=":material/deployed_code:",
+                    url_path="artifact",
+                    visibility="hidden",
+                ),
+            ],
+        }
+    )
+    with parts.problems_shown("sign-in"):
+        session.sign_in_automatically()
+        if not session.signed_in():
+            _ask_for_key()
+            return
+    if session.signed_in():
+        _account()
+        with parts.problems_shown("page"):
+            page.run()
+
+
+def _ask_for_key() -> None:
+    _, middle, _ = st.columns([1, 1.4, 1])
+    with middle:
+        st.title("Sign in to Pare", anchor=False)
+        notice = session.take_notice()
+        if notice:
+            st.warning(notice, icon=":material/key_off:")
+        with st.form("sign-in"):
+            key = st.text_input("API key", type="password", placeholder="pare_…", autocomplete="current-password")
+            pressed = st.form_submit_button("Sign in", type="primary", width="stretch")
+        st.caption(
+            "The key says which project you work in. It stays in this session's memory and is gone when you reload. "
+            "`pare keys create` makes one."
+        )
+        if pressed:
+            if not key.strip():
+                st.error("Write your API key.", icon=":material/key:")
+                return
+            try:
+                session.sign_in(key)
+            except PareApiError as error:
+                if error.status != 401:
+                    raise
+                st.error("This key is not accepted: it is mistyped, expired or revoked.", icon=":material/key_off:")
+                return
+            st.rerun()
+
+
+def _account() -> None:
+    with st.sidebar, st.container(key="account", gap="small"):
+        me = session.me()
+        st.caption(f"Project **{parts.plain(me.project)}**  \nKey {parts.plain(me.key_name)}")
+        st.button("Sign out", icon=":material/logout:", on_click=session.sign_out, type="tertiary", key="sign-out")
+
+
+main()

@@ -1,0 +1,176 @@
+"""One artifact: its proof, its files, how to load it, and what the catalogue says of it."""
+
+import streamlit as st
+
+from paredown.contracts.artifact import ArtifactView, Manifest
+from paredown.web import form, parts, report, session, snippets
+from paredown.web import format as fmt
+
+_ASKED = "artifact.asked"
+
+
+def page() -> None:
+    artifact_id = parts.item_id()
+    if artifact_id is None:
+        parts.empty_state(
+            "This address names no artifact. Choose one from the catalogue.",
+            page=parts.CATALOGUE,
+            action="Catalogue",
+            icon="link_off",
+        )
+        return
+    client = session.client()
+    view = client.artifact(artifact_id)
+    manifest = session.remembered(f"manifest.{view.id}", 600, lambda: client.manifest(view.id))
+    st.page_link(parts.CATALOGUE, label="Catalogue", icon=":material/arrow_back:")
+    st.title(parts.plain(view.name), anchor=False)
+    _head(view)
+    tabs = st.tabs(["Report", "Use it", "Files", "Manifest", "Edit"])
+    with tabs[0], parts.problems_shown("report"):
+        report.show(manifest)
+    with tabs[1]:
+        _use(view, manifest)
+    with tabs[2], parts.problems_shown("files"):
+        _files(view)
+    with tabs[3]:
+        _manifest(manifest)
+    with tabs[4]:
+        _edit(view)
+
+
+def _head(view: ArtifactView) -> None:
+    with st.container(horizontal=True, key="artifact-head", vertical_alignment="center"):
+        shared = parts.badge("shared by everyone", "tag") if view.visibility == "everyone" else ""
+        st.html(parts.verdict_badge(view.verdict) + shared + parts.tag_badges(view.tags), width="content")
+        if view.project == session.me().project:
+            st.page_link(
+                parts.JOB, label="Open the job", icon=":material/monitoring:", query_params={"id": str(view.job_id)}
+            )
+    parts.facts(
+        [
+            ("Model", parts.mono(view.model)),
+            ("Recipe", parts.escaped(view.recipe_name)),
+            ("Format", parts.escaped(view.format.value)),
+            ("Parameters", fmt.count(view.parameters)),
+            ("Project", parts.escaped(view.project)),
+            ("Made", fmt.moment(view.created_at)),
+        ]
+    )
+
+
+def _use(view: ArtifactView, manifest: Manifest) -> None:
+    st.markdown("**1. Download it.** Every file is checked by its hash; run again, it resumes.")
+    parts.copyable(snippets.download(view), "bash")
+    loaders = snippets.loaders(view, manifest)
+    if not loaders:
+        st.info("No runtime loaded this artifact, so none is claimed. The report says why.", icon=":material/info:")
+        return
+    st.markdown("**2. Load it.** Only runtimes are listed that loaded it and generated from it.")
+    for tab, (_, language, code) in zip(st.tabs([name for name, _, _ in loaders]), loaders, strict=True):
+        with tab:
+            parts.copyable(code, language)
+
+
+def _files(view: ArtifactView) -> None:
+    links = session.client().files(view.id)
+    rows = [
+        [
+            parts.link(link.url, link.path),
+            fmt.size(link.size_bytes),
+            parts.mono(f"{link.sha256[:16]}…") if link.sha256 else fmt.ABSENT,
+        ]
+        for link in links
+    ]
+    parts.table(["File", "Size", "SHA-256"], rows)
+    if links:
+        until = min(link.expires_at for link in links)
+        st.caption(f"These addresses need no key until {fmt.moment(until)}. Reload the page for new ones.")
+
+
+def _manifest(manifest: Manifest) -> None:
+    isolation = manifest.isolation
+    held = [
+        name
+        for name, applied in (
+            ("own process group", isolation.process_group),
+            ("empty environment", isolation.empty_environment),
+            ("no network", isolation.no_network),
+            ("not root", isolation.non_root),
+            ("no new privileges", isolation.no_new_privileges),
+        )
+        if applied
+    ]
+    parts.facts(
+        [
+            ("Base revision", parts.mono(manifest.base.revision)),
+            ("Base fingerprint", parts.mono(manifest.base.fingerprint)),
+            ("Recipe hash", parts.mono(manifest.recipe_hash)),
+            (
+                "Calibration tokens",
+                parts.mono(manifest.calibration_tokens_sha256 or fmt.ABSENT),
+            ),
+            ("Engine was held by", parts.escaped(", ".join(held) or "nothing")),
+            ("Made with", parts.escaped(", ".join(f"{tool} {version}" for tool, version in manifest.tools.items()))),
+        ]
+    )
+    text = manifest.model_dump_json(indent=2)
+    st.download_button(
+        "Download manifest.json",
+        text,
+        "manifest.json",
+        "application/json",
+        icon=":material/download:",
+        on_click="ignore",
+        key="manifest-download",
+    )
+    st.json(manifest.model_dump(mode="json"), expanded=1)
+
+
+def _edit(view: ArtifactView) -> None:
+    if view.project != session.me().project:
+        st.info(f"This artifact belongs to the project {parts.plain(view.project)}; only it can change it.")
+        return
+    with st.form("edit-artifact"):
+        name = st.text_input("Name", view.name, max_chars=120, key=f"artifact.name.{view.id}")
+        tags = st.text_input(
+            "Tags", " ".join(view.tags), help="Separate several with spaces.", key=f"artifact.tags.{view.id}"
+        )
+        everyone = st.toggle(
+            "Readable by every project", view.visibility == "everyone", key=f"artifact.everyone.{view.id}"
+        )
+        saved = st.form_submit_button("Save", type="primary", icon=":material/save:")
+    if saved:
+        with parts.problems_shown("edit"):
+            session.client().update_artifact(
+                view.id,
+                name=name.strip() or None,
+                tags=form.split_words(tags),
+                visibility="everyone" if everyone else "project",
+            )
+            st.toast("Saved.", icon=":material/check:")
+            st.rerun()
+    st.button("Delete this artifact", icon=":material/delete:", key="delete", on_click=_ask_delete)
+    if st.session_state.pop(_ASKED, False):
+        _confirm_delete(view)
+
+
+def _ask_delete() -> None:
+    st.session_state[_ASKED] = True
+
+
+@st.dialog("Delete this artifact?")
+def _confirm_delete(view: ArtifactView) -> None:
+    st.write(
+        f"**{parts.plain(view.name)}** and its {fmt.size(view.size_bytes)} are gone for good. The job's record stays."
+    )
+    with st.container(horizontal=True):
+        if st.button("Delete for good", type="primary", key="confirm-delete"):
+            with parts.problems_shown("delete"):
+                session.client().delete_artifact(view.id)
+                session.forget()
+                st.switch_page(parts.CATALOGUE)
+        if st.button("Keep it", key="dismiss-delete"):
+            st.rerun()
+
+
+page()

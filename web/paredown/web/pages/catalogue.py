@@ -1,0 +1,103 @@
+"""Catalogue: every artifact of the project, and those that other projects share, to search and open."""
+
+import streamlit as st
+
+from paredown.contracts.artifact import ArtifactView, Verdict
+from paredown.web import format as fmt
+from paredown.web import parts, session
+
+PAGE_SIZE = 25
+_SHOWN, _WANTED = "catalogue.shown", "catalogue.wanted"
+
+
+def page() -> None:
+    parts.heading("Catalogue", "Compressed models, measured and ready to load.")
+    wanted = _filters()
+    if st.session_state.get(_WANTED) != wanted:
+        st.session_state[_WANTED], st.session_state[_SHOWN] = wanted, PAGE_SIZE
+    shown = int(st.session_state.get(_SHOWN, PAGE_SIZE))
+    search, tag, verdict, method = wanted
+    views: list[ArtifactView] = []
+    after, has_more = None, True
+    while has_more and len(views) < shown:
+        part = session.client().artifacts_page(
+            search=search, tag=tag, verdict=verdict, method=method, after=after, limit=min(100, shown - len(views))
+        )
+        views += part.items
+        after, has_more = part.after, part.has_more
+    if not views:
+        if any(wanted):
+            parts.empty_state("No artifact fits. Take some of the filters away.", icon="filter_alt_off")
+        else:
+            parts.empty_state(
+                "The catalogue is empty. Every job that finishes puts its artifact here.",
+                page=parts.SUBMIT,
+                action="Compress a model",
+            )
+        return
+    with st.container(key="list-artifacts", gap=None):
+        for view in views:
+            parts.row(str(view.id), view.name, parts.ARTIFACT, view.id, _details(view))
+    if has_more:
+        st.button(f"Load {PAGE_SIZE} more", key="catalogue-more", icon=":material/expand_more:", on_click=_show_more)
+
+
+def _filters() -> tuple[str | None, str | None, Verdict | None, str | None]:
+    methods = [view.method for view in session.remembered("methods", 60, session.client().methods)]
+    search_column, tag_column, verdict_column, method_column = st.columns([2, 1.2, 1.2, 1.2])
+    search = search_column.text_input(
+        "Search",
+        key="search",
+        type="search",
+        placeholder="Words in name, model or recipe",
+        icon=":material/search:",
+        bind="query-params",
+        persist_state="session",
+    )
+    tag = tag_column.text_input("Tag", key="tag", placeholder="Any tag", bind="query-params", persist_state="session")
+    verdict = verdict_column.selectbox(
+        "Budget",
+        [verdict.value for verdict in Verdict],
+        index=None,
+        key="verdict",
+        placeholder="Any verdict",
+        bind="query-params",
+        persist_state="session",
+    )
+    method = method_column.selectbox(
+        "Method",
+        methods,
+        index=None,
+        key="method",
+        placeholder="Any method",
+        bind="query-params",
+        persist_state="session",
+    )
+    return (search or "").strip() or None, (tag or "").strip() or None, Verdict(verdict) if verdict else None, method
+
+
+def _show_more() -> None:
+    st.session_state[_SHOWN] = int(st.session_state.get(_SHOWN, PAGE_SIZE)) + PAGE_SIZE
+
+
+def _details(view: ArtifactView) -> str:
+    increase = None
+    if view.perplexity is not None and view.base_perplexity is not None:
+        increase = view.perplexity / view.base_perplexity - 1
+    figures = [f"{fmt.size(view.size_bytes)} ({fmt.percent(view.size_ratio)})"]
+    if view.perplexity is not None:
+        figures.append(f"perplexity {fmt.perplexity(view.perplexity)} ({fmt.change(increase)})")
+    if view.decode_tokens_per_second is not None:
+        figures.append(fmt.speed(view.decode_tokens_per_second))
+    shared = parts.badge("shared by everyone" if view.visibility == "everyone" else "", "tag")
+    return (
+        f"<span>{parts.verdict_badge(view.verdict)}{shared if view.visibility == 'everyone' else ''}"
+        f"{parts.tag_badges(view.tags)}</span>"
+        f'<span class="pare-grow"><span class="pare-mono">{parts.escaped(view.model)}</span>'
+        f'<span class="pare-dim"> · {parts.escaped(view.recipe_name)}</span></span>'
+        f"<span>{parts.escaped(' · '.join(figures))}</span>"
+        f'<span class="pare-dim pare-end">{fmt.ago(view.created_at)}</span>'
+    )
+
+
+page()

@@ -1,0 +1,27 @@
+"""What is wrong with a draft, as sentences at field paths such as `recipe.0.bits`."""
+
+from pydantic import ValidationError
+
+from paredown.client.errors import PareApiError
+from paredown.client.recipe_files import field_path
+
+WHOLE = ""
+
+
+def of_validation(error: ValidationError) -> dict[str, str]:
+    """One sentence for each path; the first one found at a path stays."""
+    sentences: dict[str, str] = {}
+    for mistake in error.errors(include_url=False):
+        path = field_path(mistake["loc"]) if mistake["loc"] else WHOLE
+        sentences.setdefault(path, _sentence(str(mistake["msg"])))
+    return sentences
+
+
+def of_refusal(error: PareApiError) -> dict[str, str]:
+    return {error.field or WHOLE: error.detail}
+
+
+def _sentence(message: str) -> str:
+    text = message.removeprefix("Value error, ").strip()
+    text = text[:1].upper() + text[1:]
+    return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -1,0 +1,158 @@
+"""A report as people read it: base beside artifact, the gate, the runtimes that proved it, each layer's error."""
+
+import streamlit as st
+
+from paredown.contracts.artifact import Check, Manifest, Report, Verdict
+from paredown.web import charts, parts
+from paredown.web import format as fmt
+
+_FIGURES = {"size_ratio": "Size, share of the base", "perplexity_increase": "Rise in perplexity"}
+
+
+def show(manifest: Manifest) -> None:
+    report = manifest.report
+    _metrics(report)
+    for warning in report.warnings:
+        st.warning(parts.plain(warning), icon=":material/warning:")
+    _gate(report)
+    left, right = st.columns(2, gap="large")
+    with left:
+        _quality(report)
+    with right:
+        _runtimes(report)
+    _layers(report)
+
+
+def _metrics(report: Report) -> None:
+    base, artifact = report.speeds.get("base"), report.speeds.get("artifact")
+    cost = report.cost
+    unmeasured = "not measured"
+    with st.container(horizontal=True, key="report-metrics"):
+        _metric(
+            "Perplexity",
+            fmt.perplexity(report.artifact.perplexity if report.artifact else None),
+            f"{fmt.change(report.perplexity_increase)}, base {fmt.perplexity(report.base.perplexity)}"
+            if report.base
+            else unmeasured,
+        )
+        _metric(
+            "Size", fmt.size(report.size_bytes), f"{fmt.percent(report.size_ratio)} of {fmt.size(report.base_bytes)}"
+        )
+        _metric(
+            "Decode speed",
+            fmt.speed(artifact.decode_tokens_per_second if artifact else None),
+            f"base {fmt.speed(base.decode_tokens_per_second)}" if base else unmeasured,
+        )
+        _metric(
+            "A million tokens",
+            fmt.money(cost.artifact_per_million_tokens if cost else None, cost.currency if cost else None),
+            f"base {fmt.money(cost.base_per_million_tokens, cost.currency)}" if cost else unmeasured,
+        )
+
+
+def _metric(label: str, value: str, note: str) -> None:
+    st.metric(label, value, note, delta_color="off", delta_arrow="off", border=True)
+
+
+def _gate(report: Report) -> None:
+    st.subheader("Budget", anchor=False)
+    if report.gate is None:
+        st.caption("The job set no budget.")
+        return
+    st.html(parts.verdict_badge(report.gate.verdict))
+    if report.gate.verdict is Verdict.MISSED:
+        st.caption("This artifact missed its budget. It is kept as evidence, and it is not a success.")
+    parts.table(["Term", "Measured", "Limit", ""], [_check(check) for check in report.gate.checks])
+
+
+def _check(check: Check) -> list[str]:
+    mark, tone = ("met", "good") if check.passed else ("missed", "bad")
+    write = fmt.change if check.figure == "perplexity_increase" else fmt.percent
+    return [_FIGURES[check.figure], write(check.value), f"at most {write(check.limit)}", parts.badge(mark, tone)]
+
+
+def _quality(report: Report) -> None:
+    st.subheader("Base and artifact", anchor=False)
+    base, artifact = report.speeds.get("base"), report.speeds.get("artifact")
+    rows = [["Size", fmt.size(report.base_bytes), fmt.size(report.size_bytes)]]
+    if report.base and report.artifact:
+        rows.insert(
+            0, ["Perplexity", fmt.perplexity(report.base.perplexity), fmt.perplexity(report.artifact.perplexity)]
+        )
+    if base and artifact:
+        rows += [
+            ["Prefill", fmt.speed(base.prefill_tokens_per_second), fmt.speed(artifact.prefill_tokens_per_second)],
+            ["Decode", fmt.speed(base.decode_tokens_per_second), fmt.speed(artifact.decode_tokens_per_second)],
+            ["Load", fmt.duration(base.load_seconds), fmt.duration(artifact.load_seconds)],
+            ["Peak memory", fmt.size(base.peak_memory_bytes), fmt.size(artifact.peak_memory_bytes)],
+        ]
+    if report.cost:
+        rows.append(
+            [
+                "A million tokens",
+                fmt.money(report.cost.base_per_million_tokens, report.cost.currency),
+                fmt.money(report.cost.artifact_per_million_tokens, report.cost.currency),
+            ]
+        )
+    parts.table(["", "Base", "Artifact"], rows)
+    if report.base:
+        protocol = report.base.protocol
+        st.caption(
+            f"Perplexity on {parts.plain(protocol.source)}, {protocol.samples} × {protocol.sequence_length} tokens, "
+            f"{protocol.dtype}. Protocol `{report.base.protocol_hash[:12]}`"
+            + (", base from the cache." if report.base.cached else ".")
+        )
+    if base:
+        st.caption(
+            f"Speed in {parts.plain(base.runtime)} on {parts.plain(base.device)}, {base.threads} threads, "
+            f"{base.prompt_tokens} prompt and {base.new_tokens} new tokens, median of {base.repeats}."
+        )
+
+
+def _runtimes(report: Report) -> None:
+    st.subheader("Runtimes", anchor=False)
+    if not report.runtimes:
+        st.caption("No runtime was tried.")
+    for proof in report.runtimes:
+        mark = parts.badge("loads", "good") if proof.loads else parts.badge("not claimed", "dim")
+        more = f" · perplexity {fmt.perplexity(proof.perplexity)}" if proof.perplexity is not None else ""
+        st.html(f"<b>{parts.escaped(proof.runtime)}</b> {parts.escaped(proof.version)} {mark}{more}")
+        if proof.sample:
+            st.html(f'<div class="pare-quote">{parts.escaped(proof.sample)}</div>')
+        if proof.detail:
+            st.caption(parts.plain(proof.detail))
+    run = [
+        ("Job took", fmt.duration(report.cost.job_seconds) if report.cost else fmt.ABSENT),
+        ("Job cost", fmt.money(report.cost.job, report.cost.currency) if report.cost else fmt.ABSENT),
+        ("Peak memory", fmt.size(report.peak_memory_bytes or None)),
+        ("Zeros", fmt.percent(report.sparsity)),
+        ("Bits for each weight", f"{report.average_bits:.2f}"),
+    ]
+    run += [(f"{phase.capitalize()} phase", fmt.duration(seconds)) for phase, seconds in report.phase_seconds.items()]
+    st.subheader("The run", anchor=False)
+    parts.facts(run)
+
+
+def _layers(report: Report) -> None:
+    if not report.layers:
+        return
+    st.subheader("Error of each layer", anchor=False)
+    lines = charts.layer_lines(report.layers)
+    chart = charts.layers_chart(lines)
+    if chart is None:
+        st.caption("No output errors are known: the method saw no calibration text.")
+    else:
+        st.altair_chart(chart, alt="Relative output error of each layer along the model's depth")
+    with st.expander("All layers", icon=":material/table_rows:"):
+        st.dataframe(
+            lines,
+            hide_index=True,
+            column_order=["name", "error", "bits", "zeros"],
+            column_config={
+                "name": st.column_config.TextColumn("Layer", width="large"),
+                "error": st.column_config.NumberColumn("Error", format="scientific"),
+                "bits": st.column_config.NumberColumn("Bits", format="%.2f"),
+                "zeros": st.column_config.NumberColumn("Zeros", format="percent"),
+            },
+            placeholder=fmt.ABSENT,
+        )

@@ -1,0 +1,95 @@
+"""What people copy out of the pages: recipe files, commands, and code that loads an artifact."""
+
+import json
+import shlex
+from typing import Any
+
+import yaml
+
+from paredown.contracts.artifact import ArtifactView, Manifest
+from paredown.contracts.job import Format, JobSpec
+
+
+def recipe_yaml(spec: JobSpec) -> str:
+    """A recipe file for `pare submit` and `pare run`; fields at their default are left out."""
+    more = spec.model_dump(
+        mode="json", exclude_defaults=True, include={"calibration", "evaluation", "budget", "format", "dtype"}
+    )
+    return yaml.safe_dump({"recipe": _stages(spec), **more}, sort_keys=False, allow_unicode=True)
+
+
+def submit_command(spec: JobSpec) -> str:
+    """The `pare` command for a recipe file saved as recipe.yaml."""
+    words = ["pare", "submit", spec.model, "recipe.yaml"]
+    for option, value in (("--name", spec.name), ("--pool", spec.pool), ("--priority", spec.priority or None)):
+        if value is not None:
+            words += [option, str(value)]
+    for tag in spec.tags:
+        words += ["--tag", tag]
+    return shlex.join(words)
+
+
+def curl(spec: JobSpec, api_url: str, idempotency_key: str) -> str:
+    body = json.dumps(request_body(spec), indent=2, ensure_ascii=False)
+    return " \\\n  ".join(
+        [
+            f"curl --fail-with-body {shlex.quote(api_url + '/v1/jobs')}",
+            '--header "Authorization: Bearer $PARE_API_KEY"',
+            '--header "Content-Type: application/json"',
+            f'--header "Idempotency-Key: {idempotency_key}"',
+            f"--data {shlex.quote(body)}",
+        ]
+    )
+
+
+def request_body(spec: JobSpec) -> dict[str, Any]:
+    """The job as JSON without the fields at their default."""
+    return {"model": spec.model, "recipe": _stages(spec)} | spec.model_dump(
+        mode="json", exclude_defaults=True, exclude={"model", "recipe"}
+    )
+
+
+def _stages(spec: JobSpec) -> list[dict[str, Any]]:
+    return [stage.identity() for stage in spec.recipe]
+
+
+def download(artifact: ArtifactView) -> str:
+    return shlex.join(["pare", "download", str(artifact.id), directory_name(artifact)])
+
+
+def directory_name(artifact: ArtifactView) -> str:
+    """A plain directory name made of the artifact's own."""
+    kept = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in artifact.name).strip(".-")
+    return kept or str(artifact.id)
+
+
+def loaders(artifact: ArtifactView, manifest: Manifest) -> list[tuple[str, str, str]]:
+    """(runtime, language, code) for each runtime that loaded this artifact and generated from it."""
+    directory = directory_name(artifact)
+    proven = [proof.runtime for proof in manifest.report.runtimes if proof.loads]
+    written = {
+        "transformers": ("python", _transformers(directory, manifest)),
+        "vllm": ("bash", f"# pip install vllm\nvllm serve ./{shlex.quote(directory)}\n"),
+        "llama.cpp": ("bash", _llama_cpp(directory, manifest)),
+    }
+    return [(runtime, *written[runtime]) for runtime in proven]
+
+
+def _transformers(directory: str, manifest: Manifest) -> str:
+    packages = "transformers accelerate"
+    if manifest.format is Format.COMPRESSED_TENSORS:
+        packages += " compressed-tensors"
+    return f"""# pip install {packages}
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained({directory!r}, device_map="auto")
+tokenizer = AutoTokenizer.from_pretrained({directory!r})
+
+prompt = tokenizer("The three primary colours are", return_tensors="pt").to(model.device)
+print(tokenizer.decode(model.generate(**prompt, max_new_tokens=32)[0]))
+"""
+
+
+def _llama_cpp(directory: str, manifest: Manifest) -> str:
+    weights = next((file.path for file in manifest.files if file.path.endswith(".gguf")), "model.gguf")
+    return f"llama-cli --model {shlex.quote(f'{directory}/{weights}')} --prompt 'The three primary colours are'\n"
