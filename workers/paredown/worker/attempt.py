@@ -22,7 +22,7 @@ from paredown.contracts.work import EngineProgress, EngineStarted, WorkOrder
 from paredown.core import catalogue, planning, sources
 from paredown.core.catalogue import NewArtifact
 from paredown.core.db import Database
-from paredown.core.errors import DatabaseUnavailable, DiskFull, EngineCrashed, PareError, PlanExceeded
+from paredown.core.errors import DatabaseUnavailable, DiskFull, EngineCrashed, PareError
 from paredown.core.jobs import Claim
 from paredown.core.settings import Pool, Settings
 from paredown.core.sources import FetchedModel, ModelDescription, SourceFile
@@ -195,21 +195,18 @@ class Attempt:
             container="gguf" if model.gguf_file else "safetensors",
             gguf_file=model.gguf_file,
         )
-        plan = planning.make_plan(self._spec, description, self._settings)
-        limit = self._pool.memory_bytes
-        if limit is not None and plan.memory_bytes > limit:
-            raise PlanExceeded(
-                f"The job needs about {plan.memory_bytes} bytes of memory; a worker of the pool {self._claim.job.pool} "
-                f"has {limit}. Use a larger pool, or shorter or fewer calibration sequences."
-            )
-        return plan
+        # Where a job leaves the choice of the pool open, it was made when the job was queued.
+        spec = self._spec.model_copy(update={"pool": self._claim.job.pool})
+        return planning.make_plan(spec, description, self._settings)
 
     def _check_disk(self, plan: Plan) -> None:
         free = shutil.disk_usage(self.workspace.directory).free
-        # The checkpoint holds the finished blocks once more; the model itself lies in the cache already.
-        needed = 2 * plan.output_bytes
+        # The model itself lies in the cache already.
+        needed = plan.disk_bytes - plan.download_bytes
         if free < needed:
-            raise DiskFull(f"The work directory has {free} bytes left, and the job needs about {needed}.")
+            raise DiskFull(
+                f"The worker's disk has {free} bytes left, and the job needs about {needed}; free some space."
+            )
 
     def _baseline(self, fingerprint: str) -> Evaluation | None:
         return self._transaction(
