@@ -64,7 +64,7 @@ def is_due() -> tuple[ColumnElement[bool], ...]:
 def due_pools(session: Session) -> dict[str, int]:
     """Pool → number of queued jobs that may start now."""
     query = select(JobRow.pool, func.count()).where(*is_due()).group_by(JobRow.pool)
-    return dict(session.execute(query).tuples().all())
+    return {row[0]: row[1] for row in session.execute(query)}
 
 
 def oldest_due_seconds(session: Session) -> dict[str, float]:
