@@ -29,10 +29,14 @@ class Home:
     def open(cls) -> "Home":
         """PARE_HOME, made on first use. Raises CommandFailed."""
         home = cls(pare_home())
+        as_root = os.geteuid() == 0
+        # Root's stack runs PostgreSQL and the engine as users who own nothing: they may pass through, not list.
+        passable = 0o711 if as_root else 0o700
         try:
-            # PostgreSQL's unprivileged user must be able to pass through root's; nobody else may list it.
-            home.path.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
-            for directory in (home.logs, home.store, home.cache, home.work, home.models):
+            home.path.mkdir(mode=passable, parents=True, exist_ok=True)
+            for directory in (home.cache, home.work):
+                directory.mkdir(mode=passable, exist_ok=True)
+            for directory in (home.logs, home.store, home.models):
                 directory.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise CommandFailed(

@@ -30,6 +30,8 @@ class Running(BaseModel):
     pid: int
     started_at: float
     port: int | None = None
+    # Hash of its command and settings: a part that was started with others is started again.
+    configuration: str = ""
 
     def process(self) -> psutil.Process | None:
         """The process if it is still the one that was started."""
@@ -45,15 +47,17 @@ class Running(BaseModel):
         return self.process() is not None
 
 
-def note(pid: int, port: int | None = None) -> Running:
-    """Raises psutil.NoSuchProcess when it has ended already."""
-    return Running(pid=pid, started_at=psutil.Process(pid).create_time(), port=port)
+def note(pid: int, port: int | None = None, configuration: str = "") -> Running:
+    """What there is to know of a process that was started just now; one that has ended already is never alive."""
+    try:
+        started_at = psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:
+        started_at = 0.0
+    return Running(pid=pid, started_at=started_at, port=port, configuration=configuration)
 
 
-def start(
-    command: Sequence[str], environment: Mapping[str, str], log: Path, cwd: Path, port: int | None = None
-) -> Running:
-    """Start a daemon in a session of its own, its words going to `log`."""
+def start(command: Sequence[str], environment: Mapping[str, str], log: Path, cwd: Path) -> int:
+    """Start a daemon in a session of its own, its words going to `log`; its process id."""
     _rotate(log)
     with log.open("ab") as output:
         process = subprocess.Popen(  # noqa: S603 - our own interpreter and modules
@@ -67,10 +71,7 @@ def start(
             close_fds=True,
         )
     _children[process.pid] = process
-    try:
-        return note(process.pid, port)
-    except psutil.NoSuchProcess:
-        return Running(pid=process.pid, started_at=0.0, port=port)
+    return process.pid
 
 
 # Kept so that a child which ends while this command runs is reaped, and is not taken for alive.
@@ -153,6 +154,18 @@ def tail_of(log: Path) -> str:
     except OSError:
         lines = []
     return f"The end of {log}:\n" + "\n".join(f"  {line}" for line in lines) if lines else f"Its log {log} is empty."
+
+
+def listens(running: Running) -> bool:
+    """Whether the process itself, not a stranger, serves its port."""
+    process = running.process()
+    if process is None:
+        return False
+    try:
+        connections = process.net_connections(kind="tcp")
+    except psutil.NoSuchProcess:
+        return False
+    return any(one.status == psutil.CONN_LISTEN and one.laddr.port == running.port for one in connections)
 
 
 def choose_port(preferred: int) -> int:

@@ -170,8 +170,8 @@ def _watched(follow: Any, job_id: UUID) -> JobView:
 def _spec(file: RecipeFile, model: str, **more: Any) -> JobSpec:
     if "://" not in model:
         raise BadRecipeFile(
-            f"{model} is not an address. A service takes hf://org/name@revision, s3://bucket/prefix, https://…, pkg://… "
-            "or file:///directory below its allowed roots; `pare run` takes a path."
+            f"{model} is not an address. A service takes hf://org/name@revision, s3://bucket/prefix, https://…, "
+            "pkg://… or file:///directory below its allowed roots; `pare run` takes a path."
         )
     try:
         return file.job(model, **more)
