@@ -34,7 +34,8 @@ class Base(DeclarativeBase):
     type_annotation_map = {
         datetime: DateTime(timezone=True),
         str: Text,
-        JsonObject: JSONB,
+        # None is SQL NULL: a column without a value, not one that holds JSON null.
+        JsonObject: JSONB(none_as_null=True),
         list[str]: ARRAY(Text),
     }
 
