@@ -69,7 +69,7 @@ def open_store(settings: Settings) -> ObjectStore:
     """The store of `store_url`: s3://bucket/prefix or file:///directory."""
     parts = urlsplit(settings.store_url)
     if parts.scheme == "s3" and parts.netloc:
-        from paredown.core.storage_s3 import S3Store  # boto3 takes half a second to import
+        from paredown.core.storage_s3 import S3Store  # imports this module
 
         return S3Store(settings, parts.netloc, parts.path.strip("/"))
     if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):

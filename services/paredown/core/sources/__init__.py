@@ -23,16 +23,35 @@ from paredown.core.sources.base import (
 )
 from paredown.core.sources.cache import Cache
 from paredown.core.sources.fetch import describe_source, fetch_from
+from paredown.core.sources.https import HttpsSource, check_https_text, read_https_text
+from paredown.core.sources.hub import HubSource, check_hub_text, read_hub_text
 from paredown.core.sources.local import check_file_text, open_file, open_package, read_file_text
+from paredown.core.sources.s3 import S3Source, check_s3_text, read_s3_text
 from paredown.core.sources.text import BUILTIN_PYTHON_DOCS, Part, bounded, plain_text, python_docs
 from paredown.core.storage import ObjectStore
 
 _MODELS: dict[str, Callable[[str, Settings], ModelSource]] = {
     "pkg": open_package,
     "file": open_file,
+    "https": HttpsSource,
+    "http": HttpsSource,
+    "hf": HubSource,
+    "s3": S3Source,
 }
-_TEXT_CHECKS: dict[str, Callable[[str, Settings], None]] = {"file": check_file_text}
-_TEXTS: dict[str, Callable[[str, Settings], bytes]] = {"file": read_file_text}
+_TEXT_CHECKS: dict[str, Callable[[str, Settings], None]] = {
+    "file": check_file_text,
+    "https": check_https_text,
+    "http": check_https_text,
+    "hf": check_hub_text,
+    "s3": check_s3_text,
+}
+_TEXTS: dict[str, Callable[[str, Settings], bytes]] = {
+    "file": read_file_text,
+    "https": read_https_text,
+    "http": read_https_text,
+    "hf": read_hub_text,
+    "s3": read_s3_text,
+}
 
 
 @contextmanager

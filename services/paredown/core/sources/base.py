@@ -72,23 +72,22 @@ class FetchedModel:
         self.lease.close()
 
 
-class RangeRefused(Exception):
-    """The source will not continue where the partial file ends; start again from its first byte."""
-
-
 class ModelSource(Protocol):
     """One model at one place. Made by core.sources.open_source, which has checked that the place is allowed."""
 
-    # A commit or a version; None where the source has neither.
-    revision: str | None
-    # Set when the address names one GGUF file; else the source is a directory.
-    gguf_file: str | None
+    @property
+    def revision(self) -> str | None:
+        """A commit or a version; None where the source has neither."""
+
+    @property
+    def gguf_file(self) -> str | None:
+        """Set when the address names one GGUF file; else the source is a directory."""
 
     def files(self) -> dict[str, SourceFile]:
         """Files by plain name. Bounded; may leave out what no model needs."""
 
     def stream(self, file: SourceFile, start: int, length: int | None = None) -> Iterator[bytes]:
-        """Bytes from `start`, at most `length`, in chunks. Raises RangeRefused, SourceUnreachable, SourceNotFound."""
+        """Bytes from `start`, at most `length`, in chunks. Raises SourceUnreachable, SourceNotFound."""
 
     def close(self) -> None: ...
 

@@ -16,7 +16,6 @@ from paredown.core.sources.base import (
     ModelDescription,
     ModelSource,
     Progress,
-    RangeRefused,
     SourceFile,
 )
 from paredown.core.sources.cache import Cache, CachedModel, disk_full_named, fingerprint_of, hash_files
@@ -112,8 +111,6 @@ def _download_file(source: ModelSource, file: SourceFile, path: Path, cancelled:
             continue
         try:
             yield from _append(source, file, path, present, cancelled)
-        except RangeRefused:
-            path.unlink(missing_ok=True)
         except SourceUnreachable:
             # Progress earns new tries: a long download over a bad line goes on as long as it gets anywhere.
             reached = path.stat().st_size if path.exists() else 0
