@@ -29,7 +29,7 @@ from paredown.core.events import EventCursor, events_after, new_events, record
 from paredown.core.job_queries import counts, due_pools, get, is_due, list_jobs, oldest_due_seconds
 from paredown.core.settings import Settings
 from paredown.core.storable import storable
-from paredown.core.submission import submit
+from paredown.core.submission import replay, submit
 from paredown.core.tables import JobRow
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "new_events",
     "oldest_due_seconds",
     "release",
+    "replay",
     "request_cancel",
     "rescue",
     "retry",

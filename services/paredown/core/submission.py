@@ -56,11 +56,21 @@ def submit(
     return get(session, project_id, job_id), True
 
 
+def replay(session: Session, project_id: UUID, spec: JobSpec, idempotency_key: str) -> JobView | None:
+    """The job that was made with this key before, if one was: for a caller who wants to check nothing anew.
+
+    Raises IdempotencyMismatch when the key came with another spec.
+    """
+    _check_key(idempotency_key)
+    first = session.get(IdempotencyRow, (project_id, idempotency_key))
+    if first is None:
+        return None
+    return get(session, project_id, _same_request(first, content_hash(spec.model_dump(mode="json"))))
+
+
 def _reserve_key(session: Session, project_id: UUID, key: str, request_hash: str, job_id: UUID) -> UUID:
     """The job that this key stands for: `job_id` when the key is new. The insert waits for a concurrent one to end."""
-    check_storable(key, "Idempotency-Key")
-    if not 1 <= len(key) <= MAX_KEY_LENGTH:
-        raise RequestInvalid(f"An Idempotency-Key has 1 to {MAX_KEY_LENGTH} characters.", field="Idempotency-Key")
+    _check_key(key)
     reserve = postgresql_insert(IdempotencyRow).values(
         project_id=project_id, key=key, request_hash=request_hash, job_id=job_id
     )
@@ -75,7 +85,16 @@ def _reserve_key(session: Session, project_id: UUID, key: str, request_hash: str
         ) from error
     if inserted is not None:
         return inserted
-    first = session.get_one(IdempotencyRow, (project_id, key))
+    return _same_request(session.get_one(IdempotencyRow, (project_id, key)), request_hash)
+
+
+def _check_key(key: str) -> None:
+    check_storable(key, "Idempotency-Key")
+    if not 1 <= len(key) <= MAX_KEY_LENGTH:
+        raise RequestInvalid(f"An Idempotency-Key has 1 to {MAX_KEY_LENGTH} characters.", field="Idempotency-Key")
+
+
+def _same_request(first: IdempotencyRow, request_hash: str) -> UUID:
     if first.request_hash != request_hash:
         raise IdempotencyMismatch(
             "This Idempotency-Key was used with another job; use a new key for a new job.", field="Idempotency-Key"
