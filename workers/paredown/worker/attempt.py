@@ -35,9 +35,9 @@ from paredown.worker.workspace import Workspace
 
 log = structlog.get_logger(__name__)
 
-# Shares of the whole job's progress: before the engine, in it, after it.
-FETCH_SHARE = 0.05
-UPLOAD_SHARE = 0.05
+# Shares of the whole job's progress before and after the engine, which counts from the one to the other.
+FETCH_SHARE = 0.02
+UPLOAD_SHARE = 0.03
 
 
 @dataclass(frozen=True)
@@ -227,9 +227,7 @@ class Attempt:
             if isinstance(message, EngineStarted):
                 log.info("engine_started", device=message.device, isolation=message.isolation.model_dump())
             else:
-                share = 1 - FETCH_SHARE - UPLOAD_SHARE
-                progress = message.progress
-                self._lease.report(progress.model_copy(update={"fraction": FETCH_SHARE + share * progress.fraction}))
+                self._lease.report(message.progress)
 
         def attend(engine: EngineProcess) -> None:
             nonlocal asked_at
