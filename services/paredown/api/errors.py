@@ -13,6 +13,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from paredown.api.openapi import PROBLEM_MEDIA_TYPE, methods_of
 from paredown.contracts.service import FieldProblem, Problem
 from paredown.core.errors import (
     DatabaseBusy,
@@ -28,8 +29,6 @@ from paredown.core.errors import (
     RequestMalformed,
     Unauthenticated,
 )
-
-PROBLEM_MEDIA_TYPE = "application/problem+json"
 
 _log = structlog.get_logger("pare.api")
 
@@ -113,7 +112,7 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     if kind is NotFound:
         sentence = f"There is nothing at {request.url.path}; the routes are listed at /docs."
     elif kind is MethodNotAllowed:
-        allowed = ", ".join(request.app.state.methods_of(request.url.path))
+        allowed = ", ".join(methods_of(request.app, request.url.path))
         headers["Allow"] = allowed
         sentence = f"{request.method} is not possible at {request.url.path}; it takes {allowed}."
     elif kind is RequestMalformed:

@@ -1,13 +1,15 @@
 """The OpenAPI document: what FastAPI derives, with every error as the problem document that it is."""
 
 import re
+from functools import cache
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from paredown.api.errors import PROBLEM_MEDIA_TYPE
 from paredown.contracts.service import Problem
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
 
 DESCRIPTION = """\
 Submit a language model and a recipe or a budget; get back an artifact that was measured, proved to load, and listed.
@@ -60,13 +62,6 @@ def install(app: FastAPI) -> None:
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the document
-    paths = [(_pattern(path), methods) for path, methods in _methods_by_path(app).items()]
-
-    def methods_of(path: str) -> list[str]:
-        # The first match is the one that routing takes.
-        return next((methods for pattern, methods in paths if pattern.fullmatch(path)), [])
-
-    app.state.methods_of = methods_of
 
 
 def _document(app: FastAPI) -> dict[str, Any]:
@@ -101,12 +96,14 @@ def _declare_problems(operation: dict[str, Any]) -> None:
     operation["responses"] = dict(sorted(responses.items()))
 
 
-def _methods_by_path(app: FastAPI) -> dict[str, list[str]]:
-    return {
-        path: sorted(method.upper() for method in operations) for path, operations in app.openapi()["paths"].items()
-    }
+def methods_of(app: FastAPI, path: str) -> list[str]:
+    """The methods that an address takes."""
+    # The first match is the one that routing takes.
+    found = next((item for name, item in app.openapi()["paths"].items() if _pattern(name).fullmatch(path)), {})
+    return sorted(method.upper() for method in found)
 
 
+@cache
 def _pattern(path: str) -> re.Pattern[str]:
     """`/v1/artifacts/{artifact_id}/files/{path}`: the parameter named `path` takes slashes, as its route does."""
     parts = re.split(r"\{(\w+)\}", path)
