@@ -79,6 +79,7 @@ def start(data_dir: Path, port: int | None = None, *, durable: bool = True) -> S
     options = ["-p", str(port), "-c", f"listen_addresses={HOST}", "-c", "unix_socket_directories="]
     if not durable:
         options += ["-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off"]
+        options += ["-c", "max_wal_size=128MB"]
     arguments = ("-w", "-t", str(START_SECONDS), "-l", str(log), "-o", shlex.join(options), "start")
     _run(binaries / "pg_ctl", "-D", str(cluster), *arguments, user=user, cwd=data_dir, log=log)
     server = running(data_dir)
