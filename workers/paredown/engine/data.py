@@ -48,7 +48,7 @@ def load_tokenizer(model_dir: Path, gguf_file: str | None) -> Any:
     try:
         # Code that comes with a model is never run: trust_remote_code stays off.
         return AutoTokenizer.from_pretrained(
-            model_dir, **({"gguf_file": gguf_file} if gguf_file else {}), local_files_only=True, trust_remote_code=False
+            model_dir, **({"gguf_file": gguf_file} if gguf_file else {}), trust_remote_code=False
         )
     except Exception as error:  # a hostile or foreign file can fail in any way inside the library
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]

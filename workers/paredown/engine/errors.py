@@ -100,6 +100,12 @@ class IsolationUnavailable(EngineError):
     code = "isolation_unavailable"
 
 
+class DeviceUnavailable(EngineError):
+    """The order asks for a device that this machine does not have."""
+
+    code = "device_unavailable"
+
+
 class OrderInvalid(EngineError):
     """The work order does not say what to do, or names files that are not there."""
 

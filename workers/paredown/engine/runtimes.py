@@ -13,13 +13,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import psutil
 import torch
 
 from paredown.contracts.artifact import RuntimeProof
 from paredown.contracts.job import Format
 from paredown.engine.errors import RuntimeDisagrees, RuntimeLoadFailed
 from paredown.engine.isolation import HARMLESS_VARIABLES
+from paredown.engine.memory import available_memory_bytes
 
 # How far a runtime's perplexity may lie from the report's. Weights, tokens and number type are the same: only the
 # order of additions differs.
@@ -39,16 +39,20 @@ class TransformersProcess:
         self.device = device
         self.threads = threads
         self.work_dir = work_dir
+        self.loaded = False
         self.version = ""
         self.load_seconds = 0.0
 
     def __enter__(self) -> "TransformersProcess":
-        self.work_dir.mkdir(parents=True, exist_ok=True)
+        scratch = self.work_dir / "scratch"
+        scratch.mkdir(parents=True, exist_ok=True)
         environment = {name: os.environ[name] for name in HARMLESS_VARIABLES if name in os.environ}
         environment |= {
-            "HF_HOME": str(self.work_dir / "huggingface"),
+            "HF_HOME": str(scratch),
             "HF_HUB_OFFLINE": "1",
+            "HOME": str(scratch),
             "OMP_NUM_THREADS": str(self.threads),
+            "TMPDIR": str(scratch),
             "TRANSFORMERS_OFFLINE": "1",
         }
         self._process = subprocess.Popen(
@@ -56,7 +60,7 @@ class TransformersProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
-            cwd=self.work_dir,
+            cwd=scratch,
             text=True,
         )
         return self
@@ -77,6 +81,7 @@ class TransformersProcess:
             device=self.device,
             threads=self.threads,
         )
+        self.loaded = True
         self.version = loaded["version"]
         self.load_seconds = loaded["seconds"]
 
@@ -150,24 +155,10 @@ def prove(
 def memory_shortage(parameters: int, bytes_each: int, device: str) -> str | None:
     """A sentence when so many models' parameters do not fit in free memory; None when they do."""
     needed = parameters * bytes_each + OVERHEAD_BYTES
-    available = torch.cuda.mem_get_info()[0] if device == "cuda" else available_memory_bytes()
+    available = available_memory_bytes(device)
     if needed <= available:
         return None
     return f"needs {needed / 2**30:.1f} GiB of memory, of which {available / 2**30:.1f} GiB are free here"
-
-
-def available_memory_bytes() -> int:
-    """Free memory of this machine, or of its container where that is less."""
-    available = int(psutil.virtual_memory().available)
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text().strip()
-        if limit != "max":
-            available = min(available, int(limit) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):
-        # No control group of version 2 limits this process.
-        pass
-    return max(available, 0)
 
 
 def unclaimed(format: Format, bits: int | None) -> tuple[RuntimeProof, ...]:  # noqa: A002  # the field's name

@@ -70,7 +70,7 @@ def write_json(path: Path, value: Any) -> None:
 def write_config(config: PreTrainedConfig, storage_dtype: str, directory: Path, **more: Any) -> None:
     """`config.json`, and `generation_config.json` where the model brought none."""
     values = json.loads(config.to_json_string(use_diff=True))
-    values.pop("_name_or_path", None)
+    values = {name: value for name, value in values.items() if not name.startswith("_")}
     values["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__]
     values["dtype"] = storage_dtype
     write_json(directory / "config.json", {**values, **more})
