@@ -12,6 +12,7 @@ import os
 import select
 import signal
 import sys
+import tempfile
 import threading
 import traceback
 from pathlib import Path
@@ -88,15 +89,16 @@ def main(arguments: list[str]) -> int:
     channel = Channel()
     try:
         order = _read_order(arguments)
+        scratch = Path(tempfile.mkdtemp(prefix="engine-"))
         applied = isolation.apply(
             required=order.require_isolation,
             readable=[order.model_dir, *order.model_dir.iterdir(), *_texts(order)],
-            writable=[order.work_dir, order.output_dir],
+            writable=[order.work_dir, order.output_dir, scratch],
         )
         # From here on a lost supervisor is noticed; a thread may only start once no namespace is to be entered.
         supervisor = Supervisor(order.tick_timeout_seconds)
         supervisor.start()
-        _settle(order)
+        _settle(order, scratch)
 
         # Not before: importing torch starts threads, and reads the settings made above.
         from paredown.engine.run import device_of, run, tools
@@ -163,10 +165,9 @@ def _texts(order: WorkOrder) -> list[Path]:
     return [text for text in (order.calibration_text, order.evaluation_text) if text is not None]
 
 
-def _settle(order: WorkOrder) -> None:
+def _settle(order: WorkOrder, scratch: Path) -> None:
     """What libraries read from the environment when they are imported."""
-    home = str(order.work_dir / "scratch")
-    Path(home).mkdir(exist_ok=True)
+    home = str(scratch)
     settings = {
         "HF_HOME": home,
         "HF_HUB_OFFLINE": "1",
@@ -178,6 +179,7 @@ def _settle(order: WorkOrder) -> None:
     if order.threads is not None:
         settings["OMP_NUM_THREADS"] = str(order.threads)
     os.environ.update(settings)
+    tempfile.tempdir = home
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ stopped when it is called again with the same work directory.
 import importlib.metadata
 import math
 import platform
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from paredown.engine.errors import (
 from paredown.engine.evaluation import speed
 from paredown.engine.evaluation.perplexity import perplexity
 from paredown.engine.formats import WRITERS, compressed_tensors
-from paredown.engine.formats.files import write_companions
+from paredown.engine.formats.files import write_companions, write_json
 from paredown.engine.memory import peak_memory_bytes
 from paredown.engine.progress import Journey, Part
 from paredown.engine.runtimes import (
@@ -311,7 +312,7 @@ def _evaluate(
             base = known.model_copy(update={"cached": order.baseline is not None})
         else:
             base = measure(inputs.files)
-            saved.write_text(_SavedEvaluation(identity=identity, evaluation=base).model_dump_json())
+            write_json(saved, _SavedEvaluation(identity=identity, evaluation=base).model_dump(mode="json"))
     with journey.part("evaluate_artifact"):
         artifact = measure(compressed)
     return base, artifact
@@ -340,7 +341,10 @@ def _prove(
     prompt = _prompt(inputs, settings.prompt_tokens)
     speeds: dict[speed.Role, Speed] = {}
     warnings: tuple[str, ...] = ()
-    with TransformersProcess(order.work_dir, device.type, torch.get_num_threads()) as process:
+    with (
+        tempfile.TemporaryDirectory(prefix="runtime-") as scratch,
+        TransformersProcess(Path(scratch), device.type, torch.get_num_threads()) as process,
+    ):
         if order.evaluation and order.evaluation.speed:
             with journey.part("speed"):
                 load_artifact(process, order.output_dir)
@@ -350,7 +354,7 @@ def _prove(
                 load_artifact(process, order.output_dir)
             tokens = None
             if inputs.evaluation is not None:
-                tokens = order.work_dir / "evaluation-tokens.npy"
+                tokens = Path(scratch) / "evaluation-tokens.npy"
                 numpy.save(tokens, inputs.evaluation.tokens_NT.numpy())
             proof = prove(
                 process,
@@ -373,7 +377,7 @@ def _measure_speed(
     shortage = memory_shortage(inputs.shape.parameters, 4, artifact.device)
     if shortage:
         return {}, (f"Speed was not measured: the base beside the artifact {shortage}.",)
-    with TransformersProcess(order.work_dir, artifact.device, artifact.threads) as base:
+    with TransformersProcess(artifact.scratch, artifact.device, artifact.threads) as base:
         try:
             base.load(order.model_dir, gguf_file=order.gguf_file, dtype=inputs.files.storage_dtype)
             return speed.measure({"base": base, "artifact": artifact}, prompt, settings), ()

@@ -33,26 +33,27 @@ class RuntimeFailed(Exception):
 
 
 class TransformersProcess:
-    """A clean child process with one model in transformers; see runtime_child. Killed on leaving the context."""
+    """A clean child process with one model in transformers; see runtime_child. Killed on leaving the context.
 
-    def __init__(self, work_dir: Path, device: str, threads: int) -> None:
+    `scratch` is its home and working directory.
+    """
+
+    def __init__(self, scratch: Path, device: str, threads: int) -> None:
         self.device = device
         self.threads = threads
-        self.work_dir = work_dir
+        self.scratch = scratch
         self.loaded = False
         self.version = ""
         self.load_seconds = 0.0
 
     def __enter__(self) -> "TransformersProcess":
-        scratch = self.work_dir / "scratch"
-        scratch.mkdir(parents=True, exist_ok=True)
         environment = {name: os.environ[name] for name in HARMLESS_VARIABLES if name in os.environ}
         environment |= {
-            "HF_HOME": str(scratch),
+            "HF_HOME": str(self.scratch),
             "HF_HUB_OFFLINE": "1",
-            "HOME": str(scratch),
+            "HOME": str(self.scratch),
             "OMP_NUM_THREADS": str(self.threads),
-            "TMPDIR": str(scratch),
+            "TMPDIR": str(self.scratch),
             "TRANSFORMERS_OFFLINE": "1",
         }
         self._process = subprocess.Popen(
@@ -60,7 +61,7 @@ class TransformersProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
-            cwd=scratch,
+            cwd=self.scratch,
             text=True,
         )
         return self

@@ -89,6 +89,8 @@ def write_companions(
     if not (directory / "generation_config.json").exists():
         GenerationConfig.from_model_config(config).save_pretrained(directory)
     for path in directory.iterdir():
+        # safetensors makes its files readable by their owner alone; the engine's user need not be who comes for them.
+        path.chmod(0o644)
         synchronize(path)
     synchronize(directory)
 
