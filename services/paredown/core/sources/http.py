@@ -116,8 +116,11 @@ class HttpClient:
 
     def __post_init__(self) -> None:
         self.trusted |= {host.strip("[]").lower() for host in self.settings.allowed_private_hosts}
+        # The system's certificates (SSL_CERT_FILE included), and the usual ones where a container has none.
+        context = ssl.create_default_context()
+        context.load_verify_locations(certifi.where())
         self._pool = httpcore.ConnectionPool(
-            ssl_context=ssl.create_default_context(cafile=certifi.where()),
+            ssl_context=context,
             network_backend=_JudgingBackend(self.trusted),
             max_connections=4,
             keepalive_expiry=30,
