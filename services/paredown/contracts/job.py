@@ -20,9 +20,13 @@ DType = Literal["float32", "bfloat16"]
 
 
 class Contract(BaseModel):
-    """Frozen, and strict about names: a misspelt field is an error, never ignored."""
+    """Frozen, and strict about names: a misspelt field is an error, never ignored.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    A number that is not finite is written as a string, which reads back as that number: a broken model's perplexity
+    is infinite, and that is evidence.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), ser_json_inf_nan="strings")
 
 
 class Calibration(Contract):
