@@ -99,7 +99,8 @@ def end(script: dict[str, Any], order: WorkOrder) -> None:
         case "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         case "garbage":
-            print("Downloading shards: 100%")
+            sys.stdout.write("Downloading shards: 100%\n")
+            sys.stdout.flush()
             time.sleep(1000)
         case "drained-unasked":
             say(EngineDrained())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from paredown.contracts.job import Calibration, Format, Phase
 from paredown.contracts.work import EngineProgress, EngineStarted, WorkOrder
 from paredown.core.errors import EngineCrashed, EngineFailed

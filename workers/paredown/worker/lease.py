@@ -94,6 +94,11 @@ class Lease:
         return self._draining()
 
     @property
+    def progress(self) -> Progress | None:
+        """The last that was reported."""
+        return self._progress
+
+    @property
     def phase(self) -> Phase | None:
         return self._progress.phase if self._progress else None
 

@@ -80,7 +80,13 @@ def _run(worker: Worker, claim: Claim, lease: Lease, attempt: Attempt) -> None:
     except Exception as error:  # noqa: BLE001 - a bug ends the job, not the worker; _named logs it with its traceback
         problem = _named(error)
         attempt.workspace.remove_output()
-        state = _write(worker, lease, lambda session: jobs.fail(session, job_id, epoch, problem, worker.settings))
+
+        def fail(session: Session) -> JobState:
+            # The row shows where it happened, also if that phase was too short for a heartbeat of its own.
+            jobs.heartbeat(session, job_id, epoch, lease.progress, worker.settings)
+            return jobs.fail(session, job_id, epoch, problem, worker.settings)
+
+        state = _write(worker, lease, fail)
         log.warning("job_failed", state=state, code=problem.code, detail=problem.detail)
         attempt.discard_upload()
         if state is JobState.CANCELLED or (state is JobState.FAILED and not problem.retryable):
