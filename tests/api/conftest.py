@@ -137,6 +137,13 @@ def api(server: Server, new_key: Callable[..., str]) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
+def anyone(server: Server) -> Iterator[httpx.Client]:
+    """A caller without a key."""
+    with httpx.Client(base_url=server.url, timeout=20) as client:
+        yield client
+
+
+@pytest.fixture
 def stranger(server: Server, new_key: Callable[..., str]) -> Iterator[httpx.Client]:
     """A caller with every scope of another project."""
     headers = {"Authorization": f"Bearer {new_key(project_name='other')}"}

@@ -53,10 +53,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.service = Service(settings, database, open_store(settings), hub, metrics)
     app.add_middleware(RequestContext, metrics=metrics)
     errors.install(app)
-    for resource in (jobs, methods, models, datasets, artifacts, files, keys):
-        app.include_router(resource.router, prefix="/v1")
-    app.include_router(files.signed_router, prefix="/v1")
-    app.include_router(system.router)
+    for resource in (jobs, methods, models, datasets, artifacts, files, keys, system):
+        app.include_router(resource.router)
+    app.include_router(files.signed_router)
     openapi.install(app)
     return app
 

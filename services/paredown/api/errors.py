@@ -91,8 +91,8 @@ async def _pare_error(request: Request, error: Exception) -> Response:
 
 async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    details = error.errors()
-    if details and details[0]["type"] == "json_invalid":
+    details = [detail for detail in error.errors() if not _is_aftermath(detail)]
+    if details[0]["type"] == "json_invalid":
         reason = details[0].get("ctx", {}).get("error", "it ends too early")
         return problem(
             RequestMalformed(f"The body is not JSON: {reason} (at character {details[0]['loc'][-1]})."),
@@ -132,6 +132,11 @@ async def _database_error(request: Request, error: Exception) -> Response:
             request_id_of(request),
         )
     raise error
+
+
+def _is_aftermath(detail: Mapping[str, Any]) -> bool:
+    """pydantic counts only a list's valid items: a list with unfit ones is then also "too short"."""
+    return detail["type"] == "too_short" and bool(len(detail["input"]) >= detail["ctx"]["min_length"])
 
 
 def _field_problem(detail: Mapping[str, Any], body: Any) -> FieldProblem:

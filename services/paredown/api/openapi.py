@@ -99,7 +99,9 @@ def _declare_problems(operation: dict[str, Any]) -> None:
 def methods_of(app: FastAPI, path: str) -> list[str]:
     """The methods that an address takes."""
     # The first match is the one that routing takes.
-    found = next((item for name, item in app.openapi()["paths"].items() if _pattern(name).fullmatch(path)), {})
+    found: dict[str, Any] = next(
+        (item for name, item in app.openapi()["paths"].items() if _pattern(name).fullmatch(path)), {}
+    )
     return sorted(method.upper() for method in found)
 
 

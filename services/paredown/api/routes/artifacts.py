@@ -17,7 +17,7 @@ from paredown.contracts.job import Tag
 from paredown.core import catalogue
 from paredown.core.access import Principal
 
-router = APIRouter(route_class=ApiRoute, tags=["artifacts"])
+router = APIRouter(prefix="/v1", route_class=ApiRoute, tags=["artifacts"])
 
 _ETAG: dict[int | str, dict[str, Any]] = {
     200: {"headers": {"ETag": header("Changes with what the catalogue says of the artifact.")}}

@@ -24,7 +24,7 @@ from paredown.core import catalogue
 from paredown.core.access import Principal
 from paredown.core.errors import MediaTypeUnsupported, RequestInvalid, RequestMalformed, StorageUnavailable
 
-router = APIRouter(route_class=ApiRoute, tags=["datasets"])
+router = APIRouter(prefix="/v1", route_class=ApiRoute, tags=["datasets"])
 
 _log = structlog.get_logger("pare.api")
 

@@ -26,9 +26,9 @@ from paredown.core.access import Principal
 from paredown.core.errors import Forbidden, NotFound
 from paredown.core.storage import sign_download, verify_download
 
-router = APIRouter(route_class=ApiRoute, tags=["artifacts"])
+router = APIRouter(prefix="/v1", route_class=ApiRoute, tags=["artifacts"])
 # A signed address is its own permission, so the key is only looked at where there is no signature.
-signed_router = APIRouter(route_class=APIRoute, tags=["artifacts"])
+signed_router = APIRouter(prefix="/v1", route_class=APIRoute, tags=["artifacts"])
 
 signed = APIKeyQuery(
     name="signature",

@@ -19,7 +19,7 @@ from paredown.contracts.job import JobSpec, JobState, JobView, Plan, PoolName
 from paredown.core import jobs
 from paredown.core.access import Principal
 
-router = APIRouter(route_class=ApiRoute)
+router = APIRouter(prefix="/v1", route_class=ApiRoute)
 
 IdempotencyKey = Annotated[
     str | None,

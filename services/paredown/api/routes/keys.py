@@ -15,7 +15,7 @@ from paredown.core import access
 from paredown.core.access import Principal
 from paredown.core.errors import Forbidden
 
-router = APIRouter(route_class=ApiRoute, tags=["keys"])
+router = APIRouter(prefix="/v1", route_class=ApiRoute, tags=["keys"])
 
 
 @router.get("/me", operation_id="getMe", summary="Whom this key speaks for")

@@ -18,7 +18,7 @@ from paredown.core import jobs
 from paredown.core.access import Principal
 from paredown.core.errors import NotFound
 
-router = APIRouter(route_class=ApiRoute)
+router = APIRouter(prefix="/v1", route_class=ApiRoute)
 
 
 @router.get(

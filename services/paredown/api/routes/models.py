@@ -14,7 +14,7 @@ from paredown.core import catalogue
 from paredown.core.access import Principal
 from paredown.core.sources.packages import packaged_models
 
-router = APIRouter(route_class=ApiRoute, tags=["models"])
+router = APIRouter(prefix="/v1", route_class=ApiRoute, tags=["models"])
 
 
 @router.get("/models", operation_id="listModels", summary="Models that one can submit")
