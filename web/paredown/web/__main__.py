@@ -21,6 +21,8 @@ def command(port: int, address: str) -> list[str]:
         flags["browser.serverAddress"] = address
     return [
         sys.executable,
+        # Whatever lies in the working directory is no module of ours.
+        "-P",
         "-m",
         "streamlit",
         "run",

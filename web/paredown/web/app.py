@@ -10,41 +10,45 @@ def main() -> None:
     st.set_page_config(page_title="Pare", page_icon=str(parts.ASSETS / "icon.svg"), layout="wide")
     st.html(parts.ASSETS / "style.css")
     st.logo(str(parts.ASSETS / "logo.svg"), icon_image=str(parts.ASSETS / "icon.svg"), size="large")
-    # Also without a key, so that an address with an id survives signing in.
-    page = st.navigation(
-        {
-            "Work": [
-                st.Page(parts.SUBMIT, title="Submit", icon=":material/add_circle:", url_path="submit", default=True),
-                st.Page(parts.JOBS, title="Jobs", icon=":material/list_alt:", url_path="jobs"),
-                st.Page(parts.JOB, title="Job", icon=":material/monitoring:", url_path="job", visibility="hidden"),
-            ],
-            "Results": [
-                st.Page(parts.TRADE_OFFS, title="Trade-offs", icon=":material/scatter_plot:", url_path="trade-offs"),
-                st.Page(parts.CATALOGUE, title="Catalogue", icon=":material/inventory_2:", url_path="catalogue"),
-                st.Page(
-                    parts.ARTIFACT,
-                    title="Artifact",
-                    icon=":material/deployed_code:",
-                    url_path="artifact",
-                    visibility="hidden",
-                ),
-            ],
-        }
-    )
+    state = "problem"
     with parts.problems_shown("sign-in"):
-        session.sign_in_automatically()
-        if not session.signed_in():
-            _ask_for_key()
-            return
-    if session.signed_in():
+        state = "known" if session.sign_in_automatically() else "unknown"
+    # Whoever comes, all pages are there, so that an address with an id survives signing in.
+    page = st.navigation(_pages(), position="sidebar" if state == "known" else "hidden")
+    if state == "known":
         _account()
         with parts.problems_shown("page"):
             page.run()
+    elif state == "unknown":
+        with parts.problems_shown("key"):
+            _ask_for_key()
+
+
+def _pages() -> dict[str, list[st.Page]]:
+    return {
+        "Work": [
+            st.Page(parts.SUBMIT, title="Submit", icon=":material/add_circle:", url_path="submit", default=True),
+            st.Page(parts.JOBS, title="Jobs", icon=":material/list_alt:", url_path="jobs"),
+            st.Page(parts.JOB, title="Job", icon=":material/monitoring:", url_path="job", visibility="hidden"),
+        ],
+        "Results": [
+            st.Page(parts.TRADE_OFFS, title="Trade-offs", icon=":material/scatter_plot:", url_path="trade-offs"),
+            st.Page(parts.CATALOGUE, title="Catalogue", icon=":material/inventory_2:", url_path="catalogue"),
+            st.Page(
+                parts.ARTIFACT,
+                title="Artifact",
+                icon=":material/deployed_code:",
+                url_path="artifact",
+                visibility="hidden",
+            ),
+        ],
+    }
 
 
 def _ask_for_key() -> None:
     _, middle, _ = st.columns([1, 1.4, 1])
     with middle:
+        st.space("large")
         st.title("Sign in to Pare", anchor=False)
         notice = session.take_notice()
         if notice:

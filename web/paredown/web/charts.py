@@ -124,12 +124,12 @@ def front_chart(shown: Sequence[Point], cost_axis: str, *, dark: bool) -> alt.La
         "perplexity:Q",
         title="Perplexity (lower is better" + (", logarithmic)" if logarithmic else ")"),
         scale=alt.Scale(type="log", nice=True) if logarithmic else alt.Scale(zero=False, nice=True, padding=16),
-        axis=alt.Axis(tickCount=6, format="~s" if logarithmic else "~g"),
+        axis=alt.Axis(tickCount=6, format="~s") if logarithmic else alt.Axis(tickCount=6),
     )
     x = alt.X(f"{axis.column}:Q", title=axis.title, scale=alt.Scale(zero=False, nice=True, padding=24))
     # The best perplexity that is to be had at a cost: a step, never a slope between two models.
     steps = (
-        alt.Chart(_data([point for point in shown if point.on_front]))
+        alt.Chart(alt.Data(values=[asdict(point) for point in shown if point.on_front]))
         .mark_line(interpolate="step-after" if axis.lower_is_better else "step-before", strokeWidth=2, opacity=0.6)
         .encode(x=x, y=y, order=alt.Order(f"{axis.column}:Q"), color=alt.value("#94a3b8" if dark else "#64748b"))
     )
@@ -140,10 +140,11 @@ def _marks(shown: Sequence[Point], x: alt.X, y: alt.Y) -> alt.Chart:
     present = {point.verdict for point in shown}
     shapes = [name for name in _SHAPES if name in present]
     colours = _colours(list(dict.fromkeys(point.family for point in shown)))
+    scale = alt.Scale(domain=list(colours), range=list(colours.values()))
     picked = alt.selection_point(name=SELECTION, fields=["id"], on="click", clear="dblclick", toggle=False)
     is_on_front = "datum.on_front"
     return (
-        alt.Chart(_data(shown))
+        alt.Chart(alt.Data(values=[asdict(point) | {"fill": _fill(point, colours)} for point in shown]))
         .mark_point(filled=True, strokeWidth=1.5, cursor="pointer")
         .encode(
             x=x,
@@ -154,8 +155,13 @@ def _marks(shown: Sequence[Point], x: alt.X, y: alt.Y) -> alt.Chart:
                 scale=alt.Scale(domain=shapes, range=[_SHAPES[name] for name in shapes]),
                 legend=alt.Legend(orient="bottom", columns=3),
             ),
-            fill=alt.condition(is_on_front, alt.Fill("family:N", scale=colours, legend=None), alt.value(_DOMINATED)),
-            stroke=alt.Stroke("family:N", title="Family", scale=colours, legend=alt.Legend(orient="bottom", columns=2)),
+            fill=alt.Fill("fill:N", scale=None, legend=None),
+            stroke=alt.Stroke(
+                "family:N",
+                title="Family",
+                scale=scale,
+                legend=alt.Legend(orient="bottom", columns=2, symbolType="circle"),
+            ),
             fillOpacity=alt.condition(is_on_front, alt.value(0.95), alt.value(0.25)),
             strokeOpacity=alt.condition(is_on_front, alt.value(1), alt.value(0.5)),
             size=alt.condition(picked, alt.value(280), alt.value(130), empty=False),
@@ -174,13 +180,13 @@ def _marks(shown: Sequence[Point], x: alt.X, y: alt.Y) -> alt.Chart:
     )
 
 
-def _colours(names: Sequence[str]) -> alt.Scale:
+def _colours(names: Sequence[str]) -> dict[str, str]:
     spare = iter(_MORE_COLOURS * 8)
-    return alt.Scale(domain=list(names), range=[FAMILY_COLOURS.get(name) or next(spare) for name in names])
+    return {name: FAMILY_COLOURS.get(name) or next(spare) for name in names}
 
 
-def _data(shown: Sequence[Point]) -> alt.Data:
-    return alt.Data(values=[asdict(point) for point in shown])
+def _fill(point: Point, colours: Mapping[str, str]) -> str:
+    return colours[point.family] if point.on_front else _DOMINATED
 
 
 def layer_lines(layers: Sequence[LayerReport]) -> list[dict[str, Any]]:
@@ -213,11 +219,11 @@ def layers_chart(lines: Sequence[Mapping[str, Any]]) -> alt.Chart | None:
             x=alt.X("block:Q", title="Block", axis=alt.Axis(tickMinStep=1, format="d")),
             y=alt.Y(
                 "error:Q",
-                title="Relative output error (logarithmic)",
+                title="Relative error (logarithmic)",
                 scale=alt.Scale(type="log"),
                 axis=alt.Axis(format="~%", tickCount=5),
             ),
-            color=alt.Color("kind:N", title=None, legend=alt.Legend(orient="bottom", columns=4)),
+            color=alt.Color("kind:N", title=None, legend=alt.Legend(orient="bottom", columns=3)),
             tooltip=[
                 alt.Tooltip("name:N", title="Layer"),
                 alt.Tooltip("error:Q", title="Error", format=".3%"),

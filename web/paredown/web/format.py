@@ -42,7 +42,7 @@ def speed(tokens_per_second: float | None) -> str:
 def money(amount: float | None, currency: str | None) -> str:
     if amount is None:
         return ABSENT
-    digits = f"{amount:,.2f}".replace(",", " ") if amount >= 1 or amount == 0 else f"{amount:.2g}"
+    digits = f"{amount:,.2f}".replace(",", " ") if amount >= 0.1 or amount == 0 else f"{amount:.2g}"
     if "e" in digits:
         digits = f"{amount:.6f}"
     return f"{digits} {currency or ''}".strip()

@@ -89,8 +89,8 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
 
 def facts(pairs: Iterable[tuple[str, str]]) -> None:
     """Names and values in a grid; values are HTML already."""
-    cells = "".join(f"<div><dt>{escaped(name)}</dt><dd>{value}</dd></div>" for name, value in pairs)
-    st.html(f'<dl class="pare-facts">{cells}</dl>')
+    cells = "".join(f"<div><small>{escaped(name)}</small><span>{value}</span></div>" for name, value in pairs)
+    st.html(f'<div class="pare-facts">{cells}</div>')
 
 
 def row(key: str, title: str, page: str, item_id: object, details: str) -> None:

@@ -13,12 +13,26 @@ def of_validation(error: ValidationError) -> dict[str, str]:
     sentences: dict[str, str] = {}
     for mistake in error.errors(include_url=False):
         path = field_path(mistake["loc"]) if mistake["loc"] else WHOLE
-        sentences.setdefault(path, _sentence(str(mistake["msg"])))
+        sentences.setdefault(path, _said(path, mistake["type"]) or _sentence(str(mistake["msg"])))
     return sentences
 
 
 def of_refusal(error: PareApiError) -> dict[str, str]:
     return {error.field or WHOLE: error.detail}
+
+
+def _said(path: str, kind: str) -> str | None:
+    """Words for what pydantic can only say with a regular expression."""
+    if kind not in ("string_pattern_mismatch", "string_too_short"):
+        return None
+    words = path.split(".")
+    if path == "model" or words[-1] == "source":
+        return "Write an address with its scheme and without spaces, such as hf://organisation/model."
+    if words[-1] == "pattern":
+        return "Write N:M, such as 2:4 for two of every four."
+    if words[0] == "tags":
+        return "A tag starts with a letter or digit and goes on with those and . _ : / or -, 64 at most."
+    return None
 
 
 def _sentence(message: str) -> str:

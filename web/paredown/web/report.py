@@ -68,7 +68,7 @@ def _gate(report: Report) -> None:
 def _check(check: Check) -> list[str]:
     mark, tone = ("met", "good") if check.passed else ("missed", "bad")
     write = fmt.change if check.figure == "perplexity_increase" else fmt.percent
-    return [_FIGURES[check.figure], write(check.value), f"at most {write(check.limit)}", parts.badge(mark, tone)]
+    return [_FIGURES[check.figure], write(check.value), f"at most {fmt.percent(check.limit)}", parts.badge(mark, tone)]
 
 
 def _quality(report: Report) -> None:

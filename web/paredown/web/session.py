@@ -52,10 +52,17 @@ def sign_in(key: str) -> None:
     st.session_state.pop(_SIGNED_OUT, None)
 
 
-def sign_in_automatically() -> None:
-    """With the operator's leave only; after signing out it is the person's turn. Raises PareApiError."""
-    if os.environ.get("PARE_WEB_AUTOLOGIN") == "1" and not signed_in() and _SIGNED_OUT not in st.session_state:
-        sign_in(find_credentials().api_key)
+def sign_in_automatically() -> bool:
+    """Whether somebody is signed in; with the operator's leave, and until signing out, that is so without asking.
+
+    Raises PareApiError.
+    """
+    if signed_in():
+        return True
+    if os.environ.get("PARE_WEB_AUTOLOGIN") != "1" or _SIGNED_OUT in st.session_state:
+        return False
+    sign_in(find_credentials().api_key)
+    return True
 
 
 def sign_out(notice: str | None = None) -> None:

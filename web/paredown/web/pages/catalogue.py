@@ -84,18 +84,18 @@ def _details(view: ArtifactView) -> str:
     increase = None
     if view.perplexity is not None and view.base_perplexity is not None:
         increase = view.perplexity / view.base_perplexity - 1
-    figures = [f"{fmt.size(view.size_bytes)} ({fmt.percent(view.size_ratio)})"]
+    quality = fmt.ABSENT
     if view.perplexity is not None:
-        figures.append(f"perplexity {fmt.perplexity(view.perplexity)} ({fmt.change(increase)})")
-    if view.decode_tokens_per_second is not None:
-        figures.append(fmt.speed(view.decode_tokens_per_second))
-    shared = parts.badge("shared by everyone" if view.visibility == "everyone" else "", "tag")
+        quality = f"perplexity {fmt.perplexity(view.perplexity)} ({fmt.change(increase)})"
+    shared = parts.badge("shared by everyone", "active") if view.visibility == "everyone" else ""
     return (
-        f"<span>{parts.verdict_badge(view.verdict)}{shared if view.visibility == 'everyone' else ''}"
-        f"{parts.tag_badges(view.tags)}</span>"
-        f'<span class="pare-grow"><span class="pare-mono">{parts.escaped(view.model)}</span>'
-        f'<span class="pare-dim"> · {parts.escaped(view.recipe_name)}</span></span>'
-        f"<span>{parts.escaped(' · '.join(figures))}</span>"
+        f'<span class="pare-verdict">{parts.verdict_badge(view.verdict)}</span>'
+        f'<span class="pare-grow">{parts.mono(view.model)}'
+        f'<span class="pare-dim"> · {parts.escaped(view.recipe_name)} </span>'
+        f"{shared}{parts.tag_badges(view.tags)}</span>"
+        f'<span class="pare-figure">{fmt.size(view.size_bytes)} ({fmt.percent(view.size_ratio)})</span>'
+        f'<span class="pare-figure pare-wide">{quality}</span>'
+        f'<span class="pare-figure">{fmt.speed(view.decode_tokens_per_second)}</span>'
         f'<span class="pare-dim pare-end">{fmt.ago(view.created_at)}</span>'
     )
 

@@ -56,15 +56,18 @@ def page() -> None:
             _status(current)
             _timeline(current)
 
+    left, right = st.columns([2.2, 1], gap="large")
     if job.state.terminal:
-        left, right = st.columns([2.2, 1], gap="large")
         with left, parts.problems_shown("report"):
             _outcome(job)
         with right:
             live()
     else:
-        live()
-    _about(job)
+        with left:
+            live()
+    # A running job's facts stand beside its progress, a finished one's below the report.
+    with left if job.state.terminal else right:
+        _about(job)
 
 
 def _buttons(job: JobView) -> None:

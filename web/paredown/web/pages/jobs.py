@@ -106,8 +106,8 @@ def _details(job: JobView) -> str:
     if job.finished_at and job.started_at:
         took = f"took {fmt.duration((job.finished_at - job.started_at).total_seconds())} · "
     return (
-        f"<span>{state}</span>"
-        f'<span class="pare-grow"><span class="pare-mono">{parts.escaped(job.spec.model)}</span>'
+        f'<span class="pare-state">{state}</span>'
+        f'<span class="pare-grow">{parts.mono(job.spec.model)}'
         f'<span class="pare-dim"> · {parts.escaped(job.recipe_name)} · {parts.escaped(job.pool)}</span></span>'
         f'{progress}<span class="pare-dim pare-end">{took}{fmt.ago(job.created_at)}</span>'
     )

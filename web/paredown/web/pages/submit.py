@@ -140,11 +140,22 @@ def _needs(view: MethodView) -> str:
 
 
 def _fields(fields: list[form.Field], path: str, slots: Slots, key: KeyOf) -> None:
-    """Two beside each other, lists of patterns over the whole width."""
-    for first in range(0, len(fields), 2):
-        for column, field in zip(st.columns(2), fields[first : first + 2], strict=False):
+    """Figures and choices two beside each other, then the switches in one line, then lists over the whole width."""
+    boxes = [field for field in fields if field.kind not in ("switch", "list")]
+    switches = [field for field in fields if field.kind == "switch"]
+    prefix = f"{path}." if path else ""
+    for first in range(0, len(boxes), 2):
+        for column, field in zip(st.columns(2), boxes[first : first + 2], strict=False):
             with column:
-                slots[f"{path}.{field.name}"] = form.ask(field, key(field.name))
+                slots[prefix + field.name] = form.ask(field, key(field.name))
+    if switches:
+        with st.container(horizontal=True, gap="large"):
+            for field in switches:
+                with st.container(width="content", gap=None):
+                    slots[prefix + field.name] = form.ask(field, key(field.name))
+    for field in fields:
+        if field.kind == "list":
+            slots[prefix + field.name] = form.ask(field, key(field.name))
 
 
 def _more(methods: Mapping[str, MethodView], pools: tuple[PoolView, ...], slots: Slots) -> None:
@@ -167,10 +178,10 @@ def _more(methods: Mapping[str, MethodView], pools: tuple[PoolView, ...], slots:
     with st.expander("Evaluation: how base and result are measured", icon=":material/speed:", key="options-evaluation"):
         _text_part("evaluation", draft.EVALUATION, sources, slots)
     with st.expander("Output: format, name and tags", icon=":material/inventory_2:", key="options-output"):
-        _job_fields(("format", "dtype", "name", "tags"), slots)
+        _job_fields("format", "dtype", "name", "tags", slots=slots)
     with st.expander("Queue: worker pool and priority", icon=":material/dns:", key="options-queue"):
         _pool(pools, slots)
-        _job_fields(("priority",), slots)
+        _job_fields("priority", slots=slots)
     st.button("Clear the form", icon=":material/ink_eraser:", type="tertiary", on_click=draft.clear, key="clear-form")
 
 
@@ -253,12 +264,8 @@ def _pool(pools: tuple[PoolView, ...], slots: Slots) -> None:
     slots["pool"] = st.empty()
 
 
-def _job_fields(names: tuple[str, ...], slots: Slots) -> None:
-    fields = [draft.JOB[name] for name in names]
-    for first in range(0, len(fields), 2):
-        for column, field in zip(st.columns(2), fields[first : first + 2], strict=False):
-            with column:
-                slots[field.name] = form.ask(field, draft.part_key("job", field.name))
+def _job_fields(*names: str, slots: Slots) -> None:
+    _fields([draft.JOB[name] for name in names], "", slots, lambda name: draft.part_key("job", name))
 
 
 def _show_at_fields(found: Mapping[str, str], slots: Slots) -> None:

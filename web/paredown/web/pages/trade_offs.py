@@ -97,13 +97,12 @@ def _model_label(newest: dict[str, ArtifactView], fingerprint: str) -> str:
 
 def _protocol_label(protocol_hash: str, views: list[ArtifactView]) -> str:
     manifest = session.remembered(f"manifest.{views[0].id}", 600, lambda: session.client().manifest(views[0].id))
-    number = f"{len(views)} artifact{'s' if len(views) > 1 else ''}"
     evaluation = manifest.report.artifact
     if evaluation is None:
-        return f"{protocol_hash[:8]} · {number}"
+        return f"{protocol_hash[:8]} ({len(views)})"
     protocol = evaluation.protocol
     source = protocol.source.removeprefix("builtin://")
-    return f"{source}, {protocol.samples} × {protocol.sequence_length} tokens, {protocol.dtype} · {number}"
+    return f"{source}, {protocol.samples} × {protocol.sequence_length}, {protocol.dtype} ({len(views)})"
 
 
 def _show(front: Front, artifacts: list[ArtifactView]) -> None:
@@ -140,7 +139,7 @@ def _card(shown: list[charts.Point], picked: str | None) -> None:
     if point is None:
         best = sum(point.on_front for point in shown)
         st.caption(
-            f"{best} of {len(shown)} are on the front. Click a point to see what it is. Grey ones are beaten by another "
+            f"{best} of {len(shown)} are on the front. Click a point to know it. Grey ones are beaten by another "
             "on both counts."
         )
         return
