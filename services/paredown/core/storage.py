@@ -64,6 +64,9 @@ class ObjectStore(Protocol):
     def check(self) -> None:
         """Raises StorageUnavailable when nothing can be stored."""
 
+    def prepare(self) -> None:
+        """Make the bucket or the directory where there is none yet, then check."""
+
 
 def open_store(settings: Settings) -> ObjectStore:
     """The store of `store_url`: s3://bucket/prefix or file:///directory."""
@@ -187,6 +190,10 @@ class LocalStore:
             probe = self._staged()
             probe.write_bytes(b"")
             probe.unlink()
+
+    def prepare(self) -> None:
+        # The directory comes with the first write.
+        self.check()
 
     def _path(self, key: str) -> Path:
         return self.root / checked_key(key)

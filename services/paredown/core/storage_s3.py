@@ -3,7 +3,7 @@
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +59,7 @@ def s3_client(settings: Settings, endpoint: str | None, keys: S3Keys) -> "S3Clie
 
 
 class S3Store:
-    """One prefix of one bucket. The bucket must exist."""
+    """One prefix of one bucket, which `prepare` makes where there is none."""
 
     def __init__(self, settings: Settings, bucket: str, prefix: str) -> None:
         self._bucket = bucket
@@ -168,6 +168,16 @@ class S3Store:
                 self._client.head_bucket(Bucket=self._bucket)
         except NotFound as error:
             raise StorageUnavailable(f"The bucket {self._bucket} does not exist; create it.") from error
+
+    def prepare(self) -> None:
+        region = self._client.meta.region_name
+        # us-east-1 is the one region that must not be named.
+        where: Any = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+        known = self._client.exceptions
+        # Somebody else's bucket of that name is told by the check.
+        with self._translated(""), suppress(known.BucketAlreadyOwnedByYou, known.BucketAlreadyExists):
+            self._client.create_bucket(Bucket=self._bucket, **where)
+        self.check()
 
     def _key(self, key: str) -> str:
         return self._prefix + checked_key(key)
