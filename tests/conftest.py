@@ -1,11 +1,14 @@
 """What every test may ask for: a real PostgreSQL built by the real migrations, a real Redis, settings that name them.
 
-The servers start with the first test that asks and stop with the session; each test has a database of its own.
+The servers start with the first test that asks and stop with the session, even with one that is killed; each test has a
+database of its own.
 """
 
 import itertools
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +30,18 @@ MEMORY_NEEDED = 2 * 2**30
 TEMPLATE = "pare_template"
 SECRET = "a secret of the tests, 32 characters or more"
 
+# Waits until the session closes its standard input, or dies, and then leaves nothing behind.
+GUARD = """
+import shutil, sys
+from pathlib import Path
+from paredown.local import postgres, redis
+directory = Path(sys.argv[1])
+sys.stdin.read()
+postgres.stop(directory / "postgres")
+redis.stop(directory / "redis")
+shutil.rmtree(directory)
+"""
+
 _numbers = itertools.count(1)
 
 
@@ -39,17 +54,14 @@ def server_dir() -> Iterator[Path]:
     roomy = MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > MEMORY_NEEDED
     directory = Path(tempfile.mkdtemp(prefix="pare-tests-", dir=MEMORY if roomy else None))
     directory.chmod(0o711)
-    yield directory
-    shutil.rmtree(directory)
+    with subprocess.Popen([sys.executable, "-c", GUARD, directory], stdin=subprocess.PIPE, start_new_session=True):
+        yield directory
 
 
 @pytest.fixture(scope="session")
-def postgres_url(server_dir: Path) -> Iterator[str]:
+def postgres_url(server_dir: Path) -> str:
     """Address of a PostgreSQL server of this session, with an empty database."""
-    data_dir = server_dir / "postgres"
-    server = postgres.start(data_dir, durable=False)
-    yield server.url
-    postgres.stop(data_dir)
+    return postgres.start(server_dir / "postgres", durable=False).url
 
 
 @pytest.fixture(scope="session")
@@ -100,10 +112,8 @@ def project(database: Database) -> UUID:
 
 
 @pytest.fixture(scope="session")
-def redis_server_url(server_dir: Path) -> Iterator[str]:
-    data_dir = server_dir / "redis"
-    yield local_redis.start(data_dir).url
-    local_redis.stop(data_dir)
+def redis_server_url(server_dir: Path) -> str:
+    return local_redis.start(server_dir / "redis").url
 
 
 @pytest.fixture
