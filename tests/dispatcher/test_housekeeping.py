@@ -3,11 +3,14 @@
 import os
 import threading
 import time
-from datetime import timedelta
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 import pytest
+from pydantic import SecretStr
 from sqlalchemy import func, insert, select, text, update
+from tests.support.s3 import client, moto_server
 
 from paredown.contracts.job import JobSpec
 from paredown.core import jobs
@@ -30,6 +33,12 @@ def store(settings: Settings) -> LocalStore:
     store = open_store(settings)
     assert isinstance(store, LocalStore)
     return store
+
+
+@pytest.fixture
+def s3_server() -> Iterator[str]:
+    with moto_server() as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def put(store: LocalStore, key: str, *, old: bool = True) -> None:
@@ -147,6 +156,39 @@ def test_the_files_of_a_deleted_artifact_go_and_their_neighbours_stay(
     assert remove_deleted_artifacts(database, store) == 1
     assert keys(store) == {f"artifacts/{job}/11/config.json"}
     assert remove_deleted_artifacts(database, store) == 0
+
+
+def test_uploads_that_broke_off_are_removed_once_they_are_old(store: LocalStore) -> None:
+    put(store, "other/finished")
+    staging = store.root / ".staging"
+    for name, age in (("abandoned", OLD_SECONDS), ("under-way", 0)):
+        (staging / name).write_bytes(b"half")
+        os.utime(staging / name, (time.time() - age, time.time() - age))
+    assert store.remove_unfinished(datetime.now(UTC) - timedelta(seconds=600)) == 1
+    assert {path.name for path in staging.iterdir()} == {"under-way"}
+    assert keys(store) == {"other/finished"}
+
+
+def test_multipart_uploads_that_broke_off_are_removed_once_they_are_old(s3_server: str, settings: Settings) -> None:
+    s3 = client(s3_server)
+    s3.create_bucket(Bucket="unfinished")
+    for key in ("mine/artifacts/a", "other/artifacts/b"):
+        s3.create_multipart_upload(Bucket="unfinished", Key=key)
+    store = open_store(
+        settings.model_copy(
+            update={
+                "store_url": "s3://unfinished/mine",
+                "s3_endpoint": s3_server,
+                "s3_access_key": SecretStr("key"),
+                "s3_secret_key": SecretStr("secret"),
+            }
+        )
+    )
+    # moto gives every such upload the same date, long ago.
+    assert store.remove_unfinished(datetime(2000, 1, 1, tzinfo=UTC)) == 0
+    assert store.remove_unfinished(datetime.now(UTC)) == 1
+    left = s3.list_multipart_uploads(Bucket="unfinished")["Uploads"]
+    assert [upload["Key"] for upload in left] == ["other/artifacts/b"]
 
 
 def test_idempotency_keys_are_kept_for_a_day(database: Database, project: UUID) -> None:

@@ -58,6 +58,9 @@ class ObjectStore(Protocol):
     def delete_prefix(self, prefix: str) -> None:
         """Delete everything below `prefix`, which must end with a slash."""
 
+    def remove_unfinished(self, before: datetime) -> int:
+        """Remove what uploads that broke off before then have left, and no key names; how many."""
+
     def url(self, key: str, filename: str, expires_seconds: int) -> str | None:
         """A signed address that a browser can fetch by itself; None where the store has no server of its own."""
 
@@ -181,6 +184,16 @@ class LocalStore:
                 path.rename(trash)
                 shutil.rmtree(trash)
             self._prune(path.parent)
+
+    def remove_unfinished(self, before: datetime) -> int:
+        removed = 0
+        with self._translated():
+            for path in list(self._staging.iterdir()) if self._staging.is_dir() else []:
+                with suppress(FileNotFoundError):
+                    if path.stat().st_mtime < before.timestamp():
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+                        removed += 1
+        return removed
 
     def url(self, key: str, filename: str, expires_seconds: int) -> str | None:  # noqa: ARG002 — the API signs its own
         return None

@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -149,6 +150,20 @@ class S3Store:
                 answer = self._client.delete_objects(Bucket=self._bucket, Delete={"Objects": batch, "Quiet": True})
                 if failed := answer.get("Errors"):
                     raise StorageUnavailable(f"{len(failed)} objects below {prefix} could not be deleted; try again.")
+
+    def remove_unfinished(self, before: datetime) -> int:
+        removed = 0
+        with self._translated(""):
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self._bucket, Prefix=self._prefix
+            )
+            for upload in (upload for page in pages for upload in page.get("Uploads", [])):
+                if upload["Initiated"] < before:
+                    self._client.abort_multipart_upload(
+                        Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                    )
+                    removed += 1
+        return removed
 
     def url(self, key: str, filename: str, expires_seconds: int) -> str | None:
         with self._translated(key):

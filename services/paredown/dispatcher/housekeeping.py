@@ -35,6 +35,7 @@ def keep_house(database: Database, store: ObjectStore, settings: Settings, stop:
         lambda: forget_keys(database),
         lambda: remove_deleted_artifacts(database, store),
         lambda: remove_orphans(database, store, settings, stop),
+        lambda: store.remove_unfinished(_orphaned_before(settings)),
     ]
     for chore in chores:
         if stop.is_set():
@@ -83,7 +84,7 @@ def remove_deleted_artifacts(database: Database, store: ObjectStore) -> int:
 
 def remove_orphans(database: Database, store: ObjectStore, settings: Settings, stop: threading.Event) -> int:
     """Files of lost epochs, and checkpoints of ended jobs, once nothing was added to them for `orphan_seconds`."""
-    before = datetime.now(UTC) - timedelta(seconds=settings.orphan_seconds)
+    before = _orphaned_before(settings)
     removed = 0
     for place, newest in _places(store):
         if stop.is_set():
@@ -97,6 +98,10 @@ def remove_orphans(database: Database, store: ObjectStore, settings: Settings, s
             removed += 1
             log.info("orphan_removed", prefix=place)
     return removed
+
+
+def _orphaned_before(settings: Settings) -> datetime:
+    return datetime.now(UTC) - timedelta(seconds=settings.orphan_seconds)
 
 
 def _places(store: ObjectStore) -> Iterator[tuple[str, datetime]]:
