@@ -29,7 +29,16 @@ class Database:
             pool_size=pool_size,
             max_overflow=10,
             pool_pre_ping=True,
-            connect_args={"options": options, "connect_timeout": 5, "application_name": "pare"},
+            connect_args={
+                "options": options,
+                "connect_timeout": 5,
+                "application_name": "pare",
+                # A database that vanished without a word is noticed long before a lease ends.
+                "keepalives_idle": 10,
+                "keepalives_interval": 5,
+                "keepalives_count": 3,
+                "tcp_user_timeout": 20_000,
+            },
         )
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
 

@@ -53,12 +53,16 @@ def restore(store: ObjectStore, job_id: UUID, workspace: Workspace, check: Calla
     stored = _newest_index(store, job_id, workspace.epoch)
     if stored is not None and (local is None or stored[0] > local[0]):
         epoch, index = stored
-        for file in index.files:
-            check()
-            path = workspace.checkpoint / file.path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            store.get_file(f"{job_prefix(job_id)}{epoch}/{file.sha256}", path)
-        return epoch
+        try:
+            for file in index.files:
+                check()
+                store.get_file(f"{job_prefix(job_id)}{epoch}/{file.sha256}", workspace.checkpoint / file.path)
+        except NotFound as error:
+            # Swept meanwhile, or lost: the work is done again, the result is the same.
+            log.warning("checkpoint_incomplete", epoch=epoch, error=error.detail)
+            workspace.create()
+        else:
+            return epoch
     if local is not None:
         link_files(local[1], workspace.checkpoint)
         return local[0]
