@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 
 from paredown.contracts.artifact import BaseModelRecord, JsonObject
 from paredown.contracts.families import ModelShape
+from paredown.core.errors import SourceUnreachable
 
 Progress = Callable[[int, int], None]  # (bytes present, bytes in all)
 Cancelled = Callable[[], bool]
@@ -72,6 +73,13 @@ class FetchedModel:
         self.lease.close()
 
 
+class SourceChanged(SourceUnreachable):
+    """The place gives other bytes than when it was described, so the rest of a download would not fit its beginning."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} changed while it was fetched; retry.")
+
+
 class ModelSource(Protocol):
     """One model at one place. Made by core.sources.open_source, which has checked that the place is allowed."""
 
@@ -87,7 +95,7 @@ class ModelSource(Protocol):
         """Files by plain name. Bounded; may leave out what no model needs."""
 
     def stream(self, file: SourceFile, start: int, length: int | None = None) -> Iterator[bytes]:
-        """Bytes from `start`, at most `length`, in chunks. Raises SourceUnreachable, SourceNotFound."""
+        """Bytes from `start`, at most `length`, in chunks. Raises SourceUnreachable, SourceNotFound, SourceChanged."""
 
     def close(self) -> None: ...
 

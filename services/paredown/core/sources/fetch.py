@@ -16,6 +16,7 @@ from paredown.core.sources.base import (
     ModelDescription,
     ModelSource,
     Progress,
+    SourceChanged,
     SourceFile,
 )
 from paredown.core.sources.cache import Cache, CachedModel, disk_full_named, fingerprint_of, hash_files
@@ -111,6 +112,8 @@ def _download_file(source: ModelSource, file: SourceFile, path: Path, cancelled:
             continue
         try:
             yield from _append(source, file, path, present, cancelled)
+        except SourceChanged:
+            raise
         except SourceUnreachable:
             # Progress earns new tries: a long download over a bad line goes on as long as it gets anywhere.
             reached = path.stat().st_size if path.exists() else 0
@@ -121,7 +124,7 @@ def _download_file(source: ModelSource, file: SourceFile, path: Path, cancelled:
             _pause(2.0**tries / 4, cancelled)
     if present > file.size_bytes:
         path.unlink()
-        raise SourceUnreachable(f"{file.path} changed while it was fetched; retry.")
+        raise SourceChanged(file.path)
 
 
 def _append(source: ModelSource, file: SourceFile, path: Path, present: int, cancelled: Cancelled) -> Iterator[int]:

@@ -17,9 +17,9 @@ from urllib.parse import urljoin, urlsplit
 import certifi
 import httpcore
 
-from paredown.core.errors import SourceNotAllowed, SourceNotFound, SourceUnreachable
+from paredown.core.errors import SourceError, SourceNotAllowed, SourceNotFound, SourceUnreachable
 from paredown.core.settings import Settings
-from paredown.core.sources.base import CHUNK_BYTES, SourceFile
+from paredown.core.sources.base import CHUNK_BYTES, SourceChanged, SourceFile
 
 MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -37,6 +37,8 @@ def is_public(address: Address) -> bool:
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(inner)
+        if address.is_site_local:
+            return False
     return address.is_global and not address.is_multicast and not address.is_reserved
 
 
@@ -151,7 +153,7 @@ class HttpClient:
         with self._get(url, headers) as answer:
             head = _head(answer)
             if identity is not None and head.identity != identity:
-                raise SourceUnreachable(f"{_shown(url)} changed while it was fetched; retry.")
+                raise SourceChanged(_shown(url))
             # A server that knows no ranges sends the whole file: what comes before `start` is let go.
             if answer.status == 416:
                 return
@@ -208,14 +210,14 @@ class HttpClient:
             parts = urlsplit(url)
             host, port = parts.hostname or "", parts.port
         except ValueError as error:
-            raise SourceNotFound(f"{url[:200]!r} is not a usable address; write it in ASCII, escaped.") from error
+            raise SourceError(f"{url[:200]!r} is not a usable address; write it in ASCII, escaped.") from error
         if parts.username is not None or parts.password is not None:
             raise SourceNotAllowed("An address must not hold a user name or a password: jobs are shown to others.")
         plain = parts.scheme == "http" and is_trusted(host.lower(), port or 80, self.trusted)
         if parts.scheme != "https" and not plain:
             raise SourceNotAllowed(f"{_shown(url)} is not https://, which models and texts are fetched over.")
         if not host:
-            raise SourceNotFound(f"{url[:200]} names no host.")
+            raise SourceError(f"{url[:200]} names no host.")
 
 
 def _shown(url: str) -> str:
@@ -264,6 +266,8 @@ def _number(text: str | None) -> int | None:
 def _named(url: str) -> Iterator[None]:
     try:
         yield
+    except (httpcore.LocalProtocolError, httpcore.UnsupportedProtocol) as error:
+        raise SourceError(f"{_shown(url)} is not a usable address: {str(error)[:200]}.") from error
     except (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError, ssl.SSLError) as error:
         reason = str(error) or type(error).__name__
         raise SourceUnreachable(f"{_shown(url)} cannot be read: {reason[:200]}.") from error

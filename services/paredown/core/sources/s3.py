@@ -15,7 +15,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from paredown.core.errors import NotAModel, SourceError, SourceNotAllowed, SourceNotFound, SourceUnreachable
 from paredown.core.settings import Settings
-from paredown.core.sources.base import CHUNK_BYTES, SourceFile
+from paredown.core.sources.base import CHUNK_BYTES, SourceChanged, SourceFile
 from paredown.core.sources.text import bounded, column_of
 
 _MAX_ENTRIES = 10_000
@@ -107,7 +107,7 @@ class S3Source:
             if code in ("401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"):
                 raise SourceNotAllowed(f"{what} may not be read with the credentials of this service.") from error
             if code in ("412", "PreconditionFailed"):
-                raise SourceUnreachable(f"{what} changed while it was fetched; retry.") from error
+                raise SourceChanged(what) from error
             raise SourceUnreachable(f"{what} cannot be read: the server answered {code}.") from error
         except BotoCoreError as error:
             raise SourceUnreachable(f"{what} cannot be read: {str(error)[:200]}.") from error
