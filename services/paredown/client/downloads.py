@@ -26,6 +26,7 @@ CHUNK_BYTES = 1 << 20
 # Tries in a row that bring no byte.
 MAX_FRUITLESS = 6
 _CORRUPT = "download_corrupt"
+_INCOMPLETE = "download_incomplete"
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
@@ -54,7 +55,7 @@ def stored_problems(
                 if progress:
                     progress(file.path, seen.size(), file.size_bytes)
         except PareApiError as error:
-            if error.code == _CORRUPT:
+            if error.code in (_CORRUPT, _INCOMPLETE):
                 yield error.detail
             elif error.status == 404:
                 yield f"{file.path} is missing"
@@ -151,30 +152,38 @@ def _chunks(
     fruitless = 0
     while position() < file.size_bytes:
         start = position()
+        answered = False
         try:
             with _open(transport, artifact_id, file, start) as response:
+                answered = True
                 _check_span(response, file, start)
                 # A store that ignores Range answers 200 with the whole file: pass over what we have.
                 skip = start if response.status_code == 200 else 0
-                for chunk in response.iter_bytes(CHUNK_BYTES):
-                    fresh = chunk[skip:] if skip else chunk
+                # In the pieces that arrive: gathering them into larger ones would lose the last one of a connection.
+                for chunk in response.iter_bytes():
+                    fresh = chunk[skip:][: file.size_bytes - position()]
                     skip = max(0, skip - len(chunk))
                     if fresh:
-                        yield fresh[: file.size_bytes - position()]
-                    if position() >= file.size_bytes:
-                        return
-            problem = PareApiError("download_incomplete", f"{file.path} ended early.")
+                        yield fresh
+            if position() >= file.size_bytes:
+                return
+            problem = _broke_off(file, position())
         except httpx.TransportError as error:
-            problem = transport.unreachable(error)
+            problem = _broke_off(file, position()) if answered else transport.unreachable(error)
         except PareApiError as error:
-            # 403: a signed address that ran out while the connection was away; the API signs a new one.
-            if error.status not in (403, 429, 502, 503, 504):
+            # The object store's 403: a signed address that ran out meanwhile; the API signs a new one.
+            expired = error.code == "http_403"
+            if not expired and error.status not in (429, 502, 503, 504):
                 raise
             problem = error
         fruitless = 0 if position() > start else fruitless + 1
         if fruitless >= MAX_FRUITLESS:
             raise problem
         transport.sleep(pause_seconds(max(1, fruitless)))
+
+
+def _broke_off(file: ManifestFile, position: int) -> PareApiError:
+    return PareApiError(_INCOMPLETE, f"{file.path} breaks off after {position} of {file.size_bytes} bytes")
 
 
 @contextmanager
@@ -198,7 +207,7 @@ def _check_span(response: httpx.Response, file: ManifestFile, start: int) -> Non
     if response.status_code == 206:
         span, _, total = response.headers.get("content-range", "").removeprefix("bytes ").partition("/")
         if span.partition("-")[0] != str(start):
-            raise PareApiError("download_incomplete", f"{file.path} came from another place than asked for.")
+            raise PareApiError(_INCOMPLETE, f"{file.path} came from another place than was asked for")
     else:
         total = response.headers.get("content-length", "")
     if total.isdigit() and int(total) != file.size_bytes:

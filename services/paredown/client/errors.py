@@ -12,7 +12,7 @@ class PareApiError(Exception):
     """A problem the API named (RFC 9457), or one met on the way to it (`status` is 0 then).
 
     `code` is stable; docs/errors.md lists the API's. The SDK's own: service_unreachable, answer_unreadable,
-    download_corrupt, target_differs, no_credentials, wait_timeout.
+    stream_ended, download_incomplete, download_corrupt, target_differs, no_credentials.
     """
 
     def __init__(
