@@ -116,7 +116,7 @@ async def _http_exception(request: Request, error: Exception) -> Response:
         headers["Allow"] = allowed
         sentence = f"{request.method} is not possible at {request.url.path}; it takes {allowed}."
     elif kind is RequestMalformed:
-        sentence = f"The request cannot be read: {sentence[:1].lower()}{sentence[1:]}."
+        sentence = f"The request cannot be read: {sentence[:1].lower()}{sentence[1:].rstrip('.')}."
     return problem(kind(sentence), request_id_of(request), headers=headers)
 
 

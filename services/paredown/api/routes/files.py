@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from urllib.parse import quote
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request, Security
+from fastapi import APIRouter, Path, Query, Request, Security
 from fastapi.routing import APIRoute
 from fastapi.security import APIKeyQuery
 from starlette.responses import RedirectResponse, Response
@@ -16,7 +16,7 @@ from paredown.api.auth import allow, authenticate, bearer, require
 from paredown.api.downloads import StoredFile, serve
 from paredown.api.http import ApiRoute
 from paredown.api.openapi import header, problems
-from paredown.api.schemas import FilePage
+from paredown.api.schemas import ArtifactId, FilePage
 from paredown.api.service import Service, UsesService
 from paredown.contracts.access import Scope
 from paredown.contracts.artifact import MANIFEST_NAME, Manifest
@@ -62,7 +62,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
     responses=problems(404),
 )
 def list_files(
-    artifact_id: UUID, response: Response, service: UsesService, caller: Principal = allow("artifacts:read")
+    artifact_id: ArtifactId, response: Response, service: UsesService, caller: Principal = allow("artifacts:read")
 ) -> FilePage:
     with service.database.transaction() as session:
         manifest = catalogue.manifest(session, caller.project_id, artifact_id)
@@ -103,8 +103,8 @@ def list_files(
 )
 def download_file(
     request: Request,
-    artifact_id: UUID,
-    path: str,
+    artifact_id: ArtifactId,
+    path: Annotated[str, Path(description="As the list of files has it; may hold slashes.")],
     service: UsesService,
     expires: Annotated[int | None, Query(ge=0, lt=2**40, description="Of a signed address: until when.")] = None,
     signature: Annotated[str | None, Security(signed)] = None,

@@ -13,9 +13,9 @@ from paredown.api.auth import allow
 from paredown.api.events import PING_SECONDS, SEND_TIMEOUT_SECONDS
 from paredown.api.http import ApiRoute, tagged
 from paredown.api.openapi import header, problems
-from paredown.api.schemas import Cursor, EventPage, JobPage, Limit
+from paredown.api.schemas import Cursor, EventPage, JobId, JobPage, Limit, SubmittedJob
 from paredown.api.service import Service, UsesService
-from paredown.contracts.job import JobSpec, JobState, JobView, Plan, PoolName
+from paredown.contracts.job import JobState, JobView, Plan, PoolName
 from paredown.core import jobs
 from paredown.core.access import Principal
 
@@ -49,7 +49,7 @@ IfNoneMatch = Annotated[str | None, Header(description="ETag that you have: 304 
     },
 )
 def submit_job(
-    spec: JobSpec,
+    spec: SubmittedJob,
     response: Response,
     service: UsesService,
     idempotency_key: IdempotencyKey = None,
@@ -69,7 +69,7 @@ def submit_job(
     summary="What a job would need",
     responses=problems(503),
 )
-def plan_job(spec: JobSpec, service: UsesService, caller: Principal = allow("jobs:read")) -> Plan:
+def plan_job(spec: SubmittedJob, service: UsesService, caller: Principal = allow("jobs:read")) -> Plan:
     """Memory, disk, time, bytes and cost, from the model's configuration alone. Nothing is queued or downloaded."""
     return submission.plan(service, caller.project_id, spec)
 
@@ -81,7 +81,7 @@ def list_jobs(
         tuple[JobState, ...], Query(max_length=6, description="Only these states; repeat for several.")
     ] = (),
     model: Annotated[str | None, Query(max_length=2048, description="URI of the model.")] = None,
-    pool: Annotated[PoolName | None, Query()] = None,
+    pool: Annotated[PoolName | None, Query(description="Worker pool.")] = None,
     method: Annotated[str | None, Query(max_length=64, description="A method in the recipe.")] = None,
     after: Cursor = None,
     limit: Limit = 50,
@@ -107,7 +107,7 @@ def list_jobs(
     },
 )
 def get_job(
-    job_id: UUID, service: UsesService, if_none_match: IfNoneMatch = None, caller: Principal = allow("jobs:read")
+    job_id: JobId, service: UsesService, if_none_match: IfNoneMatch = None, caller: Principal = allow("jobs:read")
 ) -> Response:
     return tagged(_job(service, caller, job_id), if_none_match)
 
@@ -119,7 +119,7 @@ def get_job(
     summary="Cancel a queued or running job",
     responses=problems(404, 409),
 )
-def cancel_job(job_id: UUID, service: UsesService, caller: Principal = allow("jobs:write")) -> JobView:
+def cancel_job(job_id: JobId, service: UsesService, caller: Principal = allow("jobs:write")) -> JobView:
     """A queued job is cancelled at once; a running one is asked to stop, and is `cancelled` within seconds."""
     with service.database.transaction() as session:
         return jobs.request_cancel(session, caller.project_id, job_id)
@@ -132,7 +132,7 @@ def cancel_job(job_id: UUID, service: UsesService, caller: Principal = allow("jo
     summary="Queue a failed job again",
     responses=problems(404, 409),
 )
-def retry_job(job_id: UUID, service: UsesService, caller: Principal = allow("jobs:write")) -> JobView:
+def retry_job(job_id: JobId, service: UsesService, caller: Principal = allow("jobs:write")) -> JobView:
     """Its history is kept; finished blocks are taken up where they are."""
     with service.database.transaction() as session:
         return jobs.retry(session, caller.project_id, job_id)
@@ -155,7 +155,7 @@ def retry_job(job_id: UUID, service: UsesService, caller: Principal = allow("job
 )
 async def job_events(
     request: Request,
-    job_id: UUID,
+    job_id: JobId,
     service: UsesService,
     format: Annotated[  # noqa: A002 - the parameter's name in the address
         Literal["sse", "json"] | None, Query(description="Empty: by the Accept header, else a stream.")

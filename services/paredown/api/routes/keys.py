@@ -1,6 +1,5 @@
 """API keys of the caller's project, and who the caller is."""
 
-from uuid import UUID
 
 from fastapi import APIRouter
 from starlette.responses import Response
@@ -8,7 +7,7 @@ from starlette.responses import Response
 from paredown.api.auth import allow
 from paredown.api.http import ApiRoute
 from paredown.api.openapi import header, problems
-from paredown.api.schemas import KeyPage
+from paredown.api.schemas import KeyId, KeyPage
 from paredown.api.service import UsesService
 from paredown.contracts.access import KeyCreated, KeyRequest, Me
 from paredown.core import access
@@ -66,6 +65,6 @@ def list_keys(service: UsesService, caller: Principal = allow("keys:admin")) -> 
     status_code=204,
     responses=problems(404),
 )
-def revoke_key(key_id: UUID, service: UsesService, caller: Principal = allow("keys:admin")) -> None:
+def revoke_key(key_id: KeyId, service: UsesService, caller: Principal = allow("keys:admin")) -> None:
     with service.database.transaction() as session:
         access.revoke_key(session, caller.project_id, key_id)

@@ -46,7 +46,9 @@ def list_methods(if_none_match: IfNoneMatch = None, _: Principal = allow("jobs:r
     },
 )
 def get_method(
-    method: Annotated[str, Path(max_length=64)], if_none_match: IfNoneMatch = None, _: Principal = allow("jobs:read")
+    method: Annotated[str, Path(max_length=64, description="Name of the method, such as gptq.")],
+    if_none_match: IfNoneMatch = None,
+    _: Principal = allow("jobs:read"),
 ) -> Response:
     known = {view.method: view for view in method_views()}
     if method not in known:
