@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from urllib.parse import unquote
 
 from tests.support.file_server import Handler, Served, serve
 
@@ -90,7 +91,7 @@ class HubHandler(Handler):
             self.file(data, headers | {"ETag": f'"{hashlib.sha1(data).hexdigest()}"'}, body=body)
             return
         # As on the real hub, large files come from elsewhere.
-        stored = f"/stored/{lfs['sha256']}"
+        stored = stored_path(data)
         self.served.files[stored] = data
         linked = {"X-Linked-Size": str(len(data)), "X-Linked-ETag": f'"{lfs["sha256"]}"'}
         self.plain(302, b"", headers | linked | {"Location": f"{self.served.cdn or self.served.address}{stored}"})
@@ -104,11 +105,16 @@ class HubHandler(Handler):
             else:
                 self.plain(401, b"", {"X-Error-Code": "RepoNotFound"})
             return None
-        commit = repository.names.get(revision, revision)
+        commit = repository.names.get(unquote(revision), revision)
         if commit not in repository.commits:
             self.plain(404, b"", {"X-Error-Code": "RevisionNotFound"})
             return None
         return commit
+
+
+def stored_path(data: bytes) -> str:
+    """Where a large file is redirected to."""
+    return f"/stored/{hashlib.sha256(data).hexdigest()}"
 
 
 def _lfs(path: str, data: bytes) -> dict[str, dict[str, object]]:

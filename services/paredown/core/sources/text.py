@@ -110,12 +110,17 @@ def _parquet(data: bytes, name: str, column: str) -> Iterator[str]:
                 f"{name} has no column {column!r}; it has {', '.join(table.schema_arrow.names[:20])}. "
                 "Name one with ?column=…"
             )
+        index = table.schema_arrow.names.index(column)
+        groups = range(table.metadata.num_row_groups)
+        unpacked = sum(table.metadata.row_group(group).column(index).total_uncompressed_size for group in groups)
+        if unpacked > TEXT_LIMIT_BYTES:
+            raise TextUnusable(f"{name} unpacks to {unpacked} bytes of text; a few megabytes are plenty.")
         for batch in table.iter_batches(batch_size=1024, columns=[column]):
             for value in batch.column(0).to_pylist():
                 if not isinstance(value, str):
                     raise TextUnusable(f"The column {column!r} of {name} does not hold strings.")
                 yield value
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise TextUnusable(f"{name} is not a readable Parquet file: {str(error)[:200]}.") from error
 
 
