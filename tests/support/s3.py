@@ -26,3 +26,13 @@ def s3_client(endpoint: str) -> Any:
         aws_access_key_id="key",
         aws_secret_access_key="secret",
     )
+
+
+@contextmanager
+def serve_s3() -> Iterator[str]:
+    """Address of an empty S3 server on a free port of 127.0.0.1."""
+    with moto_server() as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+s3_client = client
