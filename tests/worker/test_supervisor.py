@@ -1,11 +1,12 @@
 """A job's ways out of a worker: each ends in its row, with nothing left behind."""
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import psutil
 import pytest
@@ -22,6 +23,7 @@ from paredown.core.storage import LocalStore, ObjectStore
 from paredown.core.tables import JobRow
 from paredown.worker.attempt import Worker
 from paredown.worker.supervisor import claim_all, run_job
+from paredown.worker.workspace import remove_ended_jobs
 
 
 def state_of(database: Database, job_id: UUID) -> JobView:
@@ -439,3 +441,48 @@ def test_a_store_that_is_away_costs_a_try_and_leaves_the_job_queued(
     now = state_of(database, job.id)
     assert (now.state, now.failures) == (JobState.QUEUED, 1)
     assert list(store.list("artifacts/")) == []
+
+
+def test_an_engine_that_the_shutdown_itself_has_killed_costs_no_failure(
+    database: Database, submit: Submit, make_worker: MakeWorker
+) -> None:
+    job = submit()
+    drain = threading.Event()
+    with working(make_worker(draining=drain.is_set, evaluate_seconds=1.0, ending="killed", drains=False)):
+        wait_until(in_phase(database, job, Phase.EVALUATE))
+        drain.set()
+    released = state_of(database, job.id)
+    assert (released.state, released.failures) == (JobState.QUEUED, 0)
+
+
+def test_a_shutdown_lets_an_upload_come_to_its_end(
+    database: Database, submit: Submit, make_worker: MakeWorker, gate: Gate
+) -> None:
+    job = submit()
+    drain = threading.Event()
+    with working(make_worker(draining=drain.is_set, store=gate)):
+        assert gate.reached.wait(30)
+        drain.set()
+        time.sleep(0.5)
+        gate.released.set()
+    assert state_of(database, job.id).state is JobState.SUCCEEDED
+
+
+# Old directories
+
+
+def test_directories_of_ended_jobs_are_removed_and_all_others_stay(
+    database: Database, project: UUID, submit: Submit, settings: Settings
+) -> None:
+    ended, queued = submit(), submit()
+    with database.transaction() as session:
+        jobs.request_cancel(session, project, ended.id)
+    stranger = uuid4()
+    for name in (ended.id, queued.id, stranger, "notes"):
+        (settings.work_dir / str(name) / "1").mkdir(parents=True)
+    assert remove_ended_jobs(database, settings) == [ended.id]
+    assert {path.name for path in settings.work_dir.iterdir()} == {str(queued.id), str(stranger), "notes"}
+    long_ago = time.time() - settings.orphan_seconds - 1
+    for name in (queued.id, stranger):
+        os.utime(settings.work_dir / str(name), (long_ago, long_ago))
+    assert remove_ended_jobs(database, settings) == [stranger]

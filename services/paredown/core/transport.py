@@ -29,6 +29,8 @@ def create_celery(settings: Settings) -> Celery:
         worker_prefetch_multiplier=1,
         worker_concurrency=1,
         worker_pool="prefork",
+        # The parent's shutdown reaches the child through memory that only a fork shares.
+        worker_pool_start_method="fork",
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
         worker_send_task_events=False,

@@ -30,7 +30,7 @@ app = create_celery(get_settings())
 
 # Made before the fork, so that parent and child see the same byte: 1 once this worker shuts down.
 _shutting_down = mmap.mmap(-1, 1)
-_parent = os.getpid()
+_parent = os.getppid()
 
 
 @app.task(name=HINT_TASK)  # type: ignore[untyped-decorator]  # Celery has no types
@@ -45,7 +45,7 @@ def work(pool: str) -> None:
 
 def draining() -> bool:
     """Whether this worker is shutting down, or its parent is gone, so that nobody would take further hints."""
-    return _shutting_down[0] != 0 or os.getppid() not in (_parent, os.getpid())
+    return _shutting_down[0] != 0 or os.getppid() != _parent
 
 
 @cache
@@ -69,6 +69,8 @@ def _drain(**_: Any) -> None:
 @signals.worker_process_init.connect  # type: ignore[untyped-decorator]
 def _prepare_child(**_: Any) -> None:
     """A signal to the whole group or container reaches the child too: it drains, it does not die."""
+    global _parent
+    _parent = os.getppid()
 
     def on_terminate(_number: int, _frame: FrameType | None) -> None:
         _shutting_down[0] = 1

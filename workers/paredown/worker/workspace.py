@@ -96,7 +96,11 @@ def remove_ended_jobs(database: Database, settings: Settings) -> list[UUID]:
     removed = []
     for directory in _job_directories(settings.work_dir):
         job_id = UUID(directory.name)
-        old = time.time() - directory.stat().st_mtime > settings.orphan_seconds
+        try:
+            old = time.time() - directory.stat().st_mtime > settings.orphan_seconds
+        except FileNotFoundError:
+            # Another worker of this machine was quicker.
+            continue
         with database.transaction() as session:
             try:
                 job = jobs.get(session, None, job_id)
