@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import ObjectIdentifierTypeDef
 
 PART_BYTES = 16 * 2**20
+# Objects that S3 lists, and deletes, in one request.
+PAGE_OBJECTS = 1000
 _MISSING = ("404", "NoSuchKey", "NotFound")
 _RANGE_BEYOND = ("416", "InvalidRange")
 
@@ -130,7 +132,7 @@ class S3Store:
     def list(self, prefix: str) -> Iterator[StoredObject]:
         with self._translated(prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self._bucket, Prefix=self._prefix + prefix
+                Bucket=self._bucket, Prefix=self._prefix + prefix, PaginationConfig={"PageSize": PAGE_OBJECTS}
             )
             for page in pages:
                 for item in page.get("Contents", []):
@@ -143,9 +145,9 @@ class S3Store:
     def delete_prefix(self, prefix: str) -> None:
         keys = [item.key for item in self.list(checked_prefix(prefix))]
         with self._translated(prefix):
-            for first in range(0, len(keys), 1000):
+            for first in range(0, len(keys), PAGE_OBJECTS):
                 batch: list[ObjectIdentifierTypeDef] = [
-                    {"Key": self._prefix + key} for key in keys[first : first + 1000]
+                    {"Key": self._prefix + key} for key in keys[first : first + PAGE_OBJECTS]
                 ]
                 answer = self._client.delete_objects(Bucket=self._bucket, Delete={"Objects": batch, "Quiet": True})
                 if failed := answer.get("Errors"):

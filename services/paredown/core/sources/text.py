@@ -22,20 +22,24 @@ _CALIBRATION_SHARE = 0.8
 def python_docs(part: Part) -> bytes:
     """The standard library's own help texts: the first 80 % to calibrate on, the rest, held out, to evaluate on.
 
-    Cut at the end of a paragraph, so that no sentence lies in both.
+    Cut at the end of a paragraph. The topics repeat each other in places: what was calibrated on is left out of the rest.
     """
     from pydoc_data.topics import topics  # a large module, read only where it is asked for
 
     text = "\n\n".join(topics[name].strip() for name in sorted(topics))
     cut = text.index("\n\n", int(len(text) * _CALIBRATION_SHARE))
-    return (text[:cut] if part == "calibration" else text[cut:].strip()).encode()
+    first = text[:cut]
+    if part == "calibration":
+        return first.encode()
+    seen = set(first.split("\n\n"))
+    return "\n\n".join(paragraph for paragraph in text[cut:].split("\n\n") if paragraph not in seen).strip().encode()
 
 
 def plain_text(data: bytes, name: str) -> bytes:
     """UTF-8 text, or the `text` fields of JSON lines. Raises TextUnusable with the line to blame."""
     text = _decoded(data, name)
     if PurePosixPath(name).suffix in (".jsonl", ".ndjson") or _is_json_lines(text):
-        text = "\n\n".join(_json_lines(text, name, "text"))
+        return _joined(_json_lines(text, name, "text"), name)
     if not text.strip():
         raise TextUnusable(f"{name} holds no text.")
     return text.encode()
@@ -127,10 +131,13 @@ def _parquet(data: bytes, name: str, column: str) -> Iterator[str]:
 def _joined(documents: Iterator[str], name: str) -> bytes:
     found = bytearray()
     for document in documents:
-        found += document.strip("\n").encode() + b"\n\n"
+        try:
+            found += document.strip("\n").encode() + b"\n\n"
+        except UnicodeEncodeError as error:
+            raise TextUnusable(f"{name} holds half a character (a lone surrogate), which is not UTF-8.") from error
         # A small compressed file may hold a great deal of text.
         if len(found) > TEXT_LIMIT_BYTES:
             raise TextUnusable(f"{name} holds more than {TEXT_LIMIT_BYTES} bytes of text; a few megabytes are plenty.")
     if not found.strip():
         raise TextUnusable(f"{name} holds no text.")
-    return bytes(found)
+    return bytes(found.removesuffix(b"\n\n"))
