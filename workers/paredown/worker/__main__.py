@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import warnings
 
 from paredown.core.settings import get_settings
 from paredown.core.transport import queue_name
@@ -18,6 +19,8 @@ def main(arguments: list[str] | None = None) -> None:
         help=f"a pool to work for; may be repeated (default: {settings.default_pool})",
     )
     pools = parser.parse_args(arguments).pool or [settings.default_pool]
+    # Celery warns of root because of pickled tasks; ours are JSON, and the engine gives up what root may do.
+    warnings.filterwarnings("ignore", message="You're running the worker with superuser privileges")
     app.worker_main(
         [
             "--quiet",

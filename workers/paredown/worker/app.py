@@ -4,6 +4,7 @@ Celery's parent forks one child, which supervises one job at a time. A shutdown 
 through a byte of shared memory.
 """
 
+import logging
 import mmap
 import os
 import signal
@@ -82,3 +83,6 @@ def _prepare_child(**_: Any) -> None:
 def _log_as_we_do(**_: Any) -> None:
     """Connected, so that Celery leaves logging alone."""
     configure_logging(get_settings(), "worker")
+    # A line for each hint says nothing: what the hints lead to is logged by the supervisor.
+    for name in ("celery.worker.strategy", "celery.app.trace"):
+        logging.getLogger(name).setLevel(logging.WARNING)
