@@ -1,7 +1,7 @@
 """The state machine against a plain model of it: random people, workers and dispatchers on a real PostgreSQL.
 
 Workers here never forget: each claim that was ever made goes on trying to write. The model is the table of arrows in
-Python; after every step each job's row, history and artifact must be what it says.
+Python; after every step each job must be what it says, and after each life so must the histories.
 """
 
 from collections.abc import Callable
@@ -14,15 +14,12 @@ from hypothesis import HealthCheck, Phase
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    Bundle,
     RuleBasedStateMachine,
     invariant,
-    multiple,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
-from sqlalchemy import func, select, text
+from sqlalchemy import func, text
 from sqlalchemy.orm import Session
 from tests.core.builders import make_artifact, make_spec, run_out, set_job
 
@@ -32,7 +29,6 @@ from paredown.core import jobs
 from paredown.core.db import Database
 from paredown.core.errors import CancelPending, IdempotencyMismatch, LeaseLost, StateConflict
 from paredown.core.settings import Settings
-from paredown.core.tables import JobRow
 
 MAX_FAILURES = 3
 MAX_OPEN_JOBS = 2
@@ -83,31 +79,53 @@ class Holder:
 
 
 class Machine(RuleBasedStateMachine):
-    jobs_ = Bundle("jobs")
-    holders = Bundle("holders")
-
     def __init__(self, database: Database, project: UUID, settings: Settings) -> None:
         super().__init__()
         self.database, self.project, self.settings = database, project, settings
         self.models: dict[UUID, Model] = {}
         self.keys: dict[str, tuple[UUID, int]] = {}
+        self.holders: list[Holder] = []
         self.read: list[tuple[UUID, int]] = []
         with database.transaction() as session:
             session.execute(text("TRUNCATE jobs, idempotency_keys, artifacts, job_events"))
         with database.transaction() as session:
             _, self.cursor = jobs.new_events(session, None)
 
+    @rule(data=st.data())
+    def something_happens(self, data: st.DataObject) -> None:
+        """One rule, not thirteen: hypothesis leaves rules out of whole lives, and without claims there is no life."""
+        every = list(self.models.values())
+        actions = [self.read_new_events]
+        if sum(not job.state.terminal for job in every) < MAX_OPEN_JOBS:
+            actions += [self.submit] * 2
+        if every:
+            actions += [self.cancel, self.retry, self.pass_the_deadline]
+        if any(job.state is JobState.QUEUED for job in every):
+            actions += [self.claim] * 4
+        if any(job.state is JobState.RUNNING for job in every):
+            actions += [self.lose_a_worker] * 2
+        if self.holders:
+            actions += [self.heartbeat, self.finish, self.fail, self.release, self.acknowledge_cancel]
+        data.draw(st.sampled_from(actions))(data)
+
+    # More often one to which something may happen than one whose time is over.
+
+    def some_job(self, data: st.DataObject) -> Model:
+        every = list(self.models.values())
+        return data.draw(st.sampled_from(every + 4 * [job for job in every if not job.state.terminal]))
+
+    def some_holder(self, data: st.DataObject) -> Holder:
+        return data.draw(st.sampled_from(self.holders + 4 * [holder for holder in self.holders if holder.holds]))
+
     # People
 
-    # Few jobs, so that much happens to each.
-    @precondition(lambda self: sum(not job.state.terminal for job in self.models.values()) < MAX_OPEN_JOBS)
-    @rule(target=jobs_, priority=st.integers(-1, 1), key=st.sampled_from([None, None, None, "a", "b"]))
-    def submit(self, priority: int, key: str | None) -> object:
+    def submit(self, data: st.DataObject) -> None:
+        priority, key = data.draw(st.integers(-1, 1)), data.draw(st.sampled_from([None, None, None, "a", "b"]))
         known = self.keys.get(key) if key else None
         if known and known[1] != priority:
             with pytest.raises(IdempotencyMismatch), self.database.transaction() as session:
                 jobs.submit(session, self.project, make_spec(priority=priority), pool="cpu", idempotency_key=key)
-            return multiple()
+            return
         with self.database.transaction() as session:
             job, created = jobs.submit(
                 session, self.project, make_spec(priority=priority), pool="cpu", idempotency_key=key
@@ -115,14 +133,13 @@ class Machine(RuleBasedStateMachine):
         assert created is (known is None)
         if known:
             assert job.id == known[0]
-            return multiple()
-        model = self.models[job.id] = Model(job.id, priority)
+            return
+        self.models[job.id] = Model(job.id, priority)
         if key:
             self.keys[key] = job.id, priority
-        return model
 
-    @rule(job=jobs_)
-    def cancel(self, job: Model) -> None:
+    def cancel(self, data: st.DataObject) -> None:
+        job = self.some_job(data)
         if job.state.terminal:
             with pytest.raises(StateConflict), self.database.transaction() as session:
                 jobs.request_cancel(session, self.project, job.id)
@@ -135,8 +152,8 @@ class Machine(RuleBasedStateMachine):
             job.cancel = True
             job.events.append("cancel_requested")
 
-    @rule(job=jobs_)
-    def retry(self, job: Model) -> None:
+    def retry(self, data: st.DataObject) -> None:
+        job = self.some_job(data)
         if job.state is not JobState.FAILED or job.late:
             with pytest.raises(StateConflict), self.database.transaction() as session:
                 jobs.retry(session, self.project, job.id)
@@ -148,9 +165,7 @@ class Machine(RuleBasedStateMachine):
 
     # Workers
 
-    @precondition(lambda self: any(job.state is JobState.QUEUED for job in self.models.values()))
-    @rule(target=holders)
-    def claim(self) -> object:
+    def claim(self, _: st.DataObject) -> None:
         with self.database.transaction() as session:
             claim = jobs.claim(session, "cpu", "worker", self.settings)
         queued = [job for job in self.models.values() if job.state is JobState.QUEUED]
@@ -162,7 +177,7 @@ class Machine(RuleBasedStateMachine):
         job.epoch += 1
         job.events.append("claimed")
         assert (claim.epoch, claim.cancel_requested) == (job.epoch, False)
-        return Holder(job, job.epoch)
+        self.holders.append(Holder(job, job.epoch))
 
     def _held(self, holder: Holder, write: Callable[[Session], object]) -> bool:
         """Whether the write went through; one of a holder that lost its job must not."""
@@ -174,8 +189,9 @@ class Machine(RuleBasedStateMachine):
             write(session)
         return False
 
-    @rule(holder=holders, block=st.none() | st.integers(0, 1))
-    def heartbeat(self, holder: Holder, block: int | None) -> None:
+    def heartbeat(self, data: st.DataObject) -> None:
+        block = data.draw(st.none() | st.integers(0, 1))
+        holder = self.some_holder(data)
         job = holder.job
         progress = None if block is None else Progress(phase="compress", fraction=0.5, block=block)
 
@@ -186,8 +202,9 @@ class Machine(RuleBasedStateMachine):
             job.block = block
             job.events.append("progress")
 
-    @rule(holder=holders, verdict=st.sampled_from([None, *Verdict]))
-    def finish(self, holder: Holder, verdict: Verdict | None) -> None:
+    def finish(self, data: st.DataObject) -> None:
+        verdict = data.draw(st.sampled_from([None, *Verdict]))
+        holder = self.some_holder(data)
         job = holder.job
         artifact = make_artifact(job.id, holder.epoch, verdict=verdict)
         if holder.holds and job.cancel:
@@ -197,8 +214,9 @@ class Machine(RuleBasedStateMachine):
             job.artifact = artifact.manifest.artifact_id
             job.end(JobState.REJECTED if verdict is Verdict.MISSED else JobState.SUCCEEDED)
 
-    @rule(holder=holders, retryable=st.booleans())
-    def fail(self, holder: Holder, retryable: bool) -> None:
+    def fail(self, data: st.DataObject) -> None:
+        retryable = data.draw(st.booleans())
+        holder = self.some_holder(data)
         job, error = holder.job, JobError(code="disk_full", detail="The disk is full.", retryable=retryable)
         if not self._held(holder, lambda session: jobs.fail(session, job.id, holder.epoch, error, self.settings)):
             return
@@ -209,16 +227,16 @@ class Machine(RuleBasedStateMachine):
         else:
             job.end(JobState.FAILED, "disk_full")
 
-    @rule(holder=holders)
-    def release(self, holder: Holder) -> None:
+    def release(self, data: st.DataObject) -> None:
+        holder = self.some_holder(data)
         if self._held(holder, lambda session: jobs.release(session, holder.job.id, holder.epoch)):
             if holder.job.cancel:
                 holder.job.end(JobState.CANCELLED)
             else:
                 holder.job.requeue()
 
-    @rule(holder=holders)
-    def acknowledge_cancel(self, holder: Holder) -> None:
+    def acknowledge_cancel(self, data: st.DataObject) -> None:
+        holder = self.some_holder(data)
         job = holder.job
         if holder.holds and not job.cancel:
             with pytest.raises(StateConflict), self.database.transaction() as session:
@@ -228,8 +246,6 @@ class Machine(RuleBasedStateMachine):
 
     # Time, and the dispatcher
 
-    @precondition(lambda self: any(job.state is JobState.RUNNING for job in self.models.values()))
-    @rule(data=st.data())
     def lose_a_worker(self, data: st.DataObject) -> None:
         job = data.draw(st.sampled_from([job for job in self.models.values() if job.state is JobState.RUNNING]))
         run_out(self.database, job.id)
@@ -240,8 +256,8 @@ class Machine(RuleBasedStateMachine):
         else:
             job.count_failure("worker_lost")
 
-    @rule(job=jobs_)
-    def pass_the_deadline(self, job: Model) -> None:
+    def pass_the_deadline(self, data: st.DataObject) -> None:
+        job = self.some_job(data)
         job.late = True
         set_job(self.database, job.id, deadline_at=func.now() - timedelta(seconds=1))
         with self.database.transaction() as session:
@@ -252,34 +268,33 @@ class Machine(RuleBasedStateMachine):
             else:
                 job.end(JobState.FAILED, "deadline_exceeded")
 
-    @rule(limit=st.integers(1, 5))
-    def read_new_events(self, limit: int) -> None:
+    def read_new_events(self, data: st.DataObject) -> None:
+        limit = data.draw(st.integers(1, 5))
         with self.database.transaction() as session:
             found, self.cursor = jobs.new_events(session, self.cursor, limit)
         self.read += [(event.job_id, event.seq) for event in found]
 
     @invariant()
-    def nothing_to_rescue(self) -> None:
-        with self.database.transaction() as session:
-            assert jobs.rescue(session, self.settings) == []
-            assert jobs.expire_deadlines(session) == []
-
-    @invariant()
     def rows_are_what_the_model_says(self) -> None:
         with self.database.transaction() as session:
-            for job in self.models.values():
-                view = jobs.get(session, self.project, job.id)
+            views, _ = jobs.list_jobs(session, self.project, after=None, limit=1000)
+            assert {view.id for view in views} == set(self.models)
+            for view in views:
+                job = self.models[view.id]
                 assert (view.state, view.epoch, view.failures) == (job.state, job.epoch, job.failures)
                 assert view.cancel_requested is job.cancel
                 assert view.artifact_id == job.artifact
                 assert (view.error.code if view.error else None) == job.error
                 assert (view.finished_at is not None) is job.state.terminal
+
+    def teardown(self) -> None:
+        with self.database.transaction() as session:
+            assert jobs.rescue(session, self.settings) == []
+            assert jobs.expire_deadlines(session) == []
+            for job in self.models.values():
                 history = jobs.events_after(session, job.id, 0)
                 assert [event.seq for event in history] == list(range(1, len(job.events) + 1))
                 assert [event.type for event in history] == job.events
-            assert session.scalar(select(func.count()).select_from(JobRow)) == len(self.models)
-
-    def teardown(self) -> None:
         full = False
         while not full:
             with self.database.transaction() as session:
@@ -298,8 +313,8 @@ def test_random_lives_of_jobs(database: Database, project: UUID, settings: Setti
     run_state_machine_as_test(
         lambda: Machine(database, project, settings),
         settings=hypothesis_settings(
-            max_examples=18,
-            stateful_step_count=40,
+            max_examples=20,
+            stateful_step_count=60,
             deadline=None,
             derandomize=True,
             database=None,
