@@ -155,7 +155,7 @@ def test_download_then_verify(house: House, tmp_path: Path, no_pauses: None) -> 
     house.stored("model.safetensors").write_bytes(b"?")
     broken = pare("verify", artifact_id)
     assert broken.exit_code == 1
-    assert "model.safetensors breaks off after 0 of 3000000 bytes" in broken.stderr
+    assert "model.safetensors breaks off after 1 of 3000000 bytes" in broken.stderr
     assert pare("verify", str(tmp_path / "nothing")).exit_code == 2
     assert "holds no manifest.json" in pare("verify", str(tmp_path)).stderr
 

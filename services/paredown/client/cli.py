@@ -7,6 +7,7 @@ one sentence and, with PARE_DEBUG=1, the traceback.
 import errno
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,24 +77,22 @@ catalogue.register(app)
 access.register(app)
 
 
-def _need_local() -> None:
-    """What runs on this machine needs more than the slim client."""
-    try:
-        import paredown.core.db
-        import paredown.local  # noqa: F401 - only whether it is there
-    except ImportError as error:
+def _need_local(*packages: str) -> None:
+    """What runs on this machine needs more than the slim client brings."""
+    missing = [name for name in ("sqlalchemy", "psycopg", "psutil", "torch", *packages) if find_spec(name) is None]
+    if missing:
         raise CommandFailed(
-            f"This command needs the whole of Pare on this machine ({error.name} is missing); "
+            f"This command needs the whole of Pare on this machine ({', '.join(missing)} missing); "
             "install it with: pip install 'paredown[embedded]'",
             code="extra_missing",
             exit_code=ExitCode.USAGE,
-        ) from error
+        )
 
 
 @app.command()
 def up(json_output: JsonOption = False) -> None:
     """Start the embedded stack on this machine, or what of it is not running."""
-    _need_local()
+    _need_local("uvicorn", "streamlit")
     from paredown.local.stack import Stack
 
     addresses = Stack.open().up(say)
@@ -106,7 +105,7 @@ def up(json_output: JsonOption = False) -> None:
 @app.command()
 def down(json_output: JsonOption = False) -> None:
     """Stop what `pare up` started; running jobs are put back at their last block."""
-    _need_local()
+    _need_local("uvicorn", "streamlit")
     from paredown.local.stack import Stack
 
     stopped = Stack.open().down(say)
@@ -119,7 +118,7 @@ def down(json_output: JsonOption = False) -> None:
 @app.command()
 def status(json_output: JsonOption = False) -> None:
     """Show the embedded stack's parts; exit code 5 when not all of them run."""
-    _need_local()
+    _need_local("uvicorn", "streamlit")
     from paredown.local.stack import Stack
 
     view = Stack.open().status()
@@ -137,7 +136,7 @@ def demo(
     json_output: JsonOption = False,
 ) -> None:
     """Start the stack, compress the packaged model four ways and show what each cost and saved."""
-    _need_local()
+    _need_local("uvicorn", "streamlit")
     from paredown.local.demo import run_demo
 
     run_demo(keep_up=keep_up, as_json=json_output)
