@@ -7,6 +7,7 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from sqlalchemy import text
 
 from paredown.contracts.access import Scope
 from paredown.core.db import Database
@@ -160,8 +161,6 @@ def test_an_expired_key_is_refused(server: Any, api: httpx.Client, database: Dat
     made = api.post("/v1/keys", json={"name": "n", "scopes": ["jobs:read"], "expires_at": soon.isoformat()}).json()
     headers = {"Authorization": f"Bearer {made['secret']}"}
     assert httpx.get(f"{server.url}/v1/me", headers=headers).status_code == 200
-    from sqlalchemy import text
-
     with database.transaction() as session:
         session.execute(text("UPDATE api_keys SET expires_at = now() WHERE id = :id"), {"id": made["key"]["id"]})
     assert httpx.get(f"{server.url}/v1/me", headers=headers).status_code == 401

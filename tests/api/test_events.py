@@ -1,5 +1,6 @@
 """Following a job: nothing twice, nothing lost, in order, whoever disconnects."""
 
+import itertools
 import json
 import socket
 import threading
@@ -9,12 +10,18 @@ from typing import Any
 from uuid import UUID
 
 import httpx
+import psycopg
 import pytest
+from sqlalchemy import text
+from sqlalchemy.orm import Session
 
 from paredown.api import events
-from paredown.contracts.job import JobError, Phase, Progress
+from paredown.api.routes import jobs as routes
+from paredown.contracts.job import JobError, JobEvent, Phase, Progress
 from paredown.core import jobs
 from paredown.core.db import Database
+from paredown.core.errors import DatabaseUnavailable
+from paredown.core.events import EventCursor
 from paredown.core.settings import Settings
 
 SECONDS = 20
@@ -27,6 +34,7 @@ class Worker:
         self.database = database
         self.settings = settings
         self.block = 0
+        self.ended = False
 
     def claim(self) -> "Worker":
         with self.database.transaction() as session:
@@ -42,6 +50,7 @@ class Worker:
             jobs.heartbeat(session, self.job_id, self.epoch, step, self.settings)
 
     def fail(self) -> None:
+        self.ended = True
         with self.database.transaction() as session:
             error = JobError(code="not_a_model", detail="It is not one.")
             jobs.fail(session, self.job_id, self.epoch, error, self.settings)
@@ -218,25 +227,85 @@ def test_an_open_stream_holds_no_connection_of_the_database(api: httpx.Client, s
     _wait(lambda: _figure(api, "pare_event_streams") == 0)
 
 
-def test_streams_outlive_a_database_that_goes_away_for_a_moment(
-    api: httpx.Client, worker: Worker, postgres_url: str, database: Database
+def test_events_that_commit_in_another_order_than_they_began_come_in_order(
+    api: httpx.Client, database: Database, settings: Settings, worker: Worker
 ) -> None:
     stream = follow(api, worker.job_id)
     assert [next(stream), next(stream)] == [(1, "queued"), (2, "claimed")]
-    name = database.engine.url.database
-    import psycopg
+    with database.transaction() as early:
+        early.execute(text("SELECT pg_current_xact_id()"))
+        worker.progress()
+        step = Progress(phase=Phase.UPLOAD, fraction=0.9)
+        jobs.heartbeat(early, worker.job_id, worker.epoch, step, settings)
+    worker.fail()
+    assert list(stream) == [(3, "progress"), (4, "progress"), (5, "failed")]
 
+
+def test_nothing_falls_between_the_past_and_the_present(
+    api: httpx.Client, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job ends after the stream was opened and before the poller knows where it stands."""
+    opened, read = threading.Event(), jobs.new_events
+
+    def late(session: Session, cursor: EventCursor | None, limit: int) -> tuple[list[JobEvent], EventCursor]:
+        if cursor is None:
+            assert opened.wait(SECONDS)
+        return read(session, cursor, limit)
+
+    monkeypatch.setattr(jobs, "new_events", late)
+    received: list[tuple[int, str]] = []
+    reader = threading.Thread(target=lambda: received.extend(follow(api, worker.job_id)))
+    reader.start()
+    _wait(lambda: _figure(api, "pare_event_streams") == 1)
+    time.sleep(0.3)
+    worker.fail()
+    opened.set()
+    reader.join(SECONDS)
+    assert received == [(1, "queued"), (2, "claimed"), (3, "failed")]
+
+
+def test_a_job_that_ends_while_its_past_is_read_ends_the_stream(
+    api: httpx.Client, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = jobs.events_after
+
+    def after_the_end(session: Session, job_id: UUID, seq: int, limit: int) -> list[JobEvent]:
+        if not worker.ended:
+            worker.fail()
+        return read(session, job_id, seq, limit)
+
+    monkeypatch.setattr(jobs, "events_after", after_the_end)
+    assert list(follow(api, worker.job_id)) == [(1, "queued"), (2, "claimed"), (3, "failed")]
+
+
+def test_streams_outlive_a_database_that_goes_away_for_a_moment(
+    api: httpx.Client,
+    worker: Worker,
+    postgres_url: str,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream = follow(api, worker.job_id)
+    assert [next(stream), next(stream)] == [(1, "queued"), (2, "claimed")]
+    read, failures = jobs.new_events, itertools.count()
+
+    def away(*_: Any) -> Any:
+        next(failures)
+        raise DatabaseUnavailable("Not now.")
+
+    monkeypatch.setattr(jobs, "new_events", away)
     plain = postgres_url.replace("postgresql+psycopg", "postgresql")
     with psycopg.connect(plain, autocommit=True) as admin:
+        name = database.engine.url.database
         admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
     worker.progress()
+    _wait(lambda: next(failures) > 2)
+    monkeypatch.setattr(jobs, "new_events", read)
     worker.fail()
     assert list(stream) == [(3, "progress"), (4, "failed")]
 
 
 def test_a_silent_stream_is_kept_alive(api: httpx.Client, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    from paredown.api.routes import jobs as routes
-
     monkeypatch.setattr(routes, "PING_SECONDS", 0.1)
     with api.stream("GET", f"/v1/jobs/{worker.job_id}/events", timeout=SECONDS) as answer:
         lines = answer.iter_lines()
