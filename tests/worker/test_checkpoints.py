@@ -34,6 +34,7 @@ def workspace(tmp_path: Path) -> Callable[..., Workspace]:
 
 
 def write(workspace: Workspace, name: str, data: bytes) -> None:
+    workspace.checkpoint.mkdir(exist_ok=True)
     partial = workspace.checkpoint / f"{name}.partial"
     partial.write_bytes(data)
     partial.rename(workspace.checkpoint / name)
@@ -77,6 +78,18 @@ def test_the_newest_epoch_wins_wherever_it_lies(store: LocalStore, workspace: Ma
     third = workspace(3)
     assert restore(store, JOB, third, nothing) == 2
     assert content(third) == {"block-0": b"new"}
+
+
+def test_an_epoch_that_died_while_it_took_a_checkpoint_over_is_passed_by(store: LocalStore, workspace: Make) -> None:
+    first = workspace(1)
+    write(first, "block-0", b"zero")
+    write(first, "block-1", b"one")
+    second = workspace(2)
+    second.arriving.mkdir()
+    (second.arriving / "block-0").write_bytes(b"zero")
+    third = workspace(3)
+    assert restore(store, JOB, third, nothing) == 1
+    assert content(third) == {"block-0": b"zero", "block-1": b"one"}
 
 
 def test_without_a_checkpoint_there_is_none(store: LocalStore, workspace: Make) -> None:

@@ -468,6 +468,18 @@ def test_a_shutdown_lets_an_upload_come_to_its_end(
     assert state_of(database, job.id).state is JobState.SUCCEEDED
 
 
+def test_a_shutdown_before_anything_was_begun_gives_the_job_back(
+    database: Database, submit: Submit, make_worker: MakeWorker, settings: Settings
+) -> None:
+    job = submit()
+    with database.transaction() as session:
+        claim = jobs.claim(session, "cpu", "worker-1", settings)
+    assert claim is not None
+    run_job(make_worker(draining=lambda: True), claim, claimed_at=time.monotonic())
+    released = state_of(database, job.id)
+    assert (released.state, released.failures) == (JobState.QUEUED, 0)
+
+
 # Old directories
 
 

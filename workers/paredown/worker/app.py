@@ -75,6 +75,8 @@ def _prepare_child(**_: Any) -> None:
 
     def on_terminate(_number: int, _frame: FrameType | None) -> None:
         _shutting_down[0] = 1
+        # A child that takes no more work is of no use: the parent shuts down too, if it was not told already.
+        os.kill(_parent, signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, on_terminate)
 

@@ -22,7 +22,7 @@ from paredown.contracts.work import EngineProgress, EngineStarted, WorkOrder
 from paredown.core import catalogue, planning, sources
 from paredown.core.catalogue import NewArtifact
 from paredown.core.db import Database
-from paredown.core.errors import DatabaseUnavailable, DiskFull, EngineCrashed, PareError
+from paredown.core.errors import DatabaseUnavailable, DiskFull, EngineCrashed, LeaseLost, PareError
 from paredown.core.jobs import Claim
 from paredown.core.settings import Pool, Settings
 from paredown.core.sources import FetchedModel, ModelDescription, SourceFile
@@ -93,11 +93,15 @@ class Attempt:
 
     def keep_checkpoint(self) -> None:
         """Leave the checkpoint to whoever claims the job next, on this machine or another."""
+        if not self.workspace.checkpoint.is_dir():
+            return
         try:
             self._uploader.upload_now(self._lease.check_held)
-        except PareError as error:
+        except LeaseLost:
+            raise
+        except (PareError, OSError) as error:
             # It is still on this machine's disk.
-            log.warning("checkpoint_not_uploaded", error=error.detail)
+            log.warning("checkpoint_not_uploaded", error=str(error))
 
     def discard_upload(self) -> None:
         """Remove what was uploaded, once the job has ended without it. What cannot be removed now is swept later."""

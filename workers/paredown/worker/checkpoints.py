@@ -21,6 +21,7 @@ from paredown.contracts.artifact import FilePath, Sha256, sha256_file
 from paredown.contracts.job import Contract
 from paredown.core.errors import NotFound, PareError
 from paredown.core.storage import ObjectStore
+from paredown.worker.blocking import CHECK_SECONDS, LINGER_SECONDS
 from paredown.worker.workspace import Workspace, finished_files, link_files
 
 log = structlog.get_logger(__name__)
@@ -48,7 +49,17 @@ def job_prefix(job_id: UUID) -> str:
 
 
 def restore(store: ObjectStore, job_id: UUID, workspace: Workspace, check: Callable[[], None]) -> int | None:
-    """Fill the workspace's checkpoint from the newest epoch that left one, here or in the store; that epoch or None."""
+    """Fill the workspace's checkpoint from the newest epoch that left one, here or in the store; that epoch or None.
+
+    It appears in one step, so that a later epoch never takes a half of it for the newest.
+    """
+    workspace.arriving.mkdir()
+    epoch = _gather(store, job_id, workspace, check)
+    workspace.arriving.rename(workspace.checkpoint)
+    return epoch
+
+
+def _gather(store: ObjectStore, job_id: UUID, workspace: Workspace, check: Callable[[], None]) -> int | None:
     local = workspace.earlier_checkpoint()
     stored = _newest_index(store, job_id, workspace.epoch)
     if stored is not None and (local is None or stored[0] > local[0]):
@@ -56,15 +67,16 @@ def restore(store: ObjectStore, job_id: UUID, workspace: Workspace, check: Calla
         try:
             for file in index.files:
                 check()
-                store.get_file(f"{job_prefix(job_id)}{epoch}/{file.sha256}", workspace.checkpoint / file.path)
+                store.get_file(f"{job_prefix(job_id)}{epoch}/{file.sha256}", workspace.arriving / file.path)
         except NotFound as error:
             # Swept meanwhile, or lost: the work is done again, the result is the same.
             log.warning("checkpoint_incomplete", epoch=epoch, error=error.detail)
-            workspace.create()
+            shutil.rmtree(workspace.arriving)
+            workspace.arriving.mkdir()
         else:
             return epoch
     if local is not None:
-        link_files(local[1], workspace.checkpoint)
+        link_files(local[1], workspace.arriving)
         return local[0]
     return None
 
@@ -110,13 +122,16 @@ class CheckpointUploader:
     def upload_now(self, check: Callable[[], None]) -> None:
         """Upload what there is. Raises StorageUnavailable and the like, and whatever `check` raises."""
         self.stop()
+        while self._thread is not None and self._thread.is_alive():
+            check()
+            self._thread.join(CHECK_SECONDS)
         self._upload(check)
 
     def stop(self) -> None:
-        """End an upload under way after the file it is at."""
+        """End an upload under way after the file it is at, which is waited for but a moment."""
         self._stopped.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(LINGER_SECONDS)
 
     def _upload_quietly(self) -> None:
         def check() -> None:

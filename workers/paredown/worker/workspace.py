@@ -37,11 +37,13 @@ class Workspace:
         self.directory = self.job_directory / str(epoch)
         self.checkpoint = self.directory / "checkpoint"
         self.output = self.directory / "output"
+        # An earlier checkpoint on its way here: it counts once it is whole.
+        self.arriving = self.directory / "arriving"
 
     def create(self) -> None:
         """Make it, empty. An epoch is claimed once, so nothing of it can be there unless a database was restored."""
         shutil.rmtree(self.directory, ignore_errors=True)
-        self.checkpoint.mkdir(parents=True)
+        self.directory.mkdir(parents=True)
 
     def earlier_checkpoint(self) -> tuple[int, Path] | None:
         """The newest checkpoint that an earlier epoch left on this machine, with its epoch."""
