@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
+import hypothesis
 import psycopg
 import pytest
 import redis
@@ -41,6 +42,10 @@ postgres.stop(directory / "postgres")
 redis.stop(directory / "redis")
 shutil.rmtree(directory)
 """
+
+# A slow machine is no failure.
+hypothesis.settings.register_profile("pare", deadline=None)
+hypothesis.settings.load_profile("pare")
 
 _numbers = itertools.count(1)
 

@@ -44,9 +44,7 @@ def front(session: Session, project_id: UUID, model: str, protocol_hash: str | N
     if not rows:
         raise NotFound(f"No artifact of {model} was evaluated under that protocol.", field="protocol")
     points = [_artifact_point(row) for row in rows if math.isfinite(row.perplexity)]
-    base = next((row for row in rows if row.base_perplexity is not None), None)
-    if base is not None:
-        points.append(_base_point(base))
+    points += _base_points(rows)
     return Front(
         model=rows[0].model,
         model_fingerprint=rows[0].model_fingerprint,
@@ -126,16 +124,24 @@ def _artifact_point(row: Any) -> FrontPoint:
     )
 
 
-def _base_point(row: Any) -> FrontPoint:
-    """The uncompressed model, as it was measured beside the newest artifact."""
-    return FrontPoint(
+def _base_points(rows: list[Any]) -> list[FrontPoint]:
+    """The uncompressed model, each figure as it was measured last; nothing where it never was."""
+
+    def latest(figure: str) -> Any:
+        return next((value for value in (getattr(row, figure) for row in rows) if value is not None), None)
+
+    perplexity = latest("base_perplexity")
+    if perplexity is None or not math.isfinite(perplexity):
+        return []
+    base = FrontPoint(
         artifact_id=None,
         name=BASE_NAME,
         methods=(),
-        perplexity=row.base_perplexity,
-        size_bytes=row.base_bytes,
-        decode_tokens_per_second=row.base_speed,
-        cost_per_million_tokens=row.base_token_cost,
+        perplexity=perplexity,
+        size_bytes=latest("base_bytes"),
+        decode_tokens_per_second=latest("base_speed"),
+        cost_per_million_tokens=latest("base_token_cost"),
         verdict=None,
         on_front=False,
     )
+    return [base]
