@@ -112,7 +112,7 @@ def _select_gguf(source: ModelSource, file: SourceFile) -> Selection:
     )
     config = config_from_gguf(header, file.path)
     shape = model_shape(config)
-    _check_gguf_tensors(header, shape, file.path)
+    check_gguf_tensors(header, shape, file.path)
     return Selection((file,), "gguf", config, shape, file.path)
 
 
@@ -191,7 +191,7 @@ def verify(directory: Path, selection: Selection) -> None:
     """Check the fetched files against their own headers and the configuration. Raises ModelRejected."""
     if selection.gguf_file is not None:
         header = read_gguf_header(directory / selection.gguf_file)
-        _check_gguf_tensors(header, selection.shape, selection.gguf_file)
+        check_gguf_tensors(header, selection.shape, selection.gguf_file)
         return
     if (directory / INDEX).exists() and not (directory / WEIGHTS).exists():
         tensors = _indexed_tensors(directory)
@@ -246,7 +246,7 @@ def _stored_prefix(tensors: dict[str, TensorHeader], shape: ModelShape) -> str:
     return bare if f"{bare}{first}" in tensors and f"{prefix}{first}" not in tensors else prefix
 
 
-def _check_gguf_tensors(header: GgufHeader, shape: ModelShape, name: str) -> None:
+def check_gguf_tensors(header: GgufHeader, shape: ModelShape, name: str) -> None:
     """Whether the tensors have the sizes that the settings promise. Raises GgufInvalid."""
     if header.tensors["token_embd.weight"].shape != (shape.hidden_size, shape.vocab_size):
         raise GgufInvalid(f"{name}: token_embd.weight does not have the {shape.hidden_size} channels of the settings.")

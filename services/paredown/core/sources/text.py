@@ -22,7 +22,7 @@ _CALIBRATION_SHARE = 0.8
 def python_docs(part: Part) -> bytes:
     """The standard library's own help texts: the first 80 % to calibrate on, the rest, held out, to evaluate on.
 
-    Cut at the end of a paragraph. The topics repeat each other in places: what was calibrated on is left out of the rest.
+    Cut at the end of a paragraph. Topics repeat each other in places: what was calibrated on is left out of the rest.
     """
     from pydoc_data.topics import topics  # a large module, read only where it is asked for
 
