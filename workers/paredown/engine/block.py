@@ -20,7 +20,7 @@ from paredown.engine.forward import BlockForward
 from paredown.engine.method import LinearMethod, LinearWeight, joined, take_apart
 from paredown.engine.methods import METHODS
 from paredown.engine.quantized import QuantizedLinear
-from paredown.engine.statistics import InputStatistics, Statistic
+from paredown.engine.statistics import InputStatistics, Statistic, all_finite
 from paredown.engine.weights import ModelFiles
 
 
@@ -112,7 +112,7 @@ class BlockRun:
 
     def _read(self, name: str) -> Tensor:
         tensor = self._files.tensor(name)
-        if not bool(tensor.isfinite().all()):
+        if not all_finite(tensor):
             raise NanFound(f"{name} holds values that are not finite; the source checkpoint is damaged.", field="model")
         return tensor
 
@@ -177,7 +177,7 @@ class BlockRun:
                 method.compress(linear, statistics, stage)
 
     def _check_states(self, forward: BlockForward) -> None:
-        if not all(bool(state.isfinite().all()) for state in forward.states):
+        if not all(all_finite(state) for state in forward.states):
             raise NanFound(
                 f"The hidden states that leave block {self._index} ({self._groups[-1][-1]}) are not finite. With dtype "
                 "bfloat16 try float32; else the source checkpoint is damaged.",
@@ -223,10 +223,5 @@ def _check_modes() -> None:
 
 def _output_error(original_OI: Tensor, stored_OI: Tensor, statistics: InputStatistics) -> float:
     """‖X(W-W')ᵀ‖² / ‖XWᵀ‖² from the Hessian."""
-    hessian_II = statistics.hessian_II
-    total = _energy_through(original_OI, hessian_II)
-    return _energy_through(original_OI - stored_OI, hessian_II) / total if total > 0 else 0.0
-
-
-def _energy_through(weight_OI: Tensor, hessian_II: Tensor) -> float:
-    return float((weight_OI @ hessian_II).mul_(weight_OI).sum(dtype=torch.float64))
+    total = statistics.output_energy(original_OI)
+    return statistics.output_energy(original_OI - stored_OI) / total if total > 0 else 0.0

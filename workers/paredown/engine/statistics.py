@@ -21,7 +21,7 @@ class Statistic(StrEnum):
 
 
 # Columns of a symmetric product computed at once: the part above the diagonal blocks is never computed.
-_PANELS = 6
+_PANELS = 8
 
 
 class InputStatistics:
@@ -52,7 +52,7 @@ class InputStatistics:
         if self._hessian_II is not None:
             _mirror_lower(self._hessian_II)
         energy_I = self._hessian_II.diagonal() if self._hessian_II is not None else self._energy_I
-        if energy_I is not None and not bool(energy_I.isfinite().all()):
+        if energy_I is not None and not all_finite(energy_I):
             raise NanFound(f"The inputs of {self.name} are not finite over the calibration text.")
 
     @property
@@ -72,6 +72,10 @@ class InputStatistics:
         """XᵀX, symmetric, without damping."""
         assert self._hessian_II is not None, "a method reads HESSIAN without declaring it"
         return self._hessian_II
+
+    def output_energy(self, weight_OI: Tensor) -> float:
+        """‖XWᵀ‖²: the sum of squares of what the weight makes of all tokens."""
+        return float(torch.vdot((weight_OI @ self.hessian_II).flatten(), weight_OI.flatten()))
 
     def inverse_factor(self, damping: float, activation_order: bool) -> tuple[Tensor, Tensor | None]:
         """(upper_II, order_I): the inverse of the damped Hessian, its channels in `order_I`, is upper_IIᵀ upper_II.
@@ -106,6 +110,11 @@ class InputStatistics:
         if not bool(upper_II.isfinite().all()):
             raise HessianSingular(self.name, damping)
         return upper_II.contiguous(), order_I
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite: their sum tells, in one pass over memory."""
+    return bool(tensor.sum(dtype=torch.float32).isfinite())
 
 
 def _add_gram(gram_II: Tensor, inputs_TI: Tensor) -> None:

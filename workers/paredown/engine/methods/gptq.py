@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from paredown.contracts.recipes import Gptq
-from paredown.engine.grid import Grid, fit_grid, group_width, quantized_linear
+from paredown.engine.grid import Grid, fit_grid, group_width, quantized_linear, side_by_side
 from paredown.engine.method import LinearMethod, LinearWeight
 from paredown.engine.statistics import InputStatistics, Statistic
 
@@ -57,7 +57,7 @@ def compress(linear: LinearWeight, inputs: InputStatistics, config: Gptq) -> Non
             error_BO[index] /= divisors[index]
         weight_IO[end:].addmm_(upper_II[start:end, end:].T, error_BO, alpha=-1)
     if grid is None:
-        grid = _side_by_side(fitted)
+        grid = side_by_side(fitted, dim=1)
     codes_OI = _restored(codes_IO, order_I).T.contiguous()
     linear.quantize(quantized_linear(codes_OI, grid, config))
 
@@ -87,16 +87,6 @@ class _Columns:
                 torch.where(pruned_O, zero_O, code_O, out=code_O)
             value_O = (code_O - zero_O).mul_(scale_O)
         return code_O, value_O.to(self._dtype)
-
-
-def _side_by_side(grids: list[Grid]) -> Grid:
-    zeros = [grid.zeros_OG for grid in grids if grid.zeros_OG is not None]
-    return Grid(
-        torch.cat([grid.scales_OG for grid in grids], 1),
-        torch.cat(zeros, 1) if zeros else None,
-        grids[0].low,
-        grids[0].high,
-    )
 
 
 def _ordered(rows: Tensor, order_I: Tensor | None) -> Tensor:

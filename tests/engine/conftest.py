@@ -1,0 +1,132 @@
+"""Tiny random models of every family, and short ways to run the engine over them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from paredown.contracts.recipes import Stage
+from paredown.engine import forward
+from paredown.engine.stream import CompressedModel, compress_model
+from paredown.engine.weights import ModelFiles, open_model
+
+CPU = torch.device("cpu")
+VOCABULARY = 96
+LLAMA = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+OPT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "ffn_dim": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "word_embed_proj_dim": 64,
+}
+GPT2 = {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 64}
+
+# family → (model_type, configuration, dtype of the checkpoint)
+FAMILIES: dict[str, tuple[str, dict[str, Any], torch.dtype]] = {
+    "llama": ("llama", LLAMA | {"tie_word_embeddings": False}, torch.bfloat16),
+    "llama-tied": ("llama", LLAMA | {"tie_word_embeddings": True, "attention_bias": True}, torch.float32),
+    "mistral": ("mistral", LLAMA | {"sliding_window": 8, "head_dim": 32}, torch.bfloat16),
+    "qwen2": ("qwen2", LLAMA, torch.bfloat16),
+    "qwen3": ("qwen3", LLAMA | {"head_dim": 32}, torch.bfloat16),
+    "opt": ("opt", OPT, torch.float16),
+    "opt-projected": ("opt", OPT | {"word_embed_proj_dim": 32, "do_layer_norm_before": False}, torch.float32),
+    "gpt2": ("gpt2", GPT2, torch.float32),
+}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """Matrices this small gain nothing from threads, which only wait for each other where tests share a machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def random_model(family: str) -> PreTrainedModel:
+    """Every parameter random, biases and norms too, so that a wrong one shows."""
+    model_type, fields, dtype = FAMILIES[family]
+    torch.manual_seed(len(family))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **fields))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            is_norm = parameter.ndim == 1 and not name.endswith("bias")
+            parameter.normal_(1.0 if is_norm else 0.0, 0.1)
+    return model.to(dtype).eval()
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Saves the tiny model of a family once for the session."""
+    made: dict[str, Path] = {}
+
+    def directory(family: str) -> Path:
+        if family not in made:
+            made[family] = tmp_path_factory.mktemp(family)
+            random_model(family).save_pretrained(made[family])
+        return made[family]
+
+    return directory
+
+
+@pytest.fixture
+def tiny(model_dir: Callable[[str], Path]) -> Callable[[str], ModelFiles]:
+    return lambda family: open_model(model_dir(family))
+
+
+@pytest.fixture
+def tokens_NT() -> Tensor:
+    """Seven sequences; with `small_batches` the last micro-batch is a shorter one."""
+    return torch.randint(VOCABULARY, (7, 32), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four micro-batches of two, two, two and one sequence."""
+    monkeypatch.setattr(forward, "MICRO_BATCH_TOKENS", 64)
+
+
+class Compressor(Protocol):
+    def __call__(
+        self, files: ModelFiles, recipe: Sequence[Stage], tokens_NT: Tensor | None, **options: Any
+    ) -> CompressedModel: ...
+
+
+@pytest.fixture
+def compress(tmp_path: Path) -> Compressor:
+    """compress_model with defaults; `name` is the work directory."""
+
+    def run(
+        files: ModelFiles, recipe: Sequence[Stage], tokens_NT: Tensor | None, name: str = "work", **options: Any
+    ) -> CompressedModel:
+        defaults: dict[str, Any] = {
+            "device": CPU,
+            "dtype": torch.float32,
+            "work_dir": tmp_path / name,
+            "identity": "test",
+            "on_progress": lambda _done, _all: None,
+            "should_drain": lambda: False,
+        }
+        return compress_model(files, recipe, tokens_NT, **(defaults | options))
+
+    return run
+
+
+def shard_bytes(work_dir: Path) -> dict[str, bytes]:
+    """The finished blocks' files."""
+    return {path.name: path.read_bytes() for path in sorted(work_dir.glob("block-*"))}

@@ -1,0 +1,136 @@
+"""Every method on every family, and what each of them promises wherever it runs."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tests.engine.conftest import CPU, FAMILIES, Compressor
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from paredown.contracts.recipes import STAGES, Gptq, Magnitude, Rtn, Stage, Wanda
+from paredown.engine.evaluation.perplexity import perplexity
+from paredown.engine.methods import METHODS
+from paredown.engine.weights import ModelFiles
+
+# One row for each method, with the settings that exercise most of it.
+RECIPES: dict[str, tuple[Stage, ...]] = {
+    "rtn": (Rtn(bits=4, group_size=32),),
+    "gptq": (Gptq(bits=4, group_size=32),),
+    "magnitude": (Magnitude(sparsity=0.5),),
+    "wanda": (Wanda(sparsity=0.5),),
+}
+VARIANTS: dict[str, tuple[Stage, ...]] = {
+    "rtn 3 bits asymmetric": (Rtn(bits=3, group_size=32, symmetric=False),),
+    "rtn 8 bits rows": (Rtn(bits=8, group_size=None),),
+    "gptq 3 bits asymmetric": (Gptq(bits=3, group_size=64, symmetric=False),),
+    "gptq in order": (Gptq(bits=4, group_size=32, activation_order=False),),
+    "gptq in order, asymmetric rows, min-max": (
+        Gptq(bits=4, group_size=None, activation_order=False, symmetric=False, scale_search="min_max"),
+    ),
+    "wanda 2:4": (Wanda(pattern="2:4"),),
+    "wanda then gptq": (Wanda(sparsity=0.5), Gptq(bits=4, group_size=32)),
+    "wanda 2:4 then asymmetric gptq": (Wanda(pattern="2:4"), Gptq(bits=4, group_size=32, symmetric=False)),
+    "magnitude then rtn": (Magnitude(pattern="4:8"), Rtn(bits=4, group_size=64, symmetric=False)),
+}
+
+
+def test_methods_are_the_stages_that_recipes_know() -> None:
+    assert list(METHODS) == list(STAGES)
+    assert set(RECIPES) == set(METHODS)
+    for name, method in METHODS.items():
+        assert method.config is STAGES[name]
+        assert bool(method.needs) == STAGES[name].needs_calibration
+
+
+@pytest.mark.usefixtures("small_batches")
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", RECIPES)
+def test_a_method_keeps_its_promises_on_a_family(
+    method: str, family: str, tiny: Callable[[str], ModelFiles], compress: Compressor, tokens_NT: Tensor
+) -> None:
+    _check(RECIPES[method], tiny(family), compress, tokens_NT)
+
+
+@pytest.mark.usefixtures("small_batches")
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_settings_and_chains_keep_their_promises(
+    variant: str, family: str, tiny: Callable[[str], ModelFiles], compress: Compressor, tokens_NT: Tensor
+) -> None:
+    _check(VARIANTS[variant], tiny(family), compress, tokens_NT)
+
+
+def _check(recipe: tuple[Stage, ...], files: ModelFiles, compress: Compressor, tokens_NT: Tensor) -> None:
+    needs_tokens = any(stage.needs_calibration for stage in recipe)
+    result = compress(files, recipe, tokens_NT if needs_tokens else None)
+    assert result.names == files.names
+    assert result.storage_dtype == files.storage_dtype
+    assert [layer.name for layer in result.layers] == list(result.linear_names)
+    quantizing = next((stage for stage in recipe if isinstance(stage, Rtn | Gptq)), None)
+    pruning = next((stage for stage in recipe if isinstance(stage, Wanda | Magnitude)), None)
+    compressed = {f"{name}.weight" for name in result.linear_names}
+    for name in result.names:
+        value = result.tensor(name)
+        assert value.dtype == files.storage_dtype
+        assert value.shape == files.tensor(name).shape
+        assert bool(value.isfinite().all())
+        if name not in compressed:
+            assert torch.equal(value, files.tensor(name).to(files.storage_dtype))
+    for layer in result.layers:
+        weight = result.tensor(f"{layer.name}.weight")
+        assert layer.weights == weight.numel()
+        assert layer.zeros == int((weight == 0).sum())
+        if pruning is not None:
+            assert layer.zeros >= weight.numel() // 2
+        quantized = result.quantized(layer.name)
+        if quantizing is None:
+            assert quantized is None
+            assert layer.bits == 16
+        else:
+            assert quantized is not None
+            low = -(2 ** (quantizing.bits - 1)) if quantizing.symmetric else 0
+            assert low <= int(quantized.codes_OI.min())
+            assert int(quantized.codes_OI.max()) < low + 2**quantizing.bits
+            assert quantizing.bits < layer.bits < quantizing.bits + 1
+        if any(stage.method == "gptq" for stage in recipe):
+            assert layer.error is not None
+            assert 0 < layer.error < 1
+    found, _ = perplexity(result, tokens_NT, device=CPU, dtype=torch.float32)
+    assert math.isfinite(found)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_tensors_are_those_of_a_model_that_transformers_runs(
+    family: str,
+    tiny: Callable[[str], ModelFiles],
+    model_dir: Callable[[str], Path],
+    compress: Compressor,
+    tokens_NT: Tensor,
+) -> None:
+    result = compress(tiny(family), (Gptq(bits=3, group_size=32),), tokens_NT)
+    found, _ = perplexity(result, tokens_NT, device=CPU, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(model_dir(family), dtype=torch.float32)
+    model.load_state_dict({name: result.tensor(name).float() for name in result.names}, strict=False)
+    with torch.no_grad():
+        expected = math.exp(model(input_ids=tokens_NT, labels=tokens_NT).loss.item())
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_skipped_linear_is_left_as_it_is(
+    tiny: Callable[[str], ModelFiles], compress: Compressor, tokens_NT: Tensor
+) -> None:
+    files = tiny("llama")
+    skip = ("*.k_proj", "model.layers.1.*")
+    result = compress(files, (Wanda(sparsity=0.5), Gptq(group_size=32, skip=skip)), tokens_NT)
+    for name in result.linear_names:
+        skipped = name.endswith("k_proj") or ".1." in name
+        assert (result.quantized(name) is None) == skipped
+        # Only gptq skips: wanda still prunes everywhere.
+        assert int((result.tensor(f"{name}.weight") == 0).sum()) >= files.tensor(f"{name}.weight").numel() // 2
+    result = compress(files, (Gptq(group_size=32, skip=skip),), tokens_NT, "again")
+    assert torch.equal(
+        result.tensor("model.layers.1.mlp.up_proj.weight"), files.tensor("model.layers.1.mlp.up_proj.weight")
+    )

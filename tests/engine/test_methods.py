@@ -1,0 +1,320 @@
+"""Each method against a hand-computed example, and against the property that its paper claims."""
+
+import pytest
+import torch
+from compressed_tensors.quantization import QuantizationArgs
+from compressed_tensors.quantization.lifecycle.forward import dequantize
+from tests.engine.conftest import CPU
+from torch import Tensor
+
+from paredown.contracts.recipes import Gptq, Magnitude, Rtn, Stage, Wanda
+from paredown.engine.errors import GroupSizeUnfit, HessianSingular, NanFound, RecipeUnfit
+from paredown.engine.method import LinearWeight
+from paredown.engine.methods import METHODS
+from paredown.engine.statistics import InputStatistics, Statistic
+
+SEEDS = range(5)
+
+
+def linear(weight_OI: Tensor, dtype: torch.dtype = torch.bfloat16) -> LinearWeight:
+    return LinearWeight("layer", weight_OI.float().clone(), dtype)
+
+
+def statistics(inputs_TI: Tensor) -> InputStatistics:
+    gathered = InputStatistics("layer", inputs_TI.shape[1], {Statistic.HESSIAN}, CPU)
+    gathered.add(inputs_TI)
+    gathered.complete()
+    return gathered
+
+
+def apply(stage: Stage, target: LinearWeight, inputs: InputStatistics) -> LinearWeight:
+    METHODS[stage.method].compress(target, inputs, stage)
+    return target
+
+
+def random_layer(seed: int, rows: int = 24, columns: int = 128, tokens: int = 400) -> tuple[Tensor, Tensor]:
+    """A weight and correlated inputs, some channels much larger than others, as in trained models."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(columns, columns, generator=generator) / columns**0.5 + torch.eye(columns)
+    scale = torch.rand(columns, generator=generator).mul(3).exp()
+    inputs_TI = torch.randn(tokens, columns, generator=generator) @ mixing * scale
+    return torch.randn(rows, columns, generator=generator), inputs_TI
+
+
+def output_error(inputs_TI: Tensor, before_OI: Tensor, after_OI: Tensor) -> float:
+    return float((inputs_TI @ (before_OI - after_OI).T).square().sum())
+
+
+UNUSED = InputStatistics("layer", 4, set(), CPU)
+
+
+def test_rtn_symmetric_by_hand() -> None:
+    # Largest weight 7.5 on a grid of −8…7: the scale is 7.5·2/15 = 1, so 7.5 itself is cut to 7.
+    config = Rtn(bits=4, group_size=None, scale_search="min_max")
+    result = apply(config, linear(torch.tensor([[7.5, -7.5, 0.4, -2.6]])), UNUSED)
+    assert result.quantized is not None
+    assert result.quantized.codes_OI.tolist() == [[7, -8, 0, -3]]
+    assert result.quantized.scales_OG.tolist() == [[1.0]]
+    assert result.quantized.zeros_OG is None
+    assert result.weight_OI.tolist() == [[7.0, -8.0, 0.0, -3.0]]
+
+
+def test_rtn_asymmetric_by_hand() -> None:
+    # From −1 to 6.5 in 15 steps of 0.5: zero lies at code 2.
+    config = Rtn(bits=4, group_size=None, symmetric=False, scale_search="min_max")
+    result = apply(config, linear(torch.tensor([[-1.0, 6.5, 0.0, 0.7]])), UNUSED)
+    assert result.quantized is not None
+    assert result.quantized.zeros_OG is not None
+    assert result.quantized.codes_OI.tolist() == [[0, 15, 2, 3]]
+    assert result.quantized.scales_OG.tolist() == [[0.5]]
+    assert result.quantized.zeros_OG.tolist() == [[2]]
+    assert result.weight_OI.tolist() == [[-1.0, 6.5, 0.0, 0.5]]
+
+
+def test_rtn_searched_scale_by_hand() -> None:
+    # A row that lies on a grid of scale 1 is found there, though its largest weight alone would ask for 8·2/15.
+    weight = torch.tensor([[1.0, 2.0, 3.0, -4.0, 5.0, -6.0, 7.0, -8.0] * 4])
+    result = apply(Rtn(bits=4, group_size=32), linear(weight), InputStatistics("layer", 32, set(), CPU))
+    assert result.quantized is not None
+    assert torch.equal(result.weight_OI, weight)
+    assert result.quantized.scales_OG.tolist() == [[1.0]]
+
+
+def test_magnitude_by_hand() -> None:
+    # The smallest half of the whole layer: both weights of the second row.
+    result = apply(Magnitude(sparsity=0.5), linear(torch.tensor([[3.0, -4.0], [1.0, -2.0]])), UNUSED)
+    assert result.weight_OI.tolist() == [[3.0, -4.0], [0.0, 0.0]]
+
+
+def test_magnitude_drops_exactly_its_share_of_equal_weights() -> None:
+    result = apply(Magnitude(sparsity=0.3), linear(torch.ones(5, 4)), UNUSED)
+    assert int((result.weight_OI == 0).sum()) == 6
+
+
+def test_wanda_by_hand() -> None:
+    # The example of the paper's Figure 1: norms 1, 2, 8, 3 keep other weights than magnitude alone would.
+    weight = torch.tensor([[4.0, 0.0, 1.0, -1.0], [3.0, -2.0, -1.0, -3.0], [-3.0, 1.0, 0.0, 2.0]])
+    norms = torch.tensor([1.0, 2.0, 8.0, 3.0])
+    result = apply(Wanda(sparsity=0.5), linear(weight), statistics(torch.diag(norms)))
+    assert result.weight_OI.tolist() == [[4.0, 0.0, 1.0, 0.0], [0.0, 0.0, -1.0, -3.0], [-3.0, 0.0, 0.0, 2.0]]
+
+
+def test_gptq_by_hand() -> None:
+    # Two columns with H = [[2, 1], [1, 2]]: the first is rounded, and the second takes half of its error along
+    # (H₁₂/H₂₂), which lifts it over the middle of two grid points.
+    inputs = torch.linalg.cholesky(torch.tensor([[2.0, 1.0], [1.0, 2.0]], dtype=torch.float64)).T.float()
+    config = Gptq(
+        bits=4, group_size=None, activation_order=False, symmetric=False, scale_search="min_max", damping=1e-6
+    )
+    weight = torch.tensor([[0.4, 15.0 - 0.6], [0.4, 15.0]])
+    result = apply(config, linear(weight), statistics(inputs))
+    assert result.quantized is not None
+    # Row 1: scale 14.4/15 → 0.96; row 2: scale 1. The error of 0.4 → 0 adds 0.2 to the second weight.
+    assert result.quantized.codes_OI.tolist() == [[0, 15], [0, 15]]
+    config = config.model_copy(update={"group_size": None})
+    lifted = linear(torch.tensor([[0.4, 6.4, 15.0]]))
+    inputs = torch.eye(3)
+    inputs[:2, :2] = torch.linalg.cholesky(torch.tensor([[2.0, 1.0], [1.0, 2.0]])).T
+    result = apply(config, lifted, statistics(inputs))
+    assert result.quantized is not None
+    # 6.4 alone would go to 6; with half of 0.4 it is 6.6 and goes to 7.
+    assert result.quantized.codes_OI.tolist() == [[0, 7, 15]]
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("group_size", [32, None])
+def test_values_are_bit_equal_to_what_the_format_gives_back(
+    bits: int, group_size: int | None, symmetric: bool, dtype: torch.dtype
+) -> None:
+    weight_OI, inputs_TI = random_layer(bits)
+    config = Gptq.model_validate({"bits": bits, "group_size": group_size, "symmetric": symmetric})
+    quantized = apply(config, linear(weight_OI, dtype), statistics(inputs_TI)).quantized
+    assert quantized is not None
+    # The format's codes are signed, whatever the grid.
+    shift = 0 if symmetric else 2 ** (bits - 1)
+    strategy = {"strategy": "group", "group_size": group_size} if group_size else {"strategy": "channel"}
+    expected = dequantize(
+        (quantized.codes_OI.to(torch.int16) - shift).to(torch.int8),
+        quantized.scales_OG,
+        None if quantized.zeros_OG is None else (quantized.zeros_OG.to(torch.int16) - shift).to(torch.int8),
+        QuantizationArgs(num_bits=bits, type="int", symmetric=symmetric, **strategy),
+    )
+    assert quantized.dequantized().dtype == dtype
+    assert torch.equal(quantized.dequantized().view(torch.int16), expected.view(torch.int16))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_gptq_loses_less_output_than_rtn_on_the_same_grid(seed: int, bits: int, symmetric: bool) -> None:
+    weight_OI, inputs_TI = random_layer(seed)
+    gathered = statistics(inputs_TI)
+    grid = {"bits": bits, "group_size": 64, "symmetric": symmetric}
+    rounded = apply(Rtn.model_validate(grid), linear(weight_OI), gathered)
+    solved = apply(Gptq.model_validate(grid), linear(weight_OI), gathered)
+    assert rounded.quantized is not None
+    assert solved.quantized is not None
+    assert torch.equal(rounded.quantized.scales_OG, solved.quantized.scales_OG)
+    assert output_error(inputs_TI, weight_OI, solved.weight_OI) < output_error(inputs_TI, weight_OI, rounded.weight_OI)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_gptq_in_order_loses_less_output_than_rtn(seed: int) -> None:
+    weight_OI, inputs_TI = random_layer(seed)
+    gathered = statistics(inputs_TI)
+    rounded = apply(Rtn(bits=3, group_size=32), linear(weight_OI), gathered)
+    solved = apply(Gptq(bits=3, group_size=32, activation_order=False), linear(weight_OI), gathered)
+    assert output_error(inputs_TI, weight_OI, solved.weight_OI) < output_error(inputs_TI, weight_OI, rounded.weight_OI)
+
+
+@pytest.mark.parametrize("activation_order", [True, False])
+def test_gptq_equals_a_plain_loop_over_columns(activation_order: bool) -> None:
+    """Lazy updates change the order of sums, not the result: Algorithm 1 of the paper, one column at a time."""
+    weight_OI, inputs_TI = random_layer(0, columns=320, tokens=900)
+    gathered = statistics(inputs_TI)
+    config = Gptq(bits=4, group_size=None, activation_order=activation_order)
+    result = apply(config, linear(weight_OI), gathered)
+    assert result.quantized is not None
+    scale = result.quantized.scales_OG.double()[:, 0]
+    hessian = (inputs_TI.T @ inputs_TI).double()
+    hessian += torch.eye(320) * 0.01 * hessian.diagonal().mean()
+    order = hessian.diagonal().argsort(descending=True, stable=True) if activation_order else torch.arange(320)
+    remaining = hessian[order][:, order].inverse()
+    work = weight_OI.double()[:, order]
+    codes = torch.empty_like(work)
+    for column in range(320):
+        codes[:, column] = (work[:, column] / scale).round().clamp(-8, 7)
+        value = (codes[:, column] * scale).bfloat16().double()
+        error = (work[:, column] - value) / remaining[column, column]
+        work -= torch.outer(error, remaining[column])
+        remaining -= torch.outer(remaining[:, column], remaining[column]) / remaining[column, column]
+    expected = torch.empty_like(codes).index_copy_(1, order, codes)
+    different = int((expected != result.quantized.codes_OI).sum())
+    assert different <= 0.005 * codes.numel(), f"{different} codes differ"
+
+
+@pytest.mark.parametrize("search", [Rtn(bits=3, group_size=32), Rtn(bits=4, group_size=None, symmetric=False)])
+def test_searched_scales_have_less_squared_error_than_min_max(search: Rtn) -> None:
+    weight_OI, _ = random_layer(7)
+    searched = apply(search, linear(weight_OI), UNUSED)
+    plain = apply(search.model_copy(update={"scale_search": "min_max"}), linear(weight_OI), UNUSED)
+    assert (searched.weight_OI - weight_OI).square().sum() < (plain.weight_OI - weight_OI).square().sum()
+
+
+@pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.75])
+def test_wanda_prunes_exactly_its_share_of_each_row(sparsity: float) -> None:
+    weight_OI, inputs_TI = random_layer(3, columns=96)
+    result = apply(Wanda(sparsity=sparsity), linear(weight_OI), statistics(inputs_TI))
+    assert (result.weight_OI == 0).sum(1).tolist() == [int(96 * sparsity)] * 24
+    kept = result.weight_OI != 0
+    assert torch.equal(result.weight_OI[kept], weight_OI[kept])
+
+
+@pytest.mark.parametrize("stage", [Wanda(pattern="2:4"), Magnitude(pattern="1:8"), Wanda(pattern="3:4")])
+def test_a_pattern_holds_in_every_group_of_neighbours(stage: Wanda | Magnitude) -> None:
+    weight_OI, inputs_TI = random_layer(4)
+    result = apply(stage, linear(weight_OI), statistics(inputs_TI))
+    assert stage.pattern is not None
+    kept, of = (int(part) for part in stage.pattern.split(":"))
+    assert set((result.weight_OI.view(-1, of) != 0).sum(1).tolist()) == {kept}
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("activation_order", [True, False])
+def test_gptq_keeps_pruned_weights_at_zero_and_makes_up_for_them(symmetric: bool, activation_order: bool) -> None:
+    weight_OI, inputs_TI = random_layer(5)
+    gathered = statistics(inputs_TI)
+    target = apply(Wanda(sparsity=0.5), linear(weight_OI), gathered)
+    pruned_OI = target.weight_OI == 0
+    config = Gptq(bits=4, group_size=32, symmetric=symmetric, activation_order=activation_order)
+    apply(config, target, gathered)
+    assert target.quantized is not None
+    codes_OI = target.quantized.codes_OI
+    zeros = target.quantized.zeros_OG
+    expected = torch.zeros_like(codes_OI) if zeros is None else zeros.repeat_interleave(32, 1)
+    assert torch.equal(codes_OI[pruned_OI], expected[pruned_OI])
+    assert bool((target.weight_OI[pruned_OI] == 0).all())
+    simple = apply(Wanda(sparsity=0.5), linear(weight_OI), gathered)
+    apply(Rtn(bits=4, group_size=32, symmetric=symmetric), simple, gathered)
+    assert bool((simple.weight_OI[pruned_OI] == 0).all())
+    assert output_error(inputs_TI, weight_OI, target.weight_OI) < output_error(inputs_TI, weight_OI, simple.weight_OI)
+
+
+@pytest.mark.parametrize("activation_order", [True, False])
+def test_channels_that_were_never_active_are_rounded_by_themselves(activation_order: bool) -> None:
+    weight_OI, inputs_TI = random_layer(6)
+    inputs_TI[:, [0, 17, 127]] = 0
+    config = Gptq(bits=4, group_size=None, activation_order=activation_order)
+    result = apply(config, linear(weight_OI), statistics(inputs_TI))
+    rounded = apply(Rtn(bits=4, group_size=None), linear(weight_OI), UNUSED)
+    assert torch.equal(result.weight_OI[:, [0, 17, 127]], rounded.weight_OI[:, [0, 17, 127]])
+    assert not torch.equal(result.weight_OI, rounded.weight_OI)
+
+
+def test_a_layer_that_was_never_active_is_rounded() -> None:
+    weight_OI, inputs_TI = random_layer(6)
+    result = apply(Gptq(bits=4, group_size=32), linear(weight_OI), statistics(torch.zeros_like(inputs_TI)))
+    assert torch.equal(result.weight_OI, apply(Rtn(bits=4, group_size=32), linear(weight_OI), UNUSED).weight_OI)
+
+
+def test_a_row_of_zeros_stays_zero() -> None:
+    weight_OI, inputs_TI = random_layer(6)
+    weight_OI[3] = 0
+    for stage in (Rtn(group_size=32), Rtn(group_size=32, symmetric=False), Gptq(group_size=32)):
+        result = apply(stage, linear(weight_OI), statistics(inputs_TI))
+        assert bool((result.weight_OI[3] == 0).all())
+
+
+def test_a_hessian_that_does_not_factorize_names_layer_and_damping() -> None:
+    weight_OI, _ = random_layer(0)
+    inputs_TI = torch.full((4, 128), 1e4) + torch.arange(128)
+    gathered = statistics(inputs_TI)
+    with pytest.raises(HessianSingular, match=r"layer.*damping 1e-12") as caught:
+        apply(Gptq(group_size=32, damping=1e-12), linear(weight_OI), gathered)
+    assert caught.value.field == "damping"
+    apply(Gptq(group_size=32, damping=0.01), linear(weight_OI), gathered)
+
+
+@pytest.mark.parametrize("statistic", Statistic)
+def test_inputs_that_are_not_finite_name_the_layer(statistic: Statistic) -> None:
+    gathered = InputStatistics("model.layers.3.mlp.fc1", 4, {statistic}, CPU)
+    gathered.add(torch.tensor([[1.0, 2.0, float("nan"), 3.0]]))
+    with pytest.raises(NanFound, match=r"model\.layers\.3\.mlp\.fc1"):
+        gathered.complete()
+
+
+def test_both_statistics_give_the_same_energy() -> None:
+    _, inputs_TI = random_layer(1)
+    both = []
+    for statistic in Statistic:
+        gathered = InputStatistics("layer", 128, {statistic}, CPU)
+        for part in inputs_TI.split(150):
+            gathered.add(part)
+        gathered.complete()
+        both.append(gathered.energy_I)
+    assert torch.allclose(both[0], both[1], rtol=1e-5)
+    assert torch.allclose(both[0], inputs_TI.square().sum(0), rtol=1e-5)
+
+
+def test_the_hessian_and_its_factor_are_what_they_say() -> None:
+    weight_OI, inputs_TI = random_layer(2, columns=100)
+    gathered = statistics(inputs_TI)
+    hessian = (inputs_TI.double().T @ inputs_TI.double()).float()
+    assert torch.allclose(gathered.hessian_II, hessian, rtol=1e-4, atol=1e-2)
+    assert gathered.output_energy(weight_OI) == pytest.approx(float((inputs_TI @ weight_OI.T).square().sum()), rel=1e-4)
+    upper_II, order_I = gathered.inverse_factor(0.01, True)
+    assert order_I is not None
+    assert bool((upper_II.tril(-1) == 0).all())
+    damped = hessian.double() + torch.eye(100) * 0.01 * hessian.diagonal().mean()
+    product = (upper_II.T @ upper_II).double() @ damped[order_I][:, order_I]
+    assert torch.allclose(product, torch.eye(100).double(), atol=1e-3)
+
+
+def test_settings_that_do_not_fit_a_layer_are_refused() -> None:
+    weight_OI, inputs_TI = random_layer(0, columns=96)
+    with pytest.raises(GroupSizeUnfit, match=r"64 does not divide the 96 input channels of layer"):
+        apply(Rtn(group_size=64), linear(weight_OI), UNUSED)
+    with pytest.raises(RecipeUnfit, match=r"2:7 does not fit layer"):
+        apply(Wanda(pattern="2:7"), linear(weight_OI), statistics(inputs_TI))
