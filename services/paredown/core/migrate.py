@@ -18,13 +18,12 @@ from sqlalchemy.pool import NullPool
 from paredown.core.errors import DatabaseUnavailable
 from paredown.core.settings import Settings
 
-_PACKAGE = Path(__file__).resolve().parents[1]
-_CANDIDATES = (_PACKAGE / "migrations", _PACKAGE.parents[1] / "migrations")
 
-
-def migrations_directory() -> Path:
-    """Where the revisions lie: in an installed wheel beside us, in a working tree at its top level."""
-    return next(directory for directory in _CANDIDATES if (directory / "env.py").is_file())
+def migrations_directory(module: Path = Path(__file__)) -> Path:
+    """Where the revisions lie: in an installed wheel beside `core`, in a working tree at its top level."""
+    package = module.resolve().parents[1]
+    candidates = (package / "migrations", package.parents[1] / "migrations")
+    return next(directory for directory in candidates if (directory / "env.py").is_file())
 
 
 def upgrade(settings: Settings, revision: str = "head") -> None:
