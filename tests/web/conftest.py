@@ -1,15 +1,15 @@
 """Pages run without a browser, against a real API."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
+from tests.web.house import House, free_port, serve_api
 
 import paredown.web
 from paredown.core.db import Database
 from paredown.core.settings import Settings
-from tests.web.house import House, free_port, serve_api
 
 APP = Path(paredown.web.__path__[0]) / "app.py"
 
@@ -33,10 +33,29 @@ def api(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         yield url
 
 
+OpenApp = Callable[[], AppTest]
+
+
 @pytest.fixture
-def app(api: str, house: House) -> AppTest:
+def open_app(api: str) -> Iterator[OpenApp]:
+    """Browser sessions that nobody has signed in to."""
+    opened: list[AppTest] = []
+
+    def start() -> AppTest:
+        app = AppTest.from_file(str(APP), default_timeout=20)
+        opened.append(app)
+        return app.run()
+
+    yield start
+    for app in opened:
+        if "session.client" in app.session_state:
+            app.session_state["session.client"].close()
+
+
+@pytest.fixture
+def app(open_app: OpenApp, house: House) -> AppTest:
     """The pages as a person sees them who has just signed in."""
-    app = AppTest.from_file(str(APP), default_timeout=20).run()
+    app = open_app()
     app.text_input[0].input(house.key)
     app.button[0].click().run()
     assert not app.exception

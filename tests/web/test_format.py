@@ -41,7 +41,8 @@ def test_figures(written, expected):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "expected"), [(1, "just now"), (42, "42 s ago"), (125, "2 min ago"), (7300, "2 h ago"), (99999, "1 d ago")]
+    ("seconds", "expected"),
+    [(1, "just now"), (42, "42 s ago"), (125, "2 min ago"), (7300, "2 h ago"), (99999, "1 d ago")],
 )
 def test_how_long_ago(seconds, expected):
     now = datetime.now(UTC)

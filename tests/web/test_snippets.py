@@ -33,7 +33,9 @@ def test_the_recipe_file_is_read_back_as_the_same_recipe():
 
 
 def test_defaults_are_left_out_of_the_recipe_file():
-    written = yaml.safe_load(snippets.recipe_yaml(JobSpec.model_validate({"model": "hf://a/b", "recipe": [{"method": "rtn"}]})))
+    written = yaml.safe_load(
+        snippets.recipe_yaml(JobSpec.model_validate({"model": "hf://a/b", "recipe": [{"method": "rtn"}]}))
+    )
     assert written == {"recipe": [{"method": "rtn"}]}
 
 

@@ -25,6 +25,8 @@ def main() -> None:
 
 
 def _pages() -> dict[str, list[st.Page]]:
+    """Their files lie in views/, not pages/: a directory of that name beside app.py makes Streamlit run them by itself,
+    past this file and its sign-in."""
     return {
         "Work": [
             st.Page(parts.SUBMIT, title="Submit", icon=":material/add_circle:", url_path="submit", default=True),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import streamlit as st
 
@@ -18,9 +18,10 @@ from paredown.web import session
 log = logging.getLogger(__name__)
 
 ASSETS = Path(__file__).with_name("assets")
-SUBMIT, JOBS, JOB = "pages/submit.py", "pages/jobs.py", "pages/job.py"
-TRADE_OFFS, CATALOGUE, ARTIFACT = "pages/trade_offs.py", "pages/catalogue.py", "pages/artifact.py"
+SUBMIT, JOBS, JOB = "views/submit.py", "views/jobs.py", "views/job.py"
+TRADE_OFFS, CATALOGUE, ARTIFACT = "views/trade_offs.py", "views/catalogue.py", "views/artifact.py"
 
+_ASKED = "parts.asked"
 _TONES = {
     JobState.QUEUED: "waiting",
     JobState.RUNNING: "active",
@@ -147,6 +148,19 @@ def problems_shown(place: str) -> Iterator[None]:
             "if it comes back.",
             icon=":material/error:",
         )
+
+
+def ask(question: str) -> None:
+    """Open a dialog with the next run of the page. It stays open, whatever the page does, until it is answered."""
+    st.session_state[_ASKED] = question
+
+
+def asked() -> str | None:
+    return cast("str | None", st.session_state.get(_ASKED))
+
+
+def answered() -> None:
+    st.session_state.pop(_ASKED, None)
 
 
 def item_id() -> str | None:

@@ -6,8 +6,6 @@ from paredown.contracts.artifact import ArtifactView, Manifest
 from paredown.web import form, parts, report, session, snippets
 from paredown.web import format as fmt
 
-_ASKED = "artifact.asked"
-
 
 def page() -> None:
     artifact_id = parts.item_id()
@@ -149,27 +147,23 @@ def _edit(view: ArtifactView) -> None:
             )
             st.toast("Saved.", icon=":material/check:")
             st.rerun()
-    st.button("Delete this artifact", icon=":material/delete:", key="delete", on_click=_ask_delete)
-    if st.session_state.pop(_ASKED, False):
+    question = f"delete {view.id}"
+    st.button("Delete this artifact", icon=":material/delete:", key="delete", on_click=parts.ask, args=(question,))
+    if parts.asked() == question:
         _confirm_delete(view)
 
 
-def _ask_delete() -> None:
-    st.session_state[_ASKED] = True
-
-
-@st.dialog("Delete this artifact?")
+@st.dialog("Delete this artifact?", on_dismiss=parts.answered)
 def _confirm_delete(view: ArtifactView) -> None:
-    st.write(
-        f"**{parts.plain(view.name)}** and its {fmt.size(view.size_bytes)} are gone for good. The job's record stays."
-    )
+    st.write(f"**{parts.plain(view.name)}**, all {fmt.size(view.size_bytes)} of it, is gone for good. The job stays.")
     with st.container(horizontal=True):
         if st.button("Delete for good", type="primary", key="confirm-delete"):
             with parts.problems_shown("delete"):
                 session.client().delete_artifact(view.id)
+                parts.answered()
                 session.forget()
                 st.switch_page(parts.CATALOGUE)
-        if st.button("Keep it", key="dismiss-delete"):
+        if st.button("Keep it", key="dismiss-delete", on_click=parts.answered):
             st.rerun()
 
 

@@ -77,9 +77,11 @@ def _buttons(job: JobView) -> None:
             badges += parts.badge("cancelling", "warn")
         st.html(badges, width="content")
         if not job.state.terminal and not job.cancel_requested:
-            st.button("Cancel job", icon=":material/cancel:", key="cancel", on_click=_ask, args=("cancel",))
+            st.button(
+                "Cancel job", icon=":material/cancel:", key="cancel", on_click=parts.ask, args=(f"cancel {job.id}",)
+            )
         if job.state is JobState.FAILED:
-            st.button("Try again", icon=":material/replay:", key="retry", on_click=_ask, args=("retry",))
+            st.button("Try again", icon=":material/replay:", key="retry", on_click=parts.ask, args=(f"retry {job.id}",))
         if job.artifact_id:
             st.page_link(
                 parts.ARTIFACT,
@@ -87,30 +89,26 @@ def _buttons(job: JobView) -> None:
                 icon=":material/deployed_code:",
                 query_params={"id": str(job.artifact_id)},
             )
-    asked = st.session_state.pop("job.asked", None)
-    if asked == "cancel":
+    if parts.asked() == f"cancel {job.id}":
         _confirm_cancel(job)
-    elif asked == "retry":
+    elif parts.asked() == f"retry {job.id}":
         _confirm_retry(job)
 
 
-def _ask(what: str) -> None:
-    st.session_state["job.asked"] = what
-
-
-@st.dialog("Cancel this job?")
+@st.dialog("Cancel this job?", on_dismiss=parts.answered)
 def _confirm_cancel(job: JobView) -> None:
     st.write("The worker stops within seconds. What it has done so far is given up; no artifact is kept.")
     with st.container(horizontal=True):
         if st.button("Cancel the job", type="primary", key="confirm-cancel"):
             with parts.problems_shown("cancel"):
                 session.client().cancel(job.id)
+                parts.answered()
                 st.rerun()
-        if st.button("Let it go on", key="dismiss-cancel"):
+        if st.button("Let it go on", key="dismiss-cancel", on_click=parts.answered):
             st.rerun()
 
 
-@st.dialog("Try this job again?")
+@st.dialog("Try this job again?", on_dismiss=parts.answered)
 def _confirm_retry(job: JobView) -> None:
     st.write("It goes back into the queue as it is, with three new tries. Its history is kept.")
     if job.error and not job.error.retryable:
@@ -119,8 +117,9 @@ def _confirm_retry(job: JobView) -> None:
         if st.button("Queue it again", type="primary", key="confirm-retry"):
             with parts.problems_shown("retry"):
                 session.client().retry(job.id)
+                parts.answered()
                 st.rerun()
-        if st.button("Leave it", key="dismiss-retry"):
+        if st.button("Leave it", key="dismiss-retry", on_click=parts.answered):
             st.rerun()
 
 
