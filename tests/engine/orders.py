@@ -44,11 +44,12 @@ def config_of(model_type: str, *, hidden: int = 64, blocks: int = 2, tied: bool 
             return Qwen2Config(**llama)
         case "qwen3":
             return Qwen3Config(**llama, head_dim=hidden // 4)
-        case "opt":
+        case "opt" | "opt-projected":
+            # Embeddings narrower than the model come with two linears more, which no method touches.
             return OPTConfig(
                 **common,
                 hidden_size=hidden,
-                word_embed_proj_dim=hidden,
+                word_embed_proj_dim=hidden if model_type == "opt" else hidden // 2,
                 ffn_dim=2 * hidden,
                 num_hidden_layers=blocks,
                 num_attention_heads=4,

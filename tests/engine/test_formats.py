@@ -68,7 +68,13 @@ CASES = [
     ),
     *(
         quantized(model_type, config_of(model_type, tied=tied), bits=4, group_size=64)
-        for model_type, tied in (("mistral", False), ("qwen2", True), ("qwen3", False), ("opt", True))
+        for model_type, tied in (
+            ("mistral", False),
+            ("qwen2", True),
+            ("qwen3", False),
+            ("opt", True),
+            ("opt-projected", True),
+        )
     ),
     quantized("llama", config_of("llama", tied=False), bits=4, skip=("*.down_proj", "model.layers.0.*")),
     Case(
@@ -229,13 +235,13 @@ def test_config_says_how_the_weights_are_packed(artifacts: dict[str, Written]) -
 @pytest.mark.parametrize("output_format", [Format.COMPRESSED_TENSORS, Format.SAFETENSORS])
 @pytest.mark.parametrize(
     "stage",
-    [Rtn(bits=3, group_size=64), Rtn(bits=4, group_size=128, symmetric=False), Rtn(bits=8, group_size=None)],
+    [Rtn(bits=3, group_size=32), Rtn(bits=4, group_size=64, symmetric=False), Rtn(bits=8, group_size=None)],
     ids=lambda stage: f"{stage.bits} bits",
 )
 @pytest.mark.parametrize("model_type", ["llama", "qwen3", "opt"])
 def test_size_is_what_the_plan_foretold(tmp_path: Path, model_type: str, stage: Rtn, output_format: Format) -> None:
-    config = config_of(model_type, hidden=256)
-    model = compress(tmp_path, config, (stage,), torch.bfloat16)
+    config = config_of(model_type, hidden=128)
+    model = compress(tmp_path, config, (stage.model_copy(update={"scale_search": "min_max"}),), torch.bfloat16)
     (tmp_path / "artifact").mkdir()
 
     size_bytes = WRITERS[output_format](model, tmp_path / "artifact")

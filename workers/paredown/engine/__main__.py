@@ -19,13 +19,14 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from paredown.contracts.job import JobError, Progress
+from paredown.contracts.job import JobError
 from paredown.contracts.work import (
     DRAIN,
     EngineDrained,
     EngineFailure,
     EngineMessage,
     EngineProgress,
+    EngineResult,
     EngineStarted,
     WorkOrder,
 )
@@ -88,31 +89,34 @@ def end_at_once(reason: str) -> None:
 def main(arguments: list[str]) -> int:
     channel = Channel()
     try:
-        order = _read_order(arguments)
-        scratch = Path(tempfile.mkdtemp(prefix="engine-"))
-        applied = isolation.apply(
-            required=order.require_isolation,
-            readable=[order.model_dir, *order.model_dir.iterdir(), *_texts(order)],
-            writable=[order.work_dir, order.output_dir, scratch],
-        )
-        # From here on a lost supervisor is noticed; a thread may only start once no namespace is to be entered.
-        supervisor = Supervisor(order.tick_timeout_seconds)
-        supervisor.start()
-        _settle(order, scratch)
-
-        # Not before: importing torch starts threads, and reads the settings made above.
-        from paredown.engine.run import device_of, run, tools
-
-        channel.send(EngineStarted(isolation=applied, tools=tools(), device=device_of(order).type))
-        channel.send(run(order, lambda progress: channel.send(_message(progress)), supervisor.should_drain))
+        with tempfile.TemporaryDirectory(prefix="engine-", ignore_cleanup_errors=True) as scratch:
+            channel.send(_carry_out(_read_order(arguments), Path(scratch), channel))
     except Drained:
         channel.send(EngineDrained())
     except Exception as error:  # noqa: BLE001  # whatever it is, the supervisor hears of it
         named = as_engine_error(error)
         traceback.print_exc()
-        channel.send(EngineFailure(error=named or _unnamed(error)))
+        channel.send(EngineFailure(error=named.as_job_error() if named else _unnamed(error)))
         return 1 if named else 2
     return 0
+
+
+def _carry_out(order: WorkOrder, scratch: Path, channel: Channel) -> EngineResult:
+    applied = isolation.apply(
+        required=order.require_isolation,
+        readable=[order.model_dir, *order.model_dir.iterdir(), *_texts(order)],
+        writable=[order.work_dir, order.output_dir, scratch],
+    )
+    # From here on a lost supervisor is noticed; a thread may only start once no namespace is to be entered.
+    supervisor = Supervisor(order.tick_timeout_seconds)
+    supervisor.start()
+    _settle(order, scratch)
+
+    # Not before: importing torch starts threads, and reads the settings made above.
+    from paredown.engine.run import device_of, run, tools
+
+    channel.send(EngineStarted(isolation=applied, tools=tools(), device=device_of(order).type))
+    return run(order, lambda progress: channel.send(EngineProgress(progress=progress)), supervisor.should_drain)
 
 
 def as_engine_error(error: BaseException) -> EngineError | None:
@@ -135,10 +139,6 @@ def _is_cuda_out_of_memory(error: BaseException) -> bool:
 def _unnamed(error: BaseException) -> JobError:
     detail = f"The engine met a fault of its own ({type(error).__name__}); the worker's log has the details."
     return JobError(code="engine_internal", detail=detail)
-
-
-def _message(progress: Progress) -> EngineProgress:
-    return EngineProgress(progress=progress)
 
 
 def _read_order(arguments: list[str]) -> WorkOrder:
