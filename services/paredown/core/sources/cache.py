@@ -27,7 +27,7 @@ from typing import Any
 
 from paredown.contracts.artifact import JsonObject, sha256_file
 from paredown.contracts.job import content_hash
-from paredown.core.errors import DiskFull, PlanExceeded
+from paredown.core.errors import DiskFull, PlanExceeded, StorageUnavailable
 from paredown.core.settings import Settings
 from paredown.core.sources.base import Cancelled, FetchCancelled
 
@@ -239,7 +239,7 @@ class Cache:
         if path.is_file() and path.stat().st_size == len(text):
             os.utime(path)
             return path
-        with disk_full_named(self.root):
+        with disk_named(self.root):
             write_bytes(path, text)
         return path
 
@@ -257,14 +257,14 @@ def hash_files(directory: Path, names: list[str]) -> list[JsonObject]:
 
 
 @contextmanager
-def disk_full_named(directory: Path) -> Iterator[None]:
-    """Give a full disk its name."""
+def disk_named(directory: Path) -> Iterator[None]:
+    """Give the failures of the cache's own disk their names. Sources name theirs before they get here."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise DiskFull(f"The disk that holds {directory} is full; free some space and retry.") from error
-        raise
+        raise StorageUnavailable(f"The cache directory {directory} cannot be used: {error.strerror}.") from error
 
 
 def write_bytes(path: Path, data: bytes) -> None:

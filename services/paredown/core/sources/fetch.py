@@ -19,7 +19,7 @@ from paredown.core.sources.base import (
     SourceChanged,
     SourceFile,
 )
-from paredown.core.sources.cache import Cache, CachedModel, disk_full_named, fingerprint_of, hash_files
+from paredown.core.sources.cache import Cache, CachedModel, disk_named, fingerprint_of, hash_files
 from paredown.core.sources.selection import Selection, select, verify
 
 _TRIES = 5
@@ -49,7 +49,7 @@ def fetch_from(
         raise PlanExceeded(f"The model has {total} bytes; this service fetches at most {settings.model_limit_bytes}.")
     cache = Cache(settings)
     key = _listing_key(uri, source.revision, selection)
-    with disk_full_named(cache.root), cache.exclusive(key, cancelled):
+    with disk_named(cache.root), cache.exclusive(key, cancelled):
         cached = cache.lookup(key)
         if cached is None:
             cache.reserve(key, total)
