@@ -81,7 +81,14 @@ class Runtime:
             arguments["dtype"] = getattr(self.torch, dtype)
         started = time.perf_counter()
         self.directory = Path(directory)
-        self.model = self.transformers.AutoModelForCausalLM.from_pretrained(directory, **arguments).to(device).eval()
+        model, found = self.transformers.AutoModelForCausalLM.from_pretrained(
+            directory, **arguments, output_loading_info=True
+        )
+        self.model = model.to(device).eval()
+        # transformers only warns of weights that it lacks, and draws random ones in their place.
+        wrong = sorted(map(str, (*found["missing_keys"], *found["mismatched_keys"])))
+        if wrong:
+            raise ValueError(f"the weight files and the configuration differ at {', '.join(wrong[:5])}")
         return {
             "seconds": time.perf_counter() - started,
             "version": self.transformers.__version__,

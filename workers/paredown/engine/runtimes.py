@@ -72,6 +72,10 @@ class TransformersProcess:
         self._process.kill()
         self._process.communicate()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def load(self, directory: Path, *, gguf_file: str | None = None, dtype: torch.dtype | None = None) -> None:
         """Load as a user would; `dtype` None leaves the choice to the model's configuration."""
         loaded = self._call(

@@ -1,0 +1,173 @@
+"""Proof in a clean child process, and what is said where there is none."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from tests.engine.orders import config_of, save_model
+
+from paredown.contracts.job import Format
+from paredown.engine import runtimes
+from paredown.engine.errors import RuntimeDisagrees, RuntimeLoadFailed
+from paredown.engine.evaluation import speed
+from paredown.engine.evaluation.perplexity import perplexity
+from paredown.engine.runtimes import (
+    RuntimeFailed,
+    TransformersProcess,
+    load_artifact,
+    memory_shortage,
+    prove,
+    unclaimed,
+)
+from paredown.engine.weights import open_model
+
+TOKENS_NT = torch.randint(0, 256, (3, 40), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("runtimes") / "model", config_of("llama"))
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokens") / "tokens.npy"
+    numpy.save(path, TOKENS_NT.numpy())
+    return path
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Iterator[TransformersProcess]:
+    os.environ["PARE_SECRET"] = "must not be inherited"
+    with TransformersProcess(tmp_path_factory.mktemp("scratch"), "cpu", threads=1) as process:
+        del os.environ["PARE_SECRET"]
+        load_artifact(process, model_dir)
+        yield process
+
+
+def test_a_proof_generates_and_measures_the_same_perplexity(
+    loaded: TransformersProcess, model_dir: Path, tokens: Path
+) -> None:
+    ours, _ = perplexity(open_model(model_dir), TOKENS_NT, device=torch.device("cpu"), dtype=torch.float32)
+
+    proof = prove(loaded, prompt=[5, 6, 7], new_tokens=8, tokens=tokens, dtype="float32", reported=ours)
+
+    assert proof.loads
+    assert proof.perplexity == pytest.approx(ours, rel=1e-5)
+    assert proof.sample
+    assert proof.version == loaded.version
+
+
+def test_another_perplexity_than_the_reports_is_no_proof(loaded: TransformersProcess, tokens: Path) -> None:
+    measured = loaded.perplexity(tokens, "float32")
+    for reported in (measured * 1.006, measured * 0.994, float("nan")):
+        with pytest.raises(RuntimeDisagrees, match="fault of Pare"):
+            prove(loaded, prompt=[5], new_tokens=1, tokens=tokens, dtype="float32", reported=reported)
+
+
+def test_without_an_evaluation_loading_and_generating_is_the_proof(loaded: TransformersProcess) -> None:
+    proof = prove(loaded, prompt=[5], new_tokens=4, tokens=None, dtype="float32", reported=None)
+
+    assert proof.loads
+    assert proof.perplexity is None
+
+
+def test_the_child_is_clean(loaded: TransformersProcess) -> None:
+    environment = Path(f"/proc/{loaded.pid}/environ").read_bytes()
+
+    assert b"HF_HUB_OFFLINE=1" in environment
+    assert b"PARE_SECRET" not in environment
+    maps = Path(f"/proc/{loaded.pid}/cmdline").read_bytes().split(b"\0")
+    assert maps[1:4] == [b"-P", b"-m", b"paredown.engine.runtime_child"]
+
+
+def test_speed_is_a_median_of_both_in_turns(loaded: TransformersProcess, model_dir: Path, tmp_path: Path) -> None:
+    settings = speed.SpeedSettings(prompt_tokens=20, new_tokens=4, repeats=3)
+    with TransformersProcess(tmp_path, "cpu", threads=1) as base:
+        base.load(model_dir, dtype=torch.bfloat16)
+
+        measured = speed.measure({"base": base, "artifact": loaded}, list(range(20)), settings)
+
+    assert set(measured) == {"base", "artifact"}
+    for figures in measured.values():
+        assert figures.runtime == f"transformers {loaded.version}"
+        assert (figures.prompt_tokens, figures.new_tokens, figures.repeats) == (20, 4, 3)
+        assert figures.prefill_tokens_per_second > 0
+        assert figures.decode_tokens_per_second > 0
+
+
+def test_a_prompt_fits_a_short_context() -> None:
+    short = speed.SpeedSettings().within(32)
+    assert short.prompt_tokens + short.new_tokens <= 32
+    assert speed.SpeedSettings().within(4096) == speed.SpeedSettings()
+
+
+def test_what_does_not_load_is_named(tmp_path: Path) -> None:
+    """Three broken artifacts in one process: a failed load does not end it."""
+    with TransformersProcess(tmp_path, "cpu", threads=1) as process:
+        empty = tmp_path / "empty"
+        empty.mkdir()
+        with pytest.raises(RuntimeLoadFailed, match="transformers does not load the artifact"):
+            load_artifact(process, empty)
+
+        pickled = save_model(tmp_path / "pickled", config_of("llama"))
+        (pickled / "model.safetensors").rename(pickled / "model.bin")
+        with pytest.raises(RuntimeLoadFailed):
+            load_artifact(process, pickled)
+
+        truncated = save_model(tmp_path / "truncated", config_of("llama"))
+        weights = truncated / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-50])
+        with pytest.raises(RuntimeLoadFailed):
+            load_artifact(process, truncated)
+
+        with pytest.raises(RuntimeFailed):
+            process.perplexity(tmp_path / "absent.npy", "float32")
+
+
+def test_a_child_that_ends_is_named(tmp_path: Path, model_dir: Path) -> None:
+    with TransformersProcess(tmp_path, "cpu", threads=1) as process:
+        os.kill(process.pid, 9)
+        with pytest.raises(RuntimeLoadFailed, match="ended with status -9"):
+            load_artifact(process, model_dir)
+
+
+def test_weights_that_the_artifact_lacks_are_not_made_up(tmp_path: Path) -> None:
+    """transformers would fill a missing weight with random numbers and only warn."""
+    from safetensors.torch import load_file, save_file
+
+    lacking = save_model(tmp_path / "lacking", config_of("llama"))
+    tensors = load_file(lacking / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, lacking / "model.safetensors", {"format": "pt"})
+
+    with (
+        TransformersProcess(tmp_path, "cpu", threads=1) as process,
+        pytest.raises(RuntimeLoadFailed, match=r"model\.layers\.1\.mlp\.up_proj\.weight"),
+    ):
+        load_artifact(process, lacking)
+
+
+def test_memory_that_is_not_there_is_said_to_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtimes, "available_memory_bytes", lambda _device: 3 * 2**30)
+
+    assert memory_shortage(2**29, 4, "cpu") is None
+    sentence = memory_shortage(7 * 10**9, 4, "cpu")
+    assert sentence == "needs 26.8 GiB of memory, of which 3.0 GiB are free here"
+
+
+def test_runtimes_that_were_not_tried_are_not_claimed() -> None:
+    for output_format, bits, hint in (
+        (Format.COMPRESSED_TENSORS, 4, "4 and 8 bits"),
+        (Format.COMPRESSED_TENSORS, 3, "3 bits are for transformers"),
+        (Format.SAFETENSORS, None, "plain safetensors"),
+    ):
+        vllm, llama_cpp = unclaimed(output_format, bits)
+        assert (vllm.runtime, vllm.loads) == ("vllm", False)
+        assert hint in (vllm.detail or "")
+        assert (llama_cpp.runtime, llama_cpp.loads) == ("llama.cpp", False)
+        assert json.loads(vllm.model_dump_json())
