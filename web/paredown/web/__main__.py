@@ -12,13 +12,14 @@ from pathlib import Path
 APP = Path(__file__).with_name("app.py")
 
 
-def command(port: int, address: str) -> list[str]:
+def command(port: int, address: str, *, autologin: bool) -> list[str]:
     """Streamlit's command line for one address and port."""
-    flags = {"server.port": str(port), "server.address": address}
+    flags = [("server.port", str(port)), ("server.address", address)]
     if _is_loopback(address):
-        # A page elsewhere that points its own name at this machine (DNS rebinding) must not reach a signed-in session.
-        flags["server.allowedHosts"] = "localhost,127.0.0.1,[::1]"
-        flags["browser.serverAddress"] = address
+        flags.append(("browser.serverAddress", address))
+    if autologin:
+        # A page elsewhere that points its own name at this machine (DNS rebinding) must not find everybody signed in.
+        flags += [("server.allowedHosts", host) for host in dict.fromkeys(("localhost", "127.0.0.1", "[::1]", address))]
     return [
         sys.executable,
         # Whatever lies in the working directory is no module of ours.
@@ -27,7 +28,7 @@ def command(port: int, address: str) -> list[str]:
         "streamlit",
         "run",
         str(APP),
-        *(part for name, value in flags.items() for part in (f"--{name}", value)),
+        *(part for name, value in flags for part in (f"--{name}", value)),
     ]
 
 
@@ -43,7 +44,12 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8501)
     parser.add_argument("--address", default="127.0.0.1", help="Address to listen on (default: this machine only).")
     arguments = parser.parse_args()
-    line = command(arguments.port, arguments.address)
+    autologin = os.environ.get("PARE_WEB_AUTOLOGIN") == "1"
+    if autologin and not _is_loopback(arguments.address):
+        parser.error(
+            "PARE_WEB_AUTOLOGIN=1 lets everybody in without a key, so the address must be of this machine only"
+        )
+    line = command(arguments.port, arguments.address, autologin=autologin)
     # The same process goes on as the server, so that signals from whoever started it arrive.
     os.execv(line[0], line)  # noqa: S606 - our own interpreter with our own arguments, no shell
 

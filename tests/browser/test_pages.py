@@ -1,0 +1,129 @@
+"""Every page, empty and full, wide and narrow, with and without the service behind it."""
+
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import expect
+from tests.browser.conftest import NARROW, WIDE, OpenWindow
+from tests.web.house import MODEL, House
+
+from paredown.core import jobs
+
+pytestmark = pytest.mark.browser
+
+sizes = pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+
+
+@sizes
+def test_pages_without_data_say_what_to_do(
+    open_window: OpenWindow, house: House, api: Callable[[], None], size: tuple[int, int]
+) -> None:
+    visitor = open_window(size)
+    visitor.page.goto(visitor.site.url)
+    visitor.settle()
+    visitor.picture("sign-in")
+    visitor.check()
+    visitor.sign_in(house.key)
+    for name, hint in (
+        ("Submit", "Choose a model"),
+        ("Jobs", "No job yet"),
+        ("Trade-offs", "Nothing to compare yet"),
+        ("Catalogue", "The catalogue is empty"),
+    ):
+        visitor.visit(name)
+        expect(visitor.page.get_by_text(hint)).to_be_visible()
+        visitor.picture(f"empty-{name.lower()}")
+        visitor.check()
+
+
+@sizes
+def test_pages_full_of_work(
+    open_window: OpenWindow, house: House, api: Callable[[], None], size: tuple[int, int]
+) -> None:
+    artifacts = house.fill(200)
+    house.queue(name="waits for its turn")
+    house.fail(name="failed")
+    running = house.start(name="is being compressed", tags=["nightly"])
+    with house.database.transaction() as session:
+        finished, _ = jobs.list_jobs(session, house.project, states=("succeeded",), after=None, limit=1)
+    visitor = open_window(size)
+    visitor.sign_in(house.key, "/jobs")
+    expect(visitor.page.get_by_text("is being compressed")).to_be_visible()
+    expect(visitor.page.get_by_text("block 12 of 30")).to_be_visible()
+    visitor.picture("jobs")
+    visitor.check()
+    visitor.page.get_by_role("button", name="Load 25 more").click()
+    expect(visitor.page.locator(".pare-row")).to_have_count(50)
+
+    visitor.page.get_by_text("is being compressed").click()
+    expect(visitor.page.get_by_role("progressbar")).to_be_visible()
+    assert str(running.job.id) in visitor.page.url
+    visitor.settle()
+    visitor.picture("job-running")
+    visitor.check()
+
+    visitor.visit("Trade-offs")
+    expect(visitor.page.get_by_role("graphics-document").first).to_be_visible()
+    visitor.picture("trade-offs")
+    visitor.check()
+
+    visitor.visit("Catalogue")
+    expect(visitor.page.locator(".pare-row")).to_have_count(25)
+    visitor.picture("catalogue")
+    visitor.check()
+
+    # Deep links: a fresh window, straight to the page.
+    for path, name in ((f"/artifact?id={artifacts[-1]}", "artifact"), (f"/job?id={finished[0].id}", "job-finished")):
+        other = open_window(size)
+        other.sign_in(house.key, path)
+        expect(other.page.get_by_role("heading", name="Error of each layer")).to_be_visible()
+        expect(other.page.get_by_role("graphics-document").first).to_be_visible()
+        other.picture(name)
+        other.check()
+
+
+@sizes
+def test_without_the_service_every_page_is_one_sentence(
+    open_window: OpenWindow, house: House, api: Callable[[], None], size: tuple[int, int]
+) -> None:
+    visitor = open_window(size)
+    visitor.sign_in(house.key)
+    api()
+    for name in ("Jobs", "Trade-offs", "Catalogue"):
+        visitor.visit(name)
+        expect(visitor.page.get_by_text("does not answer")).to_have_count(1)
+        visitor.check()
+    visitor.picture("away")
+    expect(visitor.page.get_by_role("button", name="Try again")).to_be_visible()
+
+
+def test_a_stranger_without_the_service_is_told_so(open_window: OpenWindow) -> None:
+    visitor = open_window()
+    visitor.page.goto(visitor.site.url + "/jobs")
+    visitor.page.get_by_label("API key").fill("pare_any_key")
+    visitor.page.get_by_role("button", name="Sign in").click()
+    expect(visitor.page.get_by_text("does not answer")).to_be_visible()
+    visitor.check()
+
+
+def test_input_outlives_other_pages(open_window: OpenWindow, house: House, api: Callable[[], None]) -> None:
+    visitor = open_window()
+    visitor.sign_in(house.key)
+    page = visitor.page
+    model = page.get_by_role("combobox", name="Model address")
+    model.fill(MODEL)
+    model.press("Enter")
+    damping = page.get_by_role("spinbutton", name="Damping")
+    damping.fill("0.07")
+    damping.press("Enter")
+    page.get_by_role("button", name="Wanda").click()
+    expect(page.get_by_role("spinbutton", name="Sparsity")).to_have_value("0.5")
+    expect(page.get_by_text("put wanda first").first).to_be_visible()
+    page.get_by_role("button", name="Move up").last.click()
+    expect(page.get_by_text("put wanda first")).to_have_count(0)
+    visitor.visit("Catalogue")
+    visitor.visit("Submit")
+    expect(page.get_by_role("spinbutton", name="Damping")).to_have_value("0.07")
+    expect(page.get_by_role("spinbutton", name="Sparsity")).to_have_value("0.5")
+    expect(page.get_by_role("combobox", name="Model address")).to_have_value(MODEL)
+    visitor.check()
