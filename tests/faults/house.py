@@ -58,10 +58,14 @@ class House:
                     start_new_session=True,
                 )
 
-    def stop(self, part: str, number: int = signal.SIGTERM, seconds: float = 60) -> None:
+    def stop(self, part: str, number: int = signal.SIGTERM, seconds: float = 60, *, group: bool = False) -> int:
+        """Send a signal, to the whole process group if asked, and wait; the exit status."""
         process = self._parts.pop(part)
-        process.send_signal(number)
-        process.wait(seconds)
+        if group:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        return process.wait(seconds)
 
     def close(self) -> None:
         """End everything, whatever state it is in."""

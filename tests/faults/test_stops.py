@@ -68,9 +68,10 @@ def test_a_shutdown_drains_at_a_block_and_the_next_worker_goes_on_there(house: H
     house.start()
     job = house.submit()
     house.wait_phase(job, Phase.COMPRESS, blocks=1)
-    house.stop("worker", signal.SIGTERM)
+    # As systemd does it, and Ctrl-C in a shell: the signal reaches parent and child alike.
+    assert house.stop("worker", signal.SIGTERM, group=True) == 0
     released = house.job(job)
-    assert (released.state, released.failures) == (JobState.QUEUED, 0)
+    assert (released.state, released.failures) == (JobState.QUEUED, 0), house.tail()
     assert house.engines() == []
     stored = [item.key for item in open_store(house.settings).list(f"checkpoints/{job}/1/")]
     assert any(key.endswith("index.json") for key in stored)
@@ -81,6 +82,9 @@ def test_a_shutdown_drains_at_a_block_and_the_next_worker_goes_on_there(house: H
     assert (done.state, done.epoch, done.failures) == (JobState.SUCCEEDED, 2, 0)
     assert "checkpoint_restored" in house.log("worker-2")
     house.check_settled(job)
+    # As a container does it: the parent alone is told.
+    assert house.stop("worker-2", signal.SIGTERM) == 0
+    assert house.stop("dispatcher", signal.SIGTERM, seconds=15) == 0
 
 
 def test_a_job_past_its_deadline_fails_and_its_worker_lets_go(house: House) -> None:

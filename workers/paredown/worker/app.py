@@ -9,6 +9,8 @@ import mmap
 import os
 import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from types import FrameType
 from typing import Any
@@ -38,7 +40,8 @@ _parent = os.getppid()
 def work(pool: str) -> None:
     """Run the pool's due jobs until none is left. Which jobs, the database says."""
     try:
-        claim_all(_worker(), pool)
+        with _draining_on_terminate():
+            claim_all(_worker(), pool)
     except DatabaseUnavailable as error:
         # The dispatcher sends hints as long as work is due.
         log.warning("hint_dropped", pool=pool, reason=error.detail)
@@ -68,17 +71,28 @@ def _drain(**_: Any) -> None:
 
 
 @signals.worker_process_init.connect  # type: ignore[untyped-decorator]
-def _prepare_child(**_: Any) -> None:
-    """A signal to the whole group or container reaches the child too: it drains, it does not die."""
+def _know_parent(**_: Any) -> None:
     global _parent
     _parent = os.getppid()
+
+
+@contextmanager
+def _draining_on_terminate() -> Iterator[None]:
+    """A signal to the whole group or container reaches the busy child too: it drains, it does not die.
+
+    Not from the start of the child: the pool sets handlers of its own after it.
+    """
 
     def on_terminate(_number: int, _frame: FrameType | None) -> None:
         _shutting_down[0] = 1
         # A child that takes no more work is of no use: the parent shuts down too, if it was not told already.
         os.kill(_parent, signal.SIGTERM)
 
-    signal.signal(signal.SIGTERM, on_terminate)
+    before = signal.signal(signal.SIGTERM, on_terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @signals.setup_logging.connect  # type: ignore[untyped-decorator]
