@@ -76,8 +76,9 @@ def _other_tensors(shape: ModelShape) -> int:
 # A process that has imported torch, transformers and compressed-tensors; measured resident size on Linux.
 PROCESS_BYTES = 460 * 2**20
 _CUDA_CONTEXT_BYTES = 600 * 2**20
-# As the engine cuts its work (engine/forward.py).
+# As the engine cuts its work (engine/forward.py, engine/evaluation/perplexity.py).
 _MICRO_BATCH_TOKENS = 4096
+_HEAD_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,8 @@ def memory_of(shape: ModelShape, spec: JobSpec, device: str) -> Memory:
     # MLP's gate, up and product; what a paused forward may hold at its widest.
     inside = number * (3 * shape.hidden_size + 3 * max(linear.out_features for linear in shape.linears))
     micro_batch = min(_MICRO_BATCH_TOKENS, max(calibrated, evaluated))
-    # Logits of a micro-batch, in float32, and their log-softmax; at most so many rows at once.
-    logits = 2 * 4 * shape.vocab_size * min(micro_batch, max(spec.evaluation.sequence_length, 1))
+    # Logits and their log-softmax in float32, for so many positions at once.
+    logits = 2 * 4 * shape.vocab_size * _HEAD_TOKENS
     evaluation = process + outer + block_parameters * (number + 2) + evaluated * states + micro_batch * inside + logits
     compression = process + outer + block
     if not calibrated:
@@ -144,7 +145,7 @@ class Throughput:
 
 # cpu: the 135 M model on two cores of an EPYC with AVX-512: 37 s forward, 27 s Hessians, 29 s solve for 32 × 512 tokens
 # in float32. Matrix products alone reach 98 GFLOP/s there in float32, and 370 in bfloat16, of which half is kept.
-# cuda: one H200 at two fifths of its matrix-product rate, because a block of a small model does not fill it.
+# cuda: derived, not measured: a third of an H200's published rates, because a block of a small model does not fill it.
 _THROUGHPUT = {
     "cpu": Throughput({"float32": 9.4e10, "bfloat16": 1.9e11}, 8e6, 3.7e6, 25),
     "cuda": Throughput({"float32": 2e13, "bfloat16": 2.5e14}, 2e9, 2e7, 40),

@@ -1,0 +1,297 @@
+"""Plans: recipes that cannot run are refused with the field to blame, and the artifact's bytes are foretold."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.support.sources import PACKAGED
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from paredown.contracts.families import ModelShape, shape_from_config
+from paredown.contracts.job import Format, JobSpec, Plan
+from paredown.contracts.recipes import STAGES
+from paredown.core.errors import CalibrationUnfit, GroupSizeUnfit, PareError, PlanExceeded, PoolUnknown, RecipeRefused
+from paredown.core.estimates import memory_of, seconds_of
+from paredown.core.planning import check_recipe, make_plan, output_bytes
+from paredown.core.settings import Pool, Settings
+from paredown.core.sources import ModelDescription, SourceFile
+from paredown.engine.formats import WRITERS
+from paredown.engine.stream import compress_model
+from paredown.engine.weights import open_model
+
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 512,
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+}
+GPT2 = {"model_type": "gpt2", "vocab_size": 512, "n_embd": 192, "n_layer": 2, "n_head": 6, "n_positions": 1024}
+OPT = {
+    "model_type": "opt",
+    "vocab_size": 512,
+    "hidden_size": 192,
+    "ffn_dim": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "max_position_embeddings": 1024,
+    "word_embed_proj_dim": 192,
+}
+# What the packaged 135 M model is, without reading it.
+SMOL = LLAMA | {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+}
+
+
+def job(*stages: dict[str, Any], **more: Any) -> JobSpec:
+    return JobSpec.model_validate({"model": PACKAGED, "recipe": stages, **more})
+
+
+def described(config: dict[str, Any]) -> ModelDescription:
+    files = (SourceFile("m.gguf", 98_362_432),)
+    return ModelDescription(PACKAGED, "1", config, shape_from_config(config), files, "gguf", "m.gguf")
+
+
+def plan(config: dict[str, Any], spec: JobSpec, **settings: Any) -> Plan:
+    return make_plan(spec, described(config), Settings(**settings))
+
+
+def refusal(config: dict[str, Any], spec: JobSpec) -> PareError:
+    with pytest.raises(PareError) as raised:
+        check_recipe(shape_from_config(config), spec)
+    return raised.value
+
+
+def test_a_group_size_that_does_not_divide_a_layer_names_the_layer_and_what_fits() -> None:
+    error = refusal(LLAMA, job({"method": "wanda"}, {"method": "gptq", "group_size": 128}))
+    assert isinstance(error, GroupSizeUnfit)
+    assert error.field == "recipe.1.group_size"
+    assert "model.layers.0.self_attn.q_proj" in error.detail
+    assert "192" in error.detail
+    assert "32, 64" in error.detail
+    narrow = refusal(LLAMA | {"hidden_size": 60}, job({"method": "rtn"}))
+    assert "no group size fits every layer" in narrow.detail
+
+
+def test_layers_that_are_skipped_need_not_fit() -> None:
+    wide = LLAMA | {"hidden_size": 256, "head_dim": 64, "intermediate_size": 520}
+    assert isinstance(refusal(wide, job({"method": "rtn"})), GroupSizeUnfit)
+    check_recipe(shape_from_config(wide), job({"method": "rtn", "skip": ["*.down_proj"]}))
+    check_recipe(shape_from_config(wide), job({"method": "rtn", "group_size": None}))
+
+
+def test_a_pattern_that_does_not_divide_a_layer_is_refused() -> None:
+    error = refusal(LLAMA, job({"method": "magnitude", "pattern": "5:10"}))
+    assert (type(error), error.field) == (RecipeRefused, "recipe.0.pattern")
+    assert "multiple of 10" in error.detail
+
+
+@pytest.mark.parametrize(
+    ("skip", "field"),
+    [
+        (["*.q_porj"], "recipe.0.skip.0"),
+        (["*.q_proj", "model.layers.9.*"], "recipe.0.skip.1"),
+        (["*"], "recipe.0.skip"),
+        (["*_proj"], "recipe.0.skip"),
+    ],
+)
+def test_a_skip_that_matches_nothing_or_everything_is_refused(skip: list[str], field: str) -> None:
+    error = refusal(LLAMA, job({"method": "rtn", "skip": skip}))
+    assert (type(error), error.field) == (RecipeRefused, field)
+
+
+def test_compressed_tensors_is_refused_for_gpt2_with_the_way_out() -> None:
+    error = refusal(GPT2, job({"method": "rtn"}))
+    assert (type(error), error.field) == (RecipeRefused, "format")
+    assert "Conv1D" in error.detail
+    assert "safetensors" in error.detail
+    check_recipe(shape_from_config(GPT2), job({"method": "rtn"}, format="safetensors"))
+    check_recipe(shape_from_config(GPT2), job({"method": "wanda"}))
+
+
+def test_sequences_longer_than_the_context_are_refused() -> None:
+    long = {"sequence_length": 1025}
+    calibrated = refusal(LLAMA, job({"method": "gptq"}, calibration=long, evaluation=long))
+    assert (type(calibrated), calibrated.field) == (CalibrationUnfit, "calibration.sequence_length")
+    assert "1024" in calibrated.detail
+    evaluated = refusal(LLAMA, job({"method": "rtn"}, calibration=long, evaluation=long))
+    assert evaluated.field == "evaluation.sequence_length"
+    check_recipe(shape_from_config(LLAMA), job({"method": "rtn"}, calibration=long))
+
+
+def test_a_method_that_refuses_a_family_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(STAGES["rtn"], "refuses", {"opt": "its norms lie elsewhere"})
+    error = refusal(OPT, job({"method": "rtn"}))
+    assert (type(error), error.field) == (RecipeRefused, "recipe.0")
+    assert "Round to nearest cannot take a opt model: its norms lie elsewhere" in error.detail
+
+
+GRIDS = [
+    {"bits": bits, "group_size": group_size, "symmetric": symmetric}
+    for bits, group_size, symmetric in itertools.product((3, 4, 8), (32, 64, None), (True, False))
+]
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: "-".join(str(value) for value in grid.values()))
+def test_the_artifacts_bytes_are_foretold_within_two_percent(grid: dict[str, Any], tmp_path: Path) -> None:
+    spec = job({"method": "rtn", "scale_search": "min_max", **grid})
+    written, foretold = written_and_foretold(LLAMA, spec, tmp_path)
+    assert abs(foretold / written - 1) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("config", "spec"),
+    [
+        (
+            LLAMA | {"tie_word_embeddings": True},
+            job({"method": "rtn", "scale_search": "min_max", "skip": ["*.down_proj", "model.layers.1.*"]}),
+        ),
+        (LLAMA | {"model_type": "qwen2"}, job({"method": "rtn", "scale_search": "min_max", "bits": 8})),
+        (
+            LLAMA | {"model_type": "qwen3", "head_dim": 32},
+            job({"method": "rtn", "scale_search": "min_max", "group_size": 32}),
+        ),
+        (OPT, job({"method": "rtn", "scale_search": "min_max", "symmetric": False})),
+        (GPT2, job({"method": "rtn", "scale_search": "min_max"}, format="safetensors")),
+        (GPT2, job({"method": "magnitude"})),
+        (LLAMA, job({"method": "magnitude"}, {"method": "rtn", "scale_search": "min_max"})),
+    ],
+    ids=["tied-skip", "qwen2", "qwen3", "opt", "gpt2-rtn", "gpt2-magnitude", "chain"],
+)
+def test_the_bytes_of_every_family_and_format_are_foretold(
+    config: dict[str, Any], spec: JobSpec, tmp_path: Path
+) -> None:
+    written, foretold = written_and_foretold(config, spec, tmp_path)
+    assert abs(foretold / written - 1) < 0.02
+
+
+def written_and_foretold(config: dict[str, Any], spec: JobSpec, tmp_path: Path) -> tuple[int, int]:
+    """Bytes of an artifact that the engine wrote, and what the plan says."""
+    torch.manual_seed(0)
+    fields = {name: value for name, value in config.items() if name != "model_type"}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **fields))
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    compressed = compress_model(
+        open_model(tmp_path / "model", None),
+        spec.recipe,
+        None,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        work_dir=tmp_path / "work",
+        identity="x",
+        on_progress=lambda done, total: None,
+        should_drain=lambda: False,
+    )
+    (tmp_path / "out").mkdir()
+    WRITERS[spec.resolved_format](compressed, tmp_path / "out")
+    written = sum(path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors"))
+    shape = shape_from_config(json.loads((tmp_path / "model" / "config.json").read_text()))
+    return written, output_bytes(shape, spec.recipe, spec.resolved_format)
+
+
+def test_a_plan_of_the_packaged_model() -> None:
+    made = plan(SMOL, job({"method": "gptq"}))
+    assert made.pool == "cpu"
+    assert made.format is Format.COMPRESSED_TENSORS
+    assert made.base_bytes == 269_030_016
+    assert 0.41 < made.size_ratio < 0.43
+    assert made.size_ratio == made.output_bytes / made.base_bytes
+    assert made.download_bytes == 98_362_432
+    assert made.disk_bytes > made.download_bytes + 2 * made.output_bytes
+    assert made.cost == pytest.approx(made.seconds / 3600 * 0.10)
+    assert made.pausing
+    assert made.warnings == ()
+
+
+def test_cost_follows_the_pool() -> None:
+    pools = {"cpu": Pool(), "gpu": Pool(device="cuda", price_per_hour=7.0)}
+    made = plan(SMOL, job({"method": "gptq"}, pool="gpu"), pools=pools, currency="EUR")
+    assert (made.pool, made.currency) == ("gpu", "EUR")
+    assert made.cost == pytest.approx(made.seconds / 3600 * 7.0)
+    assert made.seconds < plan(SMOL, job({"method": "gptq"})).seconds
+
+
+def test_a_pool_that_does_not_exist_is_named() -> None:
+    with pytest.raises(PoolUnknown, match="there are cpu, gpu") as raised:
+        plan(SMOL, job({"method": "rtn"}, pool="tpu"))
+    assert raised.value.field == "pool"
+
+
+def test_a_method_that_needs_a_gpu_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(STAGES["rtn"], "needs_gpu", True)
+    assert plan(SMOL, job({"method": "rtn"})).pool == "gpu"
+    with pytest.raises(RecipeRefused, match="the pool cpu has none"):
+        plan(SMOL, job({"method": "rtn"}, pool="cpu"))
+    with pytest.raises(PoolUnknown, match="no pool here has one"):
+        plan(SMOL, job({"method": "rtn"}), pools={"cpu": Pool()})
+
+
+def test_memory_decides_on_pausing_and_on_refusal() -> None:
+    spec = job({"method": "gptq"}, calibration={"samples": 256, "sequence_length": 512})
+    memory = memory_of(shape_from_config(SMOL), spec, "cpu")
+    assert memory.rerunning < memory.pausing
+    between = (memory.rerunning + memory.pausing) // 2
+    roomy, tight = (plan(SMOL, spec, pools={"cpu": Pool(memory_bytes=limit)}) for limit in (memory.pausing, between))
+    assert (roomy.pausing, tight.pausing) == (True, False)
+    assert (roomy.memory_bytes, tight.memory_bytes) == (memory.pausing, memory.rerunning)
+    assert tight.seconds > roomy.seconds
+    with pytest.raises(PlanExceeded, match="GiB") as raised:
+        plan(SMOL, spec, pools={"cpu": Pool(memory_bytes=memory.rerunning - 1)})
+    assert raised.value.field == "pool"
+
+
+def test_more_work_takes_longer_and_more_memory() -> None:
+    shape = shape_from_config(SMOL)
+    few, many = (job({"method": "gptq"}, calibration={"samples": samples}) for samples in (8, 128))
+    assert seconds_of(shape, few, "cpu", None, True) < seconds_of(shape, many, "cpu", None, True)
+    assert memory_of(shape, few, "cpu").pausing < memory_of(shape, many, "cpu").pausing
+    deeper = shape_from_config(SMOL | {"num_hidden_layers": 60})
+    assert memory_of(deeper, few, "cpu") == memory_of(shape, few, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        (job({"method": "rtn", "bits": 3}), "without calibration"),
+        (job({"method": "gptq", "bits": 3}), "vLLM has no kernel for 3-bit"),
+        (job({"method": "rtn"}, format="safetensors"), "no smaller than the base"),
+        (job({"method": "wanda", "sparsity": 0.7}), "Pruning 70%"),
+        (job({"method": "wanda", "pattern": "1:4"}), "Pruning 75%"),
+        (job({"method": "gptq"}, calibration={"samples": 2, "sequence_length": 128}), "256 calibration tokens are few"),
+        (job({"method": "rtn", "bits": 8}, budget={"max_size_ratio": 0.3}), "will end rejected"),
+    ],
+)
+def test_a_plan_warns_in_sentences(spec: JobSpec, sentence: str) -> None:
+    warnings = plan(SMOL, spec).warnings
+    assert any(sentence in warning for warning in warnings)
+    assert all(warning.endswith(".") for warning in warnings)
+
+
+def test_a_plan_warns_where_the_proof_will_not_fit() -> None:
+    deep = SMOL | {"num_hidden_layers": 300}
+    limit = 2 * 2**30
+    warnings = plan(deep, job({"method": "rtn"}), pools={"cpu": Pool(memory_bytes=limit)}).warnings
+    assert any("no runtime will be claimed" in warning for warning in warnings)
+
+
+def test_half_of_the_weights_pruned_is_nothing_to_warn_of() -> None:
+    assert plan(SMOL, job({"method": "wanda", "pattern": "2:4"})).warnings == ()
+
+
+def test_a_shape_has_the_same_bytes_in_both_directions() -> None:
+    shape: ModelShape = shape_from_config(SMOL)
+    dense = output_bytes(shape, job({"method": "magnitude"}).recipe, Format.SAFETENSORS)
+    assert shape.base_bytes < dense < 1.001 * shape.base_bytes
