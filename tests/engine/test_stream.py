@@ -1,12 +1,10 @@
 """The one-pass stream: its results against a plain loop over layers, pauses against reruns, resume against no stop."""
 
-import itertools
+import multiprocessing
 import random
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -23,6 +21,7 @@ from paredown.engine.errors import Drained, NanFound
 from paredown.engine.method import LinearWeight
 from paredown.engine.methods import METHODS
 from paredown.engine.statistics import InputStatistics, Statistic
+from paredown.engine.stream import compress_model
 from paredown.engine.weights import ModelFiles, open_model
 
 CHAIN: tuple[Stage, ...] = (Wanda(sparsity=0.5), Gptq(bits=4, group_size=32))
@@ -240,51 +239,43 @@ def test_what_is_damaged_is_redone_and_never_trusted(
     assert shard_bytes(tmp_path / "parts") == shard_bytes(tmp_path / "whole")
 
 
-_CHILD = """
-import sys
-from pathlib import Path
-import torch
-from paredown.contracts.recipes import Gptq, Wanda
-from paredown.engine import forward
-from paredown.engine.stream import compress_model
-from paredown.engine.weights import open_model
-forward.MICRO_BATCH_TOKENS = 64
-torch.set_num_threads(1)
-tokens = torch.load(sys.argv[3])
-compress_model(
-    open_model(Path(sys.argv[1])), (Wanda(sparsity=0.5), Gptq(bits=4, group_size=32)), tokens,
-    device=torch.device("cpu"), dtype=torch.float32, work_dir=Path(sys.argv[2]), identity="test",
-    on_progress=lambda done, of: print(done, flush=True), should_drain=lambda: False,
-)
-"""
+def _child(progress: Connection, directory: Path, work_dir: Path, tokens_NT: Tensor) -> None:
+    compress_model(
+        open_model(directory),
+        CHAIN,
+        tokens_NT,
+        device=CPU,
+        dtype=torch.float32,
+        work_dir=work_dir,
+        identity="test",
+        on_progress=lambda done, _: progress.send(done),
+        should_drain=lambda: False,
+    )
 
 
 @pytest.mark.faults
 def test_a_killed_run_goes_on_to_the_same_bytes(
-    model_dir: Callable[[str], Path], tokens_NT: Tensor, tmp_path: Path
+    model_dir: Callable[[str], Path], compress: Compressor, tokens_NT: Tensor, tmp_path: Path
 ) -> None:
-    torch.save(tokens_NT, tmp_path / "tokens.pt")
-
-    def start(name: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", _CHILD, model_dir("mistral"), tmp_path / name, tmp_path / "tokens.pt"]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
-    with start("whole") as whole:
-        assert whole.wait() == 0
+    directory = model_dir("mistral")
+    begun = time.monotonic()
+    compress(open_model(directory), CHAIN, tokens_NT, "whole")
+    one_block = (time.monotonic() - begun) / 3
     chance = random.Random(0)
-    for attempt in itertools.count():
-        with start("parts") as process:
-            assert process.stdout is not None
-            begun = process.stdout.readline()
-            assert attempt or begun == "0\n"
-            if attempt < 3:
-                # Somewhere within the next block or two: at a forward, a solve, or a write.
-                time.sleep(chance.uniform(0, 0.15))
-                process.send_signal(signal.SIGKILL)
-                assert process.wait() == -signal.SIGKILL or process.returncode == 0
-            else:
-                assert process.wait() == 0
-                break
+    # A fork has torch loaded already, and with one thread there are no others to lose.
+    context = multiprocessing.get_context("fork")
+    for attempt in range(6):
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_child, args=(sender, directory, tmp_path / "parts", tokens_NT))
+        process.start()
+        sender.close()
+        receiver.recv()
+        if attempt < 5:
+            # Somewhere within the next block or so: at a forward, a solve, or a write.
+            time.sleep(chance.uniform(0, 1.3 * one_block))
+            process.kill()
+        process.join()
+    assert process.exitcode == 0
     assert shard_bytes(tmp_path / "parts") == shard_bytes(tmp_path / "whole")
 
 

@@ -47,6 +47,11 @@ class _Journal(Contract):
     identity: str
     blocks: dict[int, _Block] = {}
     hidden: dict[int, _File] = {}
+    # Of all the fields above: a flipped bit in a report's figure would parse.
+    sha256: str = ""
+
+    def hash(self) -> str:
+        return hashlib.sha256(self.model_dump_json(exclude={"sha256"}).encode()).hexdigest()
 
 
 class Checkpoint:
@@ -114,7 +119,7 @@ class Checkpoint:
         path = self.directory / _JOURNAL
         partial = path.with_suffix(".partial")
         try:
-            partial.write_text(self._journal.model_dump_json())
+            partial.write_text(self._journal.model_copy(update={"sha256": self._journal.hash()}).model_dump_json())
             _synchronize(partial)
         except OSError as error:
             raise _as_disk_full(error, self.directory) from error
@@ -205,11 +210,12 @@ def _pack(
 
 
 def _read(path: Path) -> _Journal | None:
+    """None where it is absent or damaged: then nothing in the directory can be trusted."""
     try:
-        return _Journal.model_validate_json(path.read_bytes())
+        journal = _Journal.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
-        # Absent, or damaged: nothing in the directory can be trusted.
         return None
+    return journal if journal.hash() == journal.sha256 else None
 
 
 def _synchronize(path: Path) -> None:
