@@ -55,7 +55,7 @@ def from_response(response: httpx.Response) -> PareApiError:
 
 
 class ExitCode(IntEnum):
-    """What `pare` tells a pipeline. docs/api.md lists them; they never change."""
+    """What `pare` tells a pipeline; `pare --help` lists them. They never change."""
 
     OK = 0  # done; the job succeeded
     PROBLEM = 1  # refused by the service, the job failed, or an artifact is damaged

