@@ -118,11 +118,11 @@ def open_package(uri: str, settings: Settings) -> LocalSource:
         raise SourceNotAllowed(f"The package {package} is not among those an operator allows (PARE_ALLOWED_PACKAGES).")
     if ".." in Path(rest).parts or rest.startswith("/") or "\0" in rest:
         raise SourceNotAllowed(f"{uri} leaves its package.")
-    root = _package_directory(package)
+    root = package_directory(package)
     return LocalSource(root / rest, [root], _package_version(package), uri)
 
 
-def _package_directory(package: str) -> Path:
+def package_directory(package: str) -> Path:
     # find_spec of a top-level name only looks for its files; the package itself is not imported.
     try:
         spec = importlib.util.find_spec(package)

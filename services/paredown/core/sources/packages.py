@@ -7,7 +7,7 @@ from paredown.contracts.service import ModelEntry
 from paredown.core.errors import PareError
 from paredown.core.settings import Settings
 from paredown.core.sources import describe
-from paredown.core.sources.local import _package_directory
+from paredown.core.sources.local import package_directory
 
 
 def packaged_models(settings: Settings) -> list[ModelEntry]:
@@ -15,7 +15,7 @@ def packaged_models(settings: Settings) -> list[ModelEntry]:
     entries = []
     for package in settings.allowed_packages:
         try:
-            directory = _package_directory(package)
+            directory = package_directory(package)
         except PareError:
             continue
         for path in sorted(directory.rglob("*.gguf")):
