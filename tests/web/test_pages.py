@@ -7,7 +7,7 @@ from streamlit.testing.v1 import AppTest
 from tests.web.conftest import OpenApp
 from tests.web.house import MODEL, House
 
-from paredown.core import access, jobs
+from paredown.core import access, catalogue, jobs
 
 SUBMIT, JOBS, JOB = "views/submit.py", "views/jobs.py", "views/job.py"
 TRADE_OFFS, CATALOGUE, ARTIFACT = "views/trade_offs.py", "views/catalogue.py", "views/artifact.py"
@@ -180,6 +180,27 @@ def test_a_model_that_is_not_there_is_a_sentence(app: AppTest, model: str, sente
     assert app.selectbox(key="draft.model").value == model
     assert "**Model:**" in app.warning[0].value
     assert sentence in app.warning[0].value.replace("\\", "")
+
+
+def test_a_text_of_ones_own_can_be_uploaded_and_calibrated_on(app: AppTest, house: House) -> None:
+    app.file_uploader[0].set_value(("my notes.txt", b"A line of text.\n" * 500, "text/plain"))
+    app.run()
+    app.button(key="upload-send").click().run()
+    assert not app.exception
+    chosen = app.selectbox(key="draft.calibration.source").value
+    assert chosen.startswith("dataset://")
+    with house.database.transaction() as session:
+        (dataset,), _ = catalogue.list_datasets(session, house.project, after=None, limit=5)
+    assert (chosen, dataset.name) == (f"dataset://{dataset.id}", "my notes.txt")
+
+
+def test_an_upload_that_is_not_text_is_refused_with_a_sentence(app: AppTest) -> None:
+    app.file_uploader[0].set_value(("notes.txt", b"\xff\xfe\x00 not text", "text/plain"))
+    app.run()
+    app.button(key="upload-send").click().run()
+    assert not app.exception
+    assert app.error
+    assert app.selectbox(key="draft.calibration.source").value == "builtin://python-docs"
 
 
 def test_jobs_are_listed_and_filtered(app: AppTest, house: House) -> None:

@@ -16,6 +16,7 @@ def main() -> None:
     # Whoever comes, all pages are there, so that an address with an id survives signing in.
     page = st.navigation(_pages(), position="sidebar" if state == "known" else "hidden")
     if state == "known":
+        st.set_page_config(page_title=f"{page.title} · Pare")
         _account()
         with parts.problems_shown("page"):
             page.run()

@@ -3,12 +3,13 @@
 import html
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from paredown.client.errors import PareApiError
 from paredown.contracts.artifact import Verdict
@@ -104,6 +105,22 @@ def row(key: str, title: str, page: str, item_id: object, details: str) -> None:
 def heading(title: str, about: str) -> None:
     st.title(title, anchor=False)
     st.caption(about)
+
+
+def pick_or_write(place: DeltaGenerator, label: str, known: Sequence[str], *, key: str, placeholder: str) -> str | None:
+    """A filter that suggests what is known, takes anything, stands in the address, and outlives other pages."""
+    chosen = st.session_state.get(key) or st.query_params.get(key)
+    picked = place.selectbox(
+        label,
+        list(dict.fromkeys([*known, *([chosen] if chosen else [])])),
+        index=None,
+        key=key,
+        placeholder=placeholder,
+        accept_new_options=True,
+        bind="query-params",
+        persist_state="session",
+    )
+    return (picked or "").strip() or None
 
 
 def empty_state(sentence: str, *, page: str | None = None, action: str = "", icon: str = "inbox") -> None:

@@ -20,6 +20,7 @@ def page() -> None:
     client = session.client()
     view = client.artifact(artifact_id)
     manifest = session.remembered(f"manifest.{view.id}", 600, lambda: client.manifest(view.id))
+    st.set_page_config(page_title=f"{view.name} · Pare")
     st.page_link(parts.CATALOGUE, label="Catalogue", icon=":material/arrow_back:")
     st.title(parts.plain(view.name), anchor=False)
     _head(view)

@@ -54,7 +54,7 @@ def _filters() -> tuple[str | None, str | None, Verdict | None, str | None]:
         bind="query-params",
         persist_state="session",
     )
-    tag = tag_column.text_input("Tag", key="tag", placeholder="Any tag", bind="query-params", persist_state="session")
+    tag = parts.pick_or_write(tag_column, "Tag", _known_tags(), key="tag", placeholder="Any tag")
     verdict = verdict_column.selectbox(
         "Budget",
         [verdict.value for verdict in Verdict],
@@ -73,7 +73,13 @@ def _filters() -> tuple[str | None, str | None, Verdict | None, str | None]:
         bind="query-params",
         persist_state="session",
     )
-    return (search or "").strip() or None, (tag or "").strip() or None, Verdict(verdict) if verdict else None, method
+    return (search or "").strip() or None, tag, Verdict(verdict) if verdict else None, method
+
+
+def _known_tags() -> list[str]:
+    """Those of the newest artifacts; others can be written."""
+    newest = session.remembered("catalogue.newest", 30, lambda: session.client().artifacts_page(limit=100).items)
+    return sorted({tag for view in newest for tag in view.tags})
 
 
 def _show_more() -> None:

@@ -41,6 +41,7 @@ def page() -> None:
         )
         return
     job = session.client().job(job_id)
+    st.set_page_config(page_title=f"{job.spec.name or job.recipe_name} · Pare")
     st.page_link(parts.JOBS, label="All jobs", icon=":material/arrow_back:")
     st.title(parts.plain(job.spec.name or job.recipe_name), anchor=False)
     _buttons(job)

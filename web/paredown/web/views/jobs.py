@@ -41,13 +41,8 @@ def _filters() -> tuple[tuple[JobState, ...], str | None, str | None]:
         bind="query-params",
         persist_state="session",
     )
-    model = model_column.text_input(
-        "Model",
-        key="jobs_model",
-        placeholder="Any model: its whole address",
-        bind="query-params",
-        persist_state="session",
-    )
+    known = [entry.uri for entry in session.remembered("models", 20, lambda: list(session.client().models()))]
+    model = parts.pick_or_write(model_column, "Model", known, key="jobs_model", placeholder="Any model")
     method = method_column.selectbox(
         "Method",
         methods,
@@ -57,7 +52,7 @@ def _filters() -> tuple[tuple[JobState, ...], str | None, str | None]:
         bind="query-params",
         persist_state="session",
     )
-    return tuple(JobState(state) for state in states), (model or "").strip() or None, method
+    return tuple(JobState(state) for state in states), model, method
 
 
 def _list(states: tuple[JobState, ...], model: str | None, method: str | None, shown: int) -> None:
