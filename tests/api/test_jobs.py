@@ -85,7 +85,7 @@ def test_an_unfit_idempotency_key_is_refused(
     for key in ["", "x" * 256, "with space", "näh"]:
         with subtests.test(key=key):
             answer = api.post("/v1/jobs", json=body, headers={"Idempotency-Key": key.encode()})
-            assert (answer.status_code, answer.json()["field"]) == (422, "idempotency-key")
+            assert (answer.status_code, answer.json()["field"]) == (422, "Idempotency-Key")
 
 
 # fmt: off

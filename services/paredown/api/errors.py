@@ -149,6 +149,8 @@ def _field_problem(detail: Mapping[str, Any], body: Any) -> FieldProblem:
     else:
         # query, path and header parameters have one name.
         field = str(location[0]) if location else None
+        if field and place == "header":
+            field = field.title()
     return FieldProblem(field=field, detail=_sentence(detail))
 
 

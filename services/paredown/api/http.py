@@ -98,6 +98,7 @@ class RequestContext:
             status=status,
             milliseconds=round(seconds * 1000, 1),
             project=principal.project if principal else None,
+            job_id=scope["state"].get("job_id") or scope.get("path_params", {}).get("job_id"),
         )
 
 

@@ -11,7 +11,6 @@ from paredown.api.service import Service
 from paredown.contracts.job import JobSpec, JobView, Plan
 from paredown.core import catalogue, jobs, planning, sources
 from paredown.core.errors import NotFound, SourceError, SourceNotFound
-from paredown.core.tables import IdempotencyRow
 
 
 def submit(service: Service, project_id: UUID, spec: JobSpec, idempotency_key: str | None) -> tuple[JobView, bool]:
@@ -19,8 +18,8 @@ def submit(service: Service, project_id: UUID, spec: JobSpec, idempotency_key: s
     if idempotency_key is not None:
         # The first answer holds, even where the model has moved or the deadline has passed since.
         with service.database.transaction() as session:
-            if session.get(IdempotencyRow, (project_id, idempotency_key)) is not None:
-                return jobs.submit(session, project_id, spec, pool="", idempotency_key=idempotency_key)
+            if first := jobs.replay(session, project_id, spec, idempotency_key):
+                return first, False
     pool = plan(service, project_id, spec).pool
     with service.database.transaction() as session:
         return jobs.submit(session, project_id, spec, pool=pool, idempotency_key=idempotency_key)

@@ -49,6 +49,7 @@ IfNoneMatch = Annotated[str | None, Header(description="ETag that you have: 304 
     },
 )
 def submit_job(
+    request: Request,
     spec: SubmittedJob,
     response: Response,
     service: UsesService,
@@ -56,6 +57,7 @@ def submit_job(
     caller: Principal = allow("jobs:write"),
 ) -> JobView:
     job, created = submission.submit(service, caller.project_id, spec, idempotency_key)
+    request.state.job_id = str(job.id)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     if not created:
         response.headers["Idempotent-Replayed"] = "true"

@@ -1,6 +1,5 @@
 """API keys of the caller's project, and who the caller is."""
 
-
 from fastapi import APIRouter
 from starlette.responses import Response
 
