@@ -84,6 +84,7 @@ class Skeleton:
 
     def __init__(self, config: Any, dtype: torch.dtype) -> None:
         self.architecture = architecture_of(config)
+        self.config = config
         self.dtype = dtype
         self.hidden_size = int(config.hidden_size)
         # Rotary tables and such are computed at construction and are in no file, so buffers are built for real.

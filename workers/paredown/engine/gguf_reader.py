@@ -4,7 +4,7 @@ The arithmetic is the gguf package's own; names and the row order of llama's q a
 which a test compares every weight.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,42 +22,46 @@ _PLAIN = {GGMLQuantizationType.F32: torch.float32, GGMLQuantizationType.F16: tor
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where one tensor lies. numpy order of dimensions; quantized types count bytes in the last one."""
+    """Where one tensor lies. numpy order of dimensions; of quantized types `stored_shape` counts bytes in the last."""
 
+    name: str
     kind: GGMLQuantizationType
     offset: int
     shape: tuple[int, ...]
+    stored_shape: tuple[int, ...]
     numpy_dtype: np.dtype[Any]
-    name: str
 
 
 class GgufWeights:
     """The tensors of one GGUF file under transformers' names."""
 
-    def __init__(self, path: Path, config: Any, parameter_names: Sequence[str]) -> None:
+    def __init__(self, path: Path, config: Any, shapes: Mapping[str, Sequence[int]]) -> None:
         self._path = path
         self._config = config
         reader = GGUFReader(path)
         self._architecture = str(reader.fields["general.architecture"].contents())
         stored = {
             tensor.name: _Entry(
+                tensor.name,
                 GGMLQuantizationType(tensor.tensor_type),
                 int(tensor.data_offset),
+                tuple(int(size) for size in reversed(tensor.shape)),
                 tuple(int(size) for size in tensor.data.shape),
                 tensor.data.dtype,
-                tensor.name,
             )
             for tensor in reader.tensors
         }
         names = self._name_map(config.num_hidden_layers)
         self._entries: dict[str, _Entry] = {}
-        for name in parameter_names:
+        for name, shape in shapes.items():
             module, _, leaf = name.rpartition(".")
-            gguf_module = names.get_name(module)
-            gguf_name = f"{gguf_module}.{leaf}"
-            if gguf_name not in stored:
+            entry = stored.get(f"{names.get_name(module)}.{leaf}")
+            if entry is None:
                 raise NotAModel(f"{path.name} has no tensor for {name}.", field="model")
-            self._entries[name] = stored[gguf_name]
+            found = entry.shape[::-1] if self._is_transposed(entry) else entry.shape
+            if found != tuple(shape):
+                raise NotAModel(f"{name} is {found} in {path.name}, but its metadata asks for {tuple(shape)}.")
+            self._entries[name] = entry
 
     def _name_map(self, num_blocks: int) -> Any:
         for architecture, name in MODEL_ARCH_NAMES.items():
@@ -74,14 +78,18 @@ class GgufWeights:
         """The dense weight in transformers' orientation and row order."""
         entry = self._entries[name]
         # Mapped anew for each tensor, so that pages once read do not stay in this process.
-        stored = np.memmap(self._path, entry.numpy_dtype, "r", entry.offset, entry.shape)
+        stored = np.memmap(self._path, entry.numpy_dtype, "r", entry.offset, entry.stored_shape)
         values = np.array(stored) if entry.kind in _PLAIN else dequantize(stored, entry.kind)
         if self._architecture == "llama" and (".attn_q." in entry.name or ".attn_k." in entry.name):
             values = _unpermuted(values, self._heads(entry.name))
-        elif self._architecture == "gpt2" and entry.name.startswith("blk.") and values.ndim == 2:
+        elif self._is_transposed(entry):
             values = values.T
         value = torch.from_numpy(np.ascontiguousarray(values))
         return value.to(self.dtype(name))
+
+    def _is_transposed(self, entry: _Entry) -> bool:
+        """GPT-2's linears are Conv1D in transformers."""
+        return self._architecture == "gpt2" and entry.name.startswith("blk.") and len(entry.shape) == 2
 
     def _heads(self, gguf_name: str) -> int:
         config = self._config

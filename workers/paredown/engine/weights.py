@@ -3,19 +3,20 @@
 Nothing here keeps a file mapped longer than its tensor lives, so a process's memory does not grow with the model.
 """
 
-import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig
 
 from paredown.engine.architectures import Skeleton
-from paredown.engine.errors import NotAModel
+from paredown.engine.errors import EngineError, NotAModel
 from paredown.engine.gguf_reader import GgufWeights
 
 _SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
@@ -45,58 +46,83 @@ class _Container(Protocol):
     def tensor(self, name: str) -> Tensor: ...
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """Where one tensor lies."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+
+
 class _SafetensorsWeights:
     """The tensors of a safetensors checkpoint under transformers' names."""
 
     def __init__(self, directory: Path, skeleton: Skeleton) -> None:
-        self._places: dict[str, tuple[Path, str, torch.dtype]] = {}
-        stored = dict(_stored_tensors(directory))
+        self._tensors: dict[str, _Stored] = {}
+        stored = {tensor.name: tensor for path in _weight_files(directory) for tensor in _headers(path)}
         prefix = f"{skeleton.architecture.base}."
         for name, shape in skeleton.parameter_shapes().items():
             # Checkpoints of the bare model, as GPT-2's and OPT's are, leave the base model's name out.
-            stored_name = name if name in stored else name.removeprefix(prefix)
-            if stored_name not in stored:
+            tensor = stored.get(name) or stored.get(name.removeprefix(prefix))
+            if tensor is None:
                 raise NotAModel(f"The weight files have no tensor {name}, which config.json asks for.", field="model")
-            path = stored[stored_name]
-            with safe_open(path, "pt") as file:
-                part = file.get_slice(stored_name)
-                found, kind = tuple(part.get_shape()), part.get_dtype()
-            if found != tuple(shape):
-                raise NotAModel(f"{name} is {found} in {path.name}, but config.json asks for {tuple(shape)}.")
-            if kind not in _SAFETENSORS_DTYPES:
-                raise NotAModel(f"{name} is stored as {kind}; only float16, bfloat16 and float32 weights are taken.")
-            self._places[name] = (path, stored_name, _SAFETENSORS_DTYPES[kind])
+            if tensor.shape != tuple(shape):
+                raise NotAModel(
+                    f"{name} is {tensor.shape} in {tensor.path.name}, but config.json asks for {tuple(shape)}.",
+                    field="model",
+                )
+            if tensor.kind not in _SAFETENSORS_DTYPES:
+                raise NotAModel(
+                    f"{name} is stored as {tensor.kind}; only float16, bfloat16, float32 and float64 are taken.",
+                    field="model",
+                )
+            self._tensors[name] = tensor
 
     def dtype(self, name: str) -> torch.dtype:
-        return self._places[name][2]
+        return _SAFETENSORS_DTYPES[self._tensors[name].kind]
 
     def tensor(self, name: str) -> Tensor:
-        path, stored_name, _ = self._places[name]
-        with safe_open(path, "pt") as file:
-            tensor: Tensor = file.get_tensor(stored_name)
+        stored = self._tensors[name]
+        with safe_open(stored.path, "pt") as file:
+            tensor: Tensor = file.get_tensor(stored.name)
         return tensor
 
 
-def _stored_tensors(directory: Path) -> Sequence[tuple[str, Path]]:
-    """(name in the file, file) of every tensor. Raises NotAModel."""
+class _Index(BaseModel):
+    """`model.safetensors.index.json`, as far as it is read."""
+
+    weight_map: dict[str, str]
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """The shards that the index names, or the single file. Raises NotAModel."""
     index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        unsafe = sorted({name for name in weight_map.values() if Path(name).name != name})
-        if unsafe:
-            raise NotAModel(f"The index names the shard {unsafe[0]!r}; a shard must be a plain file name.")
-        return [(name, directory / shard) for name, shard in weight_map.items()]
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        raise NotAModel("The model has no safetensors files.", field="model")
-    pairs: list[tuple[str, Path]] = []
-    for path in files:
-        try:
-            with safe_open(path, "pt") as file:
-                pairs += [(name, path) for name in file.keys()]  # noqa: SIM118  # not a dict: iterating it is an error
-        except SafetensorError as error:
-            raise NotAModel(f"{path.name} is not a safetensors file: {error}", field="model") from error
-    return pairs
+    single = directory / "model.safetensors"
+    if not index.is_file():
+        files = [single] if single.is_file() else sorted(directory.glob("*.safetensors"))
+        if not files:
+            raise NotAModel("The model has no safetensors files.", field="model")
+        return files
+    try:
+        shards = sorted(set(_Index.model_validate_json(index.read_bytes()).weight_map.values()))
+    except ValidationError as error:
+        raise NotAModel(f"{index.name} is not an index of weights.", field="model") from error
+    for shard in shards:
+        if Path(shard).name != shard:
+            raise NotAModel(f"The index names the shard {shard!r}; a shard must be a plain file name.", field="model")
+    return [directory / shard for shard in shards]
+
+
+def _headers(path: Path) -> Iterator[_Stored]:
+    try:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118  # not a dict: it cannot be iterated
+                part = file.get_slice(name)
+                yield _Stored(path, name, tuple(part.get_shape()), part.get_dtype())
+    except (SafetensorError, OSError) as error:
+        raise NotAModel(f"{path.name} is not a safetensors file: {error}", field="model") from error
 
 
 class ModelFiles:
@@ -120,18 +146,23 @@ class ModelFiles:
 
 def open_model(model_dir: Path, gguf_file: str | None = None) -> ModelFiles:
     """Read the headers of a model. Raises NotAModel, ArchitectureUnsupported."""
-    try:
-        if gguf_file is None:
-            config = AutoConfig.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
-        else:
-            config = AutoConfig.from_pretrained(model_dir, gguf_file=gguf_file, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise NotAModel(f"The model's configuration cannot be read: {error}", field="model") from error
-    skeleton = Skeleton(config, torch.float32)
-    names = list(skeleton.parameter_shapes())
+    skeleton = _skeleton(model_dir, gguf_file)
+    shapes = skeleton.parameter_shapes()
     container: _Container
     if gguf_file is None:
         container = _SafetensorsWeights(model_dir, skeleton)
     else:
-        container = GgufWeights(model_dir / gguf_file, config, names)
-    return ModelFiles(model_dir, gguf_file, config, container, names)
+        container = GgufWeights(model_dir / gguf_file, skeleton.config, shapes)
+    return ModelFiles(model_dir, gguf_file, skeleton.config, container, list(shapes))
+
+
+def _skeleton(model_dir: Path, gguf_file: str | None) -> Skeleton:
+    options = {} if gguf_file is None else {"gguf_file": gguf_file}
+    try:
+        config = AutoConfig.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False, **options)
+        return Skeleton(config, torch.float32)
+    except (EngineError, MemoryError):
+        raise
+    # transformers has no error class of its own for this: a garbled file raises whatever it trips over.
+    except Exception as error:
+        raise NotAModel(f"The model's configuration cannot be read: {error}", field="model") from error

@@ -1,0 +1,98 @@
+"""Where families keep their parts, against transformers' own models and against the sizes that contracts know."""
+
+import pytest
+import torch
+from tests.engine.conftest import FAMILIES, random_model
+from torch import nn
+from transformers import AutoModelForCausalLM, BertConfig
+from transformers.pytorch_utils import Conv1D
+
+from paredown.contracts.families import MODEL_TYPES, shape_from_config
+from paredown.engine.architectures import ARCHITECTURES, Skeleton, architecture_of
+from paredown.engine.errors import ArchitectureUnsupported
+
+
+def test_every_family_of_the_contracts_has_an_architecture() -> None:
+    assert set(ARCHITECTURES) == set(MODEL_TYPES.values())
+    assert {model_type for model_type, _, _ in FAMILIES.values()} == set(MODEL_TYPES), "each has a tiny model here"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_names_and_shapes_are_those_of_the_real_model(family: str) -> None:
+    model = random_model(family)
+    skeleton = Skeleton(model.config, torch.float32)
+    expected = {name: parameter.shape for name, parameter in model.named_parameters()}
+    assert skeleton.parameter_shapes() == expected
+    assert all(parameter.is_meta for parameter in skeleton.model.parameters())
+    blocks = [name for index in range(skeleton.num_blocks) for name in skeleton.block_names(index)]
+    assert sorted(blocks + skeleton.outer_names()) == sorted(expected)
+    linears = set(skeleton.all_linear_names())
+    in_blocks = {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and name.startswith(f"{skeleton.architecture.blocks}.")
+    }
+    assert linears == in_blocks
+    low = Skeleton(model.config, torch.bfloat16)
+    for name, buffer in AutoModelForCausalLM.from_config(model.config).named_buffers():
+        # Computed at construction, in no file, and never in 16 bits.
+        assert torch.equal(skeleton.model.get_buffer(name), buffer)
+        assert torch.equal(low.model.get_buffer(name), buffer)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_contracts_know_the_same_linears_by_their_sizes(family: str) -> None:
+    model = random_model(family)
+    shape = shape_from_config(model.config.to_dict())
+    architecture = architecture_of(model.config)
+    block = model.get_submodule(f"{architecture.blocks}.0")
+    assert {linear.name for linear in shape.linears} == set(architecture.linears)
+    for linear in shape.linears:
+        weight_OI = architecture.oriented(block.get_parameter(f"{linear.name}.weight"))
+        assert tuple(weight_OI.shape) == (linear.out_features, linear.in_features)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_groups_follow_the_order_of_execution_and_share_their_input(family: str) -> None:
+    model = random_model(family).float()
+    architecture = architecture_of(model.config)
+    seen: list[tuple[str, torch.Tensor]] = []
+    for name in architecture.linears:
+        model.get_submodule(f"{architecture.blocks}.0.{name}").register_forward_pre_hook(
+            lambda _module, args, name=name: seen.append((name, args[0]))
+        )
+    with torch.no_grad():
+        model(input_ids=torch.arange(8).unsqueeze(0))
+    position = {name: index for index, (name, _) in enumerate(seen)}
+    inputs = dict(seen)
+    groups = architecture.groups
+    assert [name for name, _ in seen if any(name == group[0] for group in groups)] == [group[0] for group in groups]
+    for group in groups:
+        assert all(torch.equal(inputs[group[0]], inputs[name]) for name in group)
+        assert position[group[0]] == min(position[name] for name in group), "the pause is at the first of them"
+
+
+def test_an_unknown_architecture_is_refused_with_those_that_are_known() -> None:
+    with pytest.raises(ArchitectureUnsupported, match=r"'bert' is not supported.*gpt2.*llama"):
+        architecture_of(BertConfig())
+
+
+@pytest.mark.parametrize("family", ["llama-tied", "opt", "gpt2"])
+def test_a_tied_head_follows_the_embedding(family: str) -> None:
+    model = random_model(family)
+    skeleton = Skeleton(model.config, torch.float32)
+    parameters = dict(model.named_parameters())
+    skeleton.load_outer(lambda name: parameters[name].detach(), torch.device("cpu"))
+    embedding = skeleton.model.get_input_embeddings()
+    assert skeleton.head.weight is embedding.weight
+    assert torch.equal(embedding.weight, model.get_input_embeddings().weight.float())
+
+
+def test_a_released_block_holds_nothing() -> None:
+    model = random_model("qwen3")
+    skeleton = Skeleton(model.config, torch.float32)
+    parameters = dict(model.named_parameters())
+    skeleton.put_from(lambda name: parameters[name].detach(), skeleton.block_names(1), torch.device("cpu"))
+    assert not any(parameter.is_meta for parameter in skeleton.blocks[1].parameters())
+    skeleton.release_block(1)
+    assert all(parameter.is_meta for parameter in skeleton.model.parameters())
