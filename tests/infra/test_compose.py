@@ -29,7 +29,8 @@ def env_example() -> dict[str, str]:
 def test_it_follows_the_compose_specification() -> None:
     parsed = compose_spec.PyCompose.from_json(json.dumps(COMPOSE))
     parsed.validate()
-    assert {"postgres", "redis", "s3", "api", "dispatcher", "worker", "worker-gpu", "web"} <= set(parsed.service_names())
+    services = {"postgres", "redis", "s3", "api", "dispatcher", "worker", "worker-gpu", "web"}
+    assert services <= set(parsed.service_names())
 
 
 @pytest.mark.parametrize("name", SERVICES)

@@ -29,7 +29,7 @@ class WeightGrid(Stage):
 
 
 class Rtn(WeightGrid):
-    """Round to nearest: each weight goes to the closest grid point, no calibration. The baseline of arXiv:2206.01861."""
+    """Each weight goes to the closest grid point; no calibration. The baseline of arXiv:2206.01861."""
 
     title: ClassVar[str] = "Round to nearest"
     paper: ClassVar[str] = "arXiv:2206.01861"
