@@ -54,9 +54,19 @@ def open_app(api: str) -> Iterator[OpenApp]:
 
 @pytest.fixture
 def app(open_app: OpenApp, house: House) -> AppTest:
-    """The pages as a person sees them who has just signed in."""
+    """The pages as a person sees them who has just signed in, at the list of jobs."""
     app = open_app()
+    app.switch_page("views/jobs.py").run()
     app.text_input[0].input(house.key)
     app.button[0].click().run()
+    assert not app.exception
+    assert app.title[0].value == "Jobs"
+    return app
+
+
+@pytest.fixture
+def form(app: AppTest) -> AppTest:
+    """The form to submit a job."""
+    app.switch_page("views/submit.py").run()
     assert not app.exception
     return app

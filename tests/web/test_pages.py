@@ -89,84 +89,84 @@ def test_the_operator_can_let_everybody_in(open_app: OpenApp, house: House, monk
     assert app.title[0].value == "Sign in to Pare"
 
 
-def test_the_plan_is_there_before_the_button(app: AppTest) -> None:
-    assert app.button(key="submit-disabled").disabled
-    choose(app, MODEL)
-    assert {metric.label for metric in app.metric} >= {"Artifact", "Time"}
-    assert not app.button(key="submit").disabled
+def test_the_plan_is_there_before_the_button(form: AppTest) -> None:
+    assert form.button(key="submit-disabled").disabled
+    choose(form, MODEL)
+    assert {metric.label for metric in form.metric} >= {"Artifact", "Time"}
+    assert not form.button(key="submit").disabled
 
 
-def test_submitting_twice_makes_one_job(app: AppTest, house: House) -> None:
-    choose(app, MODEL)
-    app.button(key="submit").click().run()
-    assert "Submitted" in said(app)
+def test_submitting_twice_makes_one_job(form: AppTest, house: House) -> None:
+    choose(form, MODEL)
+    form.button(key="submit").click().run()
+    assert "Submitted" in said(form)
     (job_id,) = submitted(house)
     # The answer to the first click was lost on its way to the page.
-    del app.session_state["draft.sent"]
-    app.run()
-    app.button(key="submit").click().run()
+    del form.session_state["draft.sent"]
+    form.run()
+    form.button(key="submit").click().run()
     assert submitted(house) == [job_id]
 
 
-def test_the_same_job_can_be_wanted_twice(app: AppTest, house: House) -> None:
-    choose(app, MODEL)
-    app.button(key="submit").click().run()
-    app.button(key="submit-again").click().run()
-    app.button(key="submit").click().run()
+def test_the_same_job_can_be_wanted_twice(form: AppTest, house: House) -> None:
+    choose(form, MODEL)
+    form.button(key="submit").click().run()
+    form.button(key="submit-again").click().run()
+    form.button(key="submit").click().run()
     assert len(submitted(house)) == 2
 
 
-def test_what_was_typed_outlives_other_pages(app: AppTest, house: House) -> None:
-    choose(app, MODEL)
-    app.selectbox(key="draft.stage.1.gptq.bits").set_value(3)
-    app.number_input(key="draft.stage.1.gptq.damping").set_value(0.05)
-    app.number_input(key="draft.budget.max_size_ratio").set_value(0.5)
-    app.text_input(key="draft.job.name").set_value("my own name")
-    app.button(key="draft.add.wanda").click().run()
-    go(app, JOBS)
-    go(app, CATALOGUE)
-    go(app, SUBMIT)
-    assert app.selectbox(key="draft.model").value == MODEL
-    assert app.selectbox(key="draft.stage.1.gptq.bits").value == 3
-    assert app.number_input(key="draft.stage.1.gptq.damping").value == 0.05
-    assert app.number_input(key="draft.budget.max_size_ratio").value == 0.5
-    assert app.text_input(key="draft.job.name").value == "my own name"
-    assert app.number_input(key="draft.stage.2.wanda.sparsity").value == 0.5
+def test_what_was_typed_outlives_other_pages(form: AppTest, house: House) -> None:
+    choose(form, MODEL)
+    form.selectbox(key="draft.stage.1.gptq.bits").set_value(3)
+    form.number_input(key="draft.stage.1.gptq.damping").set_value(0.05)
+    form.number_input(key="draft.budget.max_size_ratio").set_value(0.5)
+    form.text_input(key="draft.job.name").set_value("my own name")
+    form.button(key="draft.add.wanda").click().run()
+    go(form, JOBS)
+    go(form, CATALOGUE)
+    go(form, SUBMIT)
+    assert form.selectbox(key="draft.model").value == MODEL
+    assert form.selectbox(key="draft.stage.1.gptq.bits").value == 3
+    assert form.number_input(key="draft.stage.1.gptq.damping").value == 0.05
+    assert form.number_input(key="draft.budget.max_size_ratio").value == 0.5
+    assert form.text_input(key="draft.job.name").value == "my own name"
+    assert form.number_input(key="draft.stage.2.wanda.sparsity").value == 0.5
 
 
-def test_stages_are_added_moved_and_removed_with_their_settings(app: AppTest, house: House) -> None:
-    app.button(key="draft.add.wanda").click().run()
-    choose(app, MODEL)
+def test_stages_are_added_moved_and_removed_with_their_settings(form: AppTest, house: House) -> None:
+    form.button(key="draft.add.wanda").click().run()
+    choose(form, MODEL)
     # Pruning after quantization would undo it: the contract says so, at the recipe.
-    assert "put wanda first" in said(app)
-    app.number_input(key="draft.stage.2.wanda.sparsity").set_value(0.3)
-    app.button(key="draft.move.2.-1").click().run()
-    assert "put wanda first" not in said(app)
-    app.button(key="submit").click().run()
+    assert "put wanda first" in said(form)
+    form.number_input(key="draft.stage.2.wanda.sparsity").set_value(0.3)
+    form.button(key="draft.move.2.-1").click().run()
+    assert "put wanda first" not in said(form)
+    form.button(key="submit").click().run()
     with house.database.transaction() as session:
         job = jobs.get(session, house.project, submitted(house)[0])
     assert job.recipe_name == "wanda-30% + gptq-4"
-    app.button(key="draft.remove.2").click().run()
-    assert len(app.get("number_input")) > 0
-    assert "Stage 2" not in said(app)
+    form.button(key="draft.remove.2").click().run()
+    assert len(form.get("number_input")) > 0
+    assert "Stage 2" not in said(form)
 
 
-def test_changing_the_method_changes_the_fields(app: AppTest) -> None:
-    app.selectbox(key="draft.method.1.gptq").set_value("magnitude").run()
-    assert not app.exception
-    assert app.number_input(key="draft.stage.1.magnitude.sparsity").value == 0.5
-    assert not [box for box in app.selectbox if box.key == "draft.stage.1.gptq.bits"]
+def test_changing_the_method_changes_the_fields(form: AppTest) -> None:
+    form.selectbox(key="draft.method.1.gptq").set_value("magnitude").run()
+    assert not form.exception
+    assert form.number_input(key="draft.stage.1.magnitude.sparsity").value == 0.5
+    assert not [box for box in form.selectbox if box.key == "draft.stage.1.gptq.bits"]
 
 
-def test_a_refusal_is_a_sentence_at_its_field_and_no_job(app: AppTest, house: House) -> None:
-    choose(app, MODEL)
-    app.selectbox(key="draft.stage.1.gptq.group_size").set_value(128).run()
-    sentences = [element.value for element in app.markdown if "does not divide" in str(element.value)]
+def test_a_refusal_is_a_sentence_at_its_field_and_no_job(form: AppTest, house: House) -> None:
+    choose(form, MODEL)
+    form.selectbox(key="draft.stage.1.gptq.group_size").set_value(128).run()
+    sentences = [element.value for element in form.markdown if "does not divide" in str(element.value)]
     assert sentences, "the refusal is shown under its field"
-    assert "Stage 1, group size" in app.warning[0].value
-    assert app.button(key="submit").disabled
-    app.selectbox(key="draft.stage.1.gptq.group_size").set_value(None).run()
-    assert not app.button(key="submit").disabled
+    assert "Stage 1, group size" in form.warning[0].value
+    assert form.button(key="submit").disabled
+    form.selectbox(key="draft.stage.1.gptq.group_size").set_value(None).run()
+    assert not form.button(key="submit").disabled
 
 
 @pytest.mark.parametrize(
@@ -182,25 +182,25 @@ def test_a_model_that_is_not_there_is_a_sentence(app: AppTest, model: str, sente
     assert sentence in app.warning[0].value.replace("\\", "")
 
 
-def test_a_text_of_ones_own_can_be_uploaded_and_calibrated_on(app: AppTest, house: House) -> None:
-    app.file_uploader[0].set_value(("my notes.txt", b"A line of text.\n" * 500, "text/plain"))
-    app.run()
-    app.button(key="upload-send").click().run()
-    assert not app.exception
-    chosen = app.selectbox(key="draft.calibration.source").value
+def test_a_text_of_ones_own_can_be_uploaded_and_calibrated_on(form: AppTest, house: House) -> None:
+    form.file_uploader[0].set_value(("my notes.txt", b"A line of text.\n" * 500, "text/plain"))
+    form.run()
+    form.button(key="upload-send").click().run()
+    assert not form.exception
+    chosen = form.selectbox(key="draft.calibration.source").value
     assert chosen.startswith("dataset://")
     with house.database.transaction() as session:
         (dataset,), _ = catalogue.list_datasets(session, house.project, after=None, limit=5)
     assert (chosen, dataset.name) == (f"dataset://{dataset.id}", "my notes.txt")
 
 
-def test_an_upload_that_is_not_text_is_refused_with_a_sentence(app: AppTest) -> None:
-    app.file_uploader[0].set_value(("notes.txt", b"\xff\xfe\x00 not text", "text/plain"))
-    app.run()
-    app.button(key="upload-send").click().run()
-    assert not app.exception
-    assert app.error
-    assert app.selectbox(key="draft.calibration.source").value == "builtin://python-docs"
+def test_an_upload_that_is_not_text_is_refused_with_a_sentence(form: AppTest) -> None:
+    form.file_uploader[0].set_value(("notes.txt", b"\xff\xfe\x00 not text", "text/plain"))
+    form.run()
+    form.button(key="upload-send").click().run()
+    assert not form.exception
+    assert form.error
+    assert form.selectbox(key="draft.calibration.source").value == "builtin://python-docs"
 
 
 def test_jobs_are_listed_and_filtered(app: AppTest, house: House) -> None:

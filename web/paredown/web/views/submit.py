@@ -70,7 +70,7 @@ def _recipe(methods: Mapping[str, MethodView], slots: Slots) -> None:
         st.info("A recipe needs at least one stage: add one below.", icon=":material/add_circle:")
     slots["recipe"] = st.empty()
     if len(stages) < draft.MAX_STAGES:
-        # Streamlit wants a menu without a lasting choice; a row of buttons is the same with fewer clicks.
+        # Buttons, because adding is an act, not a choice that lasts.
         with st.container(horizontal=True, key="add-stage", vertical_alignment="center"):
             st.markdown("Add a stage:", width="content")
             for name, view in methods.items():
