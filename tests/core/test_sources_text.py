@@ -75,6 +75,10 @@ def test_a_byte_order_mark_is_not_text(settings: Settings, tmp_path: Path) -> No
     ("name", "data", "sentence"),
     [
         ("a.txt", b"caf\xe9", r"not UTF-8 text \(byte 3\)"),
+        ("a.txt", b"x" * (2**20 - 1) + "é".encode() + b"\xe9 ", r"byte 1048577\)"),
+        ("a.txt", b"x" * (2**20 - 1) + b"\xc3", r"byte 1048575\)"),
+        ("a.txt", b"x" * (2**20 - 1) + b"\xc3x", r"byte 1048575\)"),
+        ("a.jsonl", b'{"text": "caf\xe9"}\n', "line 1 is not UTF-8"),
         ("a.txt", b"", "holds no text"),
         ("a.txt", b" \n\t\n", "holds no text"),
         ("a.jsonl", b'{"text": "a"}\n{"text": 1}\n', "line 2 has no 'text' field"),

@@ -3,19 +3,23 @@
 Documents are joined by an empty line. JSON lines and Parquet give their text column. Everything is bounded.
 """
 
+import codecs
+import io
 import json
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 from paredown.core.errors import TextUnusable
+from paredown.core.sources.base import CHUNK_BYTES
 
 Part = Literal["calibration", "evaluation"]
 
 TEXT_LIMIT_BYTES = 256 * 2**20
 BUILTIN_PYTHON_DOCS = "python-docs"
 _CALIBRATION_SHARE = 0.8
+_JSON_LINES = (".jsonl", ".ndjson")
 
 
 @cache
@@ -36,13 +40,14 @@ def python_docs(part: Part) -> bytes:
 
 
 def plain_text(data: bytes, name: str) -> bytes:
-    """UTF-8 text, or the `text` fields of JSON lines. Raises TextUnusable with the line to blame."""
-    text = _decoded(data, name)
-    if PurePosixPath(name).suffix in (".jsonl", ".ndjson") or _is_json_lines(text):
-        return _joined(_json_lines(text, name, "text"), name)
-    if not text.strip():
+    """UTF-8 text, or the `text` fields of JSON lines. Raises TextUnusable with the place to blame."""
+    data = data.removeprefix(codecs.BOM_UTF8)
+    if PurePosixPath(name).suffix in _JSON_LINES or _is_json_lines(data):
+        return _joined(_json_lines(data, name, "text"), name)
+    _check_utf8(data, name)
+    if not data.strip():
         raise TextUnusable(f"{name} holds no text.")
-    return text.encode()
+    return data
 
 
 def column_of(data: bytes, name: str, column: str) -> bytes:
@@ -50,8 +55,8 @@ def column_of(data: bytes, name: str, column: str) -> bytes:
     suffix = PurePosixPath(name).suffix
     if suffix == ".parquet":
         return _joined(_parquet(data, name, column), name)
-    if suffix in (".jsonl", ".ndjson"):
-        return _joined(_json_lines(_decoded(data, name), name, column), name)
+    if suffix in _JSON_LINES:
+        return _joined(_json_lines(data.removeprefix(codecs.BOM_UTF8), name, column), name)
     return plain_text(data, name)
 
 
@@ -65,32 +70,40 @@ def bounded(chunks: Iterable[bytes], name: str) -> bytes:
     return bytes(found)
 
 
-def _decoded(data: bytes, name: str) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TextUnusable(f"{name} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
+def _check_utf8(data: bytes, name: str) -> None:
+    """Piece by piece: a large text decoded at once would take four times its size."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for start in range(0, len(data), CHUNK_BYTES):
+        piece = data[start : start + CHUNK_BYTES]
+        pending = len(decoder.getstate()[0])
+        try:
+            decoder.decode(piece, final=start + CHUNK_BYTES >= len(data))
+        except UnicodeDecodeError as error:
+            position = start - pending + error.start
+            raise TextUnusable(f"{name} is not UTF-8 text (byte {position}); save it as UTF-8.") from error
 
 
-def _is_json_lines(text: str) -> bool:
+def _is_json_lines(data: bytes) -> bool:
     """Uploads have no suffix: a first line that is an object with a `text` field is taken for JSON lines."""
-    first = text.lstrip().split("\n", 1)[0]
-    if not first.startswith("{"):
+    first = data[: data.find(b"\n")] if b"\n" in data else data
+    if not first.lstrip().startswith(b"{"):
         return False
     try:
-        value = json.loads(first)
+        value = json.loads(first.decode("utf-8"))
     except (ValueError, RecursionError):
         return False
     return isinstance(value, dict) and "text" in value
 
 
-def _json_lines(text: str, name: str, column: str) -> Iterator[str]:
-    # Not splitlines: JSON strings may hold U+2028 and its like.
-    for number, line in enumerate(text.split("\n"), start=1):
+def _json_lines(data: bytes, name: str, column: str) -> Iterator[str]:
+    # A stream of bytes ends its lines at \n alone; JSON strings may hold U+2028 and its like.
+    for number, line in enumerate(io.BytesIO(data), start=1):
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise TextUnusable(f"{name}, line {number} is not UTF-8 text; save it as UTF-8.") from error
         except (ValueError, RecursionError) as error:
             raise TextUnusable(f"{name}, line {number} is not JSON.") from error
         field = value.get(column) if isinstance(value, dict) else None
@@ -114,9 +127,7 @@ def _parquet(data: bytes, name: str, column: str) -> Iterator[str]:
                 f"{name} has no column {column!r}; it has {', '.join(table.schema_arrow.names[:20])}. "
                 "Name one with ?column=…"
             )
-        index = table.schema_arrow.names.index(column)
-        groups = range(table.metadata.num_row_groups)
-        unpacked = sum(table.metadata.row_group(group).column(index).total_uncompressed_size for group in groups)
+        unpacked = _unpacked_bytes(table.metadata, column)
         if unpacked > TEXT_LIMIT_BYTES:
             raise TextUnusable(f"{name} unpacks to {unpacked} bytes of text; a few megabytes are plenty.")
         for batch in table.iter_batches(batch_size=1024, columns=[column]):
@@ -126,6 +137,13 @@ def _parquet(data: bytes, name: str, column: str) -> Iterator[str]:
                 yield value
     except (pyarrow.ArrowException, OSError) as error:
         raise TextUnusable(f"{name} is not a readable Parquet file: {str(error)[:200]}.") from error
+
+
+def _unpacked_bytes(metadata: Any, column: str) -> int:
+    """What the file says that a column takes once it is unpacked."""
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    columns = (group.column(number) for group in groups for number in range(group.num_columns))
+    return sum(found.total_uncompressed_size for found in columns if found.path_in_schema == column)
 
 
 def _joined(documents: Iterator[str], name: str) -> bytes:
