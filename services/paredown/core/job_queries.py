@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, func, or_, select
+from sqlalchemy import ColumnElement, Select, func, literal, or_, select
 from sqlalchemy.orm import Session
 
 from paredown.contracts.job import JobState, JobView
@@ -53,9 +53,14 @@ def list_jobs(
     return views, encode_cursor(Place(views[-1].created_at, views[-1].id)) if has_more else None
 
 
+def in_state(*states: JobState) -> ColumnElement[bool]:
+    """The state as a literal: a prepared statement with a parameter could not use the indexes of one state's rows."""
+    return JobRow.state.in_([literal(state.value, literal_execute=True) for state in states])
+
+
 def is_due() -> tuple[ColumnElement[bool], ...]:
     return (
-        JobRow.state == JobState.QUEUED,
+        in_state(JobState.QUEUED),
         JobRow.run_at <= func.now(),
         or_(JobRow.deadline_at.is_(None), JobRow.deadline_at > func.now()),
     )

@@ -26,7 +26,7 @@ from paredown.core.errors import (
     WorkerLost,
 )
 from paredown.core.events import EventCursor, events_after, new_events, record
-from paredown.core.job_queries import counts, due_pools, get, is_due, list_jobs, oldest_due_seconds
+from paredown.core.job_queries import counts, due_pools, get, in_state, is_due, list_jobs, oldest_due_seconds
 from paredown.core.settings import Settings
 from paredown.core.storable import storable
 from paredown.core.submission import replay, submit
@@ -240,7 +240,7 @@ def acknowledge_cancel(session: Session, job_id: UUID, epoch: int) -> None:
 
 def rescue(session: Session, settings: Settings, limit: int = 100) -> list[UUID]:
     """Take jobs from workers whose lease has run out: queued again, failed after too many times, or cancelled."""
-    expired = _locked(session, [JobRow.state == JobState.RUNNING, JobRow.lease_until < func.now()], limit)
+    expired = _locked(session, [in_state(JobState.RUNNING), JobRow.lease_until < func.now()], limit)
     for row in expired:
         # The worker may have died at any moment of its lease; no more than that is counted as work.
         until = func.least(func.now(), JobRow.lease_until)
@@ -256,8 +256,7 @@ def rescue(session: Session, settings: Settings, limit: int = 100) -> list[UUID]
 
 def expire_deadlines(session: Session, limit: int = 100) -> list[UUID]:
     """End jobs that are past their deadline: failed, or cancelled where that was asked for."""
-    open_states = JobRow.state.in_([JobState.QUEUED, JobState.RUNNING])
-    late = _locked(session, [open_states, JobRow.deadline_at <= func.now()], limit)
+    late = _locked(session, [in_state(JobState.QUEUED, JobState.RUNNING), JobRow.deadline_at <= func.now()], limit)
     for row in late:
         if row.cancel_requested:
             _end(session, row, JobState.CANCELLED, {})
