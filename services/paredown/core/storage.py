@@ -3,7 +3,6 @@
 Errors of either are translated here; callers see StorageUnavailable, NotFound and DiskFull only.
 """
 
-import errno
 import hashlib
 import hmac
 import os
@@ -18,11 +17,11 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
+from paredown.core.disk import is_full, synchronize
 from paredown.core.errors import DiskFull, NotFound, StorageUnavailable
 from paredown.core.settings import Settings
 
 CHUNK_BYTES = 2**20
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -231,7 +230,7 @@ class LocalStore:
                 staged.chmod(0o640)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 staged.replace(path)
-                _sync_directory(path.parent)
+                synchronize(path.parent)
             finally:
                 staged.unlink(missing_ok=True)
 
@@ -254,17 +253,9 @@ class LocalStore:
 
 def storage_error(error: OSError, what: str) -> DiskFull | StorageUnavailable:
     """The name of a failure of a local disk."""
-    if error.errno in _FULL:
+    if is_full(error):
         return DiskFull(f"{what} is full; free some space and retry.")
     return StorageUnavailable(f"{what} cannot be used: {error.strerror}.")
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sign_download(settings: Settings, path: str, expires_at: int) -> str:

@@ -13,6 +13,7 @@ from urllib.parse import quote
 import boto3
 from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
+from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from pydantic import SecretStr
@@ -41,8 +42,8 @@ class S3Keys:
     secret_key: SecretStr | None
 
 
-def s3_client(settings: Settings, endpoint: str | None, keys: S3Keys) -> "S3Client":
-    """A client with bounded waits and botocore's standard retries."""
+def s3_client(settings: Settings, endpoint: str | None, keys: S3Keys, *, signed: bool = True) -> "S3Client":
+    """A client with bounded waits and botocore's standard retries. Not `signed`: it sends no credentials at all."""
     client: S3Client = boto3.client(
         "s3",
         endpoint_url=endpoint,
@@ -55,7 +56,7 @@ def s3_client(settings: Settings, endpoint: str | None, keys: S3Keys) -> "S3Clie
             retries={"mode": "standard", "total_max_attempts": 4},
             # Self-hosted servers have no DNS name for each bucket.
             s3={"addressing_style": "path" if endpoint else "auto"},
-            signature_version="s3v4",
+            signature_version="s3v4" if signed else UNSIGNED,
         ),
     )
     return client

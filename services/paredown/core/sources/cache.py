@@ -27,6 +27,7 @@ from typing import Any
 
 from paredown.contracts.artifact import JsonObject, sha256_file
 from paredown.contracts.job import content_hash
+from paredown.core.disk import is_full, synchronize, write_whole
 from paredown.core.errors import DiskFull, PlanExceeded, StorageUnavailable
 from paredown.core.settings import Settings
 from paredown.core.sources.base import Cancelled, FetchCancelled
@@ -136,7 +137,7 @@ class Cache:
         staged.mkdir()
         (staged / "files").mkdir()
         for file in record["files"]:
-            _sync(partial / file["path"])
+            synchronize(partial / file["path"])
             (partial / file["path"]).rename(staged / "files" / file["path"])
             (staged / "files" / file["path"]).chmod(0o444)
         write_json(staged / "record.json", record)
@@ -146,7 +147,7 @@ class Cache:
         with suppress(OSError):
             staged.rename(entry)
         shutil.rmtree(staged, ignore_errors=True)
-        _sync(self._models)
+        synchronize(self._models)
 
     def _discard(self, entry: Path) -> None:
         trash = self.root / "partial" / f"trash-{uuid.uuid4().hex}"
@@ -240,7 +241,7 @@ class Cache:
             os.utime(path)
             return path
         with disk_named(self.root):
-            write_bytes(path, text)
+            write_whole(path, text)
         return path
 
 
@@ -262,27 +263,13 @@ def disk_named(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if is_full(error):
             raise DiskFull(f"The disk that holds {directory} is full; free some space and retry.") from error
         raise StorageUnavailable(f"The cache directory {directory} cannot be used: {error.strerror}.") from error
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        with staged.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
-
-
 def write_json(path: Path, value: JsonObject) -> None:
-    write_bytes(path, json.dumps(value).encode())
+    write_whole(path, json.dumps(value).encode())
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -310,11 +297,3 @@ def _tree_bytes(directory: Path) -> int:
         with suppress(FileNotFoundError):
             total += path.stat().st_size if path.is_file() else 0
     return total
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

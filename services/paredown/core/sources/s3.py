@@ -8,15 +8,13 @@ from contextlib import contextmanager
 from functools import cached_property
 from urllib.parse import unquote
 
-import boto3
-from botocore import UNSIGNED
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from paredown.core.errors import NotAModel, SourceError, SourceNotAllowed, SourceNotFound, SourceUnreachable
 from paredown.core.settings import Settings
 from paredown.core.sources.base import CHUNK_BYTES, SourceChanged, SourceFile
 from paredown.core.sources.text import bounded, column_of
+from paredown.core.storage_s3 import S3Keys, s3_client
 
 _MAX_ENTRIES = 10_000
 
@@ -33,22 +31,9 @@ class S3Source:
         self.gguf_file = name if name.endswith(".gguf") else None
         prefix = directory if self.gguf_file else key.rstrip("/")
         self._prefix = f"{prefix}/" if prefix else ""
-        has_keys = settings.source_s3_access_key is not None and settings.source_s3_secret_key is not None
-        access, secret = settings.source_s3_access_key, settings.source_s3_secret_key
-        self._client = boto3.client(
-            "s3",
-            endpoint_url=settings.source_s3_endpoint,
-            region_name=settings.source_s3_region,
-            aws_access_key_id=access.get_secret_value() if access else None,
-            aws_secret_access_key=secret.get_secret_value() if secret else None,
-            config=Config(
-                signature_version="s3v4" if has_keys else UNSIGNED,
-                connect_timeout=settings.connect_timeout_seconds,
-                read_timeout=settings.read_timeout_seconds,
-                retries={"mode": "standard", "total_max_attempts": 4},
-                s3={"addressing_style": "path" if settings.source_s3_endpoint else "auto"},
-            ),
-        )
+        keys = S3Keys(settings.source_s3_region, settings.source_s3_access_key, settings.source_s3_secret_key)
+        has_keys = keys.access_key is not None and keys.secret_key is not None
+        self._client = s3_client(settings, settings.source_s3_endpoint, keys, signed=has_keys)
 
     def files(self) -> dict[str, SourceFile]:
         return self._files
