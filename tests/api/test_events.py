@@ -214,6 +214,37 @@ def test_a_reader_that_is_too_slow_is_ended_and_resumes_without_loss(
     assert got + rest == list(range(1, worker.block + 4))
 
 
+def test_a_reader_that_takes_nothing_is_cut_off(
+    api: httpx.Client,
+    server: Any,
+    worker: Worker,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(routes, "SEND_TIMEOUT_SECONDS", 0.5)
+    with socket.socket() as stuck:
+        stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        stuck.connect(("127.0.0.1", int(server.url.rsplit(":", 1)[1])))
+        stuck.sendall(
+            f"GET /v1/jobs/{worker.job_id}/events HTTP/1.1\r\nHost: x\r\n"
+            f"Authorization: {api.headers['authorization']}\r\n\r\n".encode()
+        )
+        _wait(lambda: _figure(api, "pare_event_streams") == 1)
+        for _ in range(30):
+            worker.progress("x" * 200_000)
+        _wait(lambda: _figure(api, "pare_event_streams") == 0)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_stream_ends_in_time_for_its_key_to_be_looked_at_again(
+    api: httpx.Client, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "STREAM_SECONDS", 0.3)
+    assert list(follow(api, worker.job_id)) == [(1, "queued"), (2, "claimed")]
+    worker.fail()
+    assert list(follow(api, worker.job_id, last=2)) == [(3, "failed")]
+
+
 def test_an_open_stream_holds_no_connection_of_the_database(api: httpx.Client, server: Any, worker: Worker) -> None:
     pool = server.app.state.service.database.engine.pool
     streams = [follow(api, worker.job_id) for _ in range(30)]

@@ -1,8 +1,9 @@
 """Jobs over HTTP: submit, idempotency, lists, cancel and retry."""
 
 import threading
+from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -10,9 +11,11 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
+from paredown.api import submission
 from paredown.contracts.job import JobError, JobSpec, JobView
-from paredown.core import jobs
+from paredown.core import jobs, sources
 from paredown.core.db import Database
+from paredown.core.errors import SourceUnreachable
 from paredown.core.settings import Settings
 
 
@@ -138,6 +141,30 @@ def test_a_foreign_dataset_is_as_unknown_as_one_that_never_was(
     assert (answer.status_code, answer.json()["code"]) == (422, "source_not_found")
     own = api.post("/v1/datasets", files={"file": b"some text"}).json()["id"]
     assert api.post("/v1/jobs", json={**body, "calibration": {"source": f"dataset://{own}"}}).status_code == 201
+
+
+def test_slow_hosts_do_not_take_every_thread(
+    api: httpx.Client, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """60 submits of a model whose host does not answer, and the service goes on answering."""
+    waiting = threading.Event()
+
+    def slow(*_: Any) -> Any:
+        waiting.wait(30)
+        raise SourceUnreachable("The host does not answer.")
+
+    monkeypatch.setattr(sources, "describe", slow)
+    monkeypatch.setattr(submission, "_LOOK_WAIT_SECONDS", 0.1)
+    with ThreadPoolExecutor(60) as pool:
+        answers = [pool.submit(api.post, "/v1/jobs", json=body) for _ in range(60)]
+        busy = next(as_completed(answers)).result()
+        assert (busy.status_code, busy.json()["code"]) == (503, "service_busy")
+        assert api.get("/v1/me").status_code == 200
+        waiting.set()
+        codes = Counter(answer.result().json()["code"] for answer in answers)
+    # Those that still waited for a thread when the host came back found room.
+    assert set(codes) == {"source_unreachable", "service_busy"}
+    assert codes["source_unreachable"] >= 12
 
 
 def test_a_plan_tells_what_a_job_would_need(api: httpx.Client, body: dict[str, Any]) -> None:

@@ -28,6 +28,8 @@ BACKLOG_EVENTS = 500
 # How long a new stream waits for the poller's first word before it asks its reader to come back.
 FIRST_POLL_SECONDS = 10.0
 PING_SECONDS = 15
+# A stream ends after so long, and its reader comes back: a revoked key reads no longer than this.
+STREAM_SECONDS = 3600.0
 # A reader that takes no byte for so long is cut off.
 SEND_TIMEOUT_SECONDS = 30.0
 
@@ -39,6 +41,7 @@ class _Stream:
 
     def __init__(self) -> None:
         self.queue: asyncio.Queue[JobEvent | None] = asyncio.Queue(QUEUE_EVENTS)
+        self.timer = asyncio.get_running_loop().call_later(STREAM_SECONDS, self.end)
 
     def offer(self, event: JobEvent) -> bool:
         try:
@@ -162,6 +165,7 @@ class EventHub:
 
     def _close(self, job_id: UUID, stream: _Stream) -> None:
         self._metrics.streams.dec()
+        stream.timer.cancel()
         self._forget(job_id, stream)
 
     def _forget(self, job_id: UUID, stream: _Stream) -> None:

@@ -3,6 +3,7 @@
 Looking at the model may go over the network, so it happens before the transaction that writes the job.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from uuid import UUID
@@ -10,7 +11,11 @@ from uuid import UUID
 from paredown.api.service import Service
 from paredown.contracts.job import JobSpec, JobView, Plan
 from paredown.core import catalogue, jobs, planning, sources
-from paredown.core.errors import NotFound, SourceError, SourceNotFound
+from paredown.core.errors import NotFound, ServiceBusy, SourceError, SourceNotFound
+
+# Of the 40 threads that requests run in; those that wait are some of the rest, so they wait briefly.
+_LOOKERS = threading.BoundedSemaphore(12)
+_LOOK_WAIT_SECONDS = 2.0
 
 
 def submit(service: Service, project_id: UUID, spec: JobSpec, idempotency_key: str | None) -> tuple[JobView, bool]:
@@ -36,9 +41,21 @@ def plan(service: Service, project_id: UUID, spec: JobSpec) -> Plan:
     for field, uri in texts.items():
         with _blaming(field):
             sources.check_text_uri(uri, service.settings, resolve)
-    description = sources.describe(spec.model, service.settings)
+    with _looking():
+        description = sources.describe(spec.model, service.settings)
     planning.check_recipe(description.shape, spec)
     return planning.make_plan(spec, description, service.settings)
+
+
+@contextmanager
+def _looking() -> Iterator[None]:
+    """Slow hosts must not take every thread that other requests need."""
+    if not _LOOKERS.acquire(timeout=_LOOK_WAIT_SECONDS):
+        raise ServiceBusy("Many models are being looked at just now; send the request again in a moment.")
+    try:
+        yield
+    finally:
+        _LOOKERS.release()
 
 
 @contextmanager

@@ -110,6 +110,14 @@ class DatabaseBusy(PareError):
     retryable = True
 
 
+class ServiceBusy(PareError):
+    """More requests of a slow kind than the service does at once."""
+
+    code = "service_busy"
+    status = 503
+    retryable = True
+
+
 class InternalError(PareError):
     """A bug of ours. The log holds the traceback under the request's id."""
 

@@ -23,7 +23,8 @@ def root() -> RedirectResponse:
 
 
 @router.get("/healthz", operation_id="getHealth", summary="Is the process alive?")
-def health() -> Health:
+async def health() -> Health:
+    # Not in the threads that requests wait for: a busy service is alive.
     return Health()
 
 
