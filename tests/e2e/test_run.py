@@ -59,42 +59,72 @@ def test_without_evaluation(pare: Pare, home: Path, model: Path, recipes: Path) 
     assert "needs an evaluation" in refused.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_was_stopped_is_taken_up_again(
-    pare: Pare, home: Path, recipes: Path, number: signal.Signals
+@pytest.fixture(scope="module")
+def longer_model(home: Path) -> Path:
+    """Long enough to be stopped on the way."""
+    return random_llama(home / "longer", blocks=24, hidden=128)
+
+
+def test_a_run_that_was_killed_goes_on_at_its_last_block(
+    pare: Pare, home: Path, recipes: Path, longer_model: Path
 ) -> None:
-    """Every block is durable once it is finished, and no engine stays behind, whatever ended the command."""
-    name = f"stopped-{number.name}"
-    model = random_llama(home / "slow", blocks=24, hidden=128)
-    out, work = home / name, home / f"{name}.work"
-    command = pare.command("run", model, recipes / "gptq.yaml", out, "--no-evaluation")
-    process = subprocess.Popen(
-        command, env=pare.environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    shards = wait_for_shards(work, process)
+    out, work = home / "killed", home / "killed.work"
+    arguments = ("run", longer_model, recipes / "gptq.yaml", out, "--no-evaluation")
+    first = start(pare, *arguments)
+    wait_for_blocks(work, first, 2)
+    engines = psutil.Process(first.pid).children(recursive=True)
+    first.kill()
+    first.communicate(timeout=30)
+    # The engine ends by itself when nobody is at the other end.
+    assert psutil.wait_procs(engines, timeout=30)[1] == []
+    kept = blocks(work)
+    second = start(pare, *arguments)
+    wait_for_blocks(work, second, len(kept) + 1)
+    assert kept.items() <= blocks(work).items()
+    second.communicate(timeout=120)
+    assert second.returncode == 0
+    assert list(verify_files(manifest_of(out), out)) == []
+    assert not work.exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_stopped_takes_its_engine_along(
+    pare: Pare, home: Path, recipes: Path, longer_model: Path, number: signal.Signals, code: int
+) -> None:
+    out, work = home / number.name, home / f"{number.name}.work"
+    process = start(pare, "run", longer_model, recipes / "gptq.yaml", out, "--no-evaluation")
+    wait_for_blocks(work, process, 1)
     engines = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
     _, told = process.communicate(timeout=30)
+    assert process.returncode == code
     assert "Traceback" not in told
-    assert process.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}[number]
-    assert psutil.wait_procs(engines, timeout=20)[1] == []
+    assert psutil.wait_procs(engines, timeout=5)[1] == []
     assert not out.exists()
-    kept = {path: path.stat().st_mtime_ns for path in shards}
-    pare("run", model, recipes / "gptq.yaml", out, "--no-evaluation")
-    assert list(verify_files(manifest_of(out), out)) == []
-    assert not work.exists()
-    assert kept
+    assert blocks(work)
 
 
-def wait_for_shards(work: Path, process: "subprocess.Popen[str]") -> list[Path]:
-    give_up_at = time.monotonic() + 60
-    while time.monotonic() < give_up_at:
-        found = [path for path in (work / "checkpoint").rglob("*.safetensors") if path.is_file()]
-        if len(found) >= 2:
-            return found
+def start(pare: Pare, *arguments: object) -> "subprocess.Popen[str]":
+    command = pare.command(*arguments)
+    return subprocess.Popen(command, env=pare.environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def blocks(work: Path) -> dict[Path, int]:
+    """Finished blocks that the journal counts, and when each was written."""
+    checkpoint = work / "checkpoint"
+    try:
+        journal = (checkpoint / "journal.json").read_text()
+    except FileNotFoundError:
+        return {}
+    return {path: path.stat().st_mtime_ns for path in checkpoint.glob("block-*.safetensors") if path.name in journal}
+
+
+def wait_for_blocks(work: Path, process: "subprocess.Popen[str]", number: int) -> None:
+    give_up_at = time.monotonic() + 120
+    while len(blocks(work)) < number:
         assert process.poll() is None, "the run ended before it could be stopped"
+        assert time.monotonic() < give_up_at, "too few finished blocks"
         time.sleep(0.02)
-    raise AssertionError("no finished block within a minute")
 
 
 @pytest.mark.parametrize(
