@@ -1,6 +1,6 @@
 """Keys: the secret is seen once, the database cannot give it back, and a key does what its scopes say until it ends."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from uuid import UUID, uuid4
 
 import pytest
@@ -96,6 +96,8 @@ def test_expired_key_is_refused(database: Database, project: UUID, settings: Set
         authenticate(database, secret, settings)
     with pytest.raises(RequestInvalid):
         make_key(database, project, settings, datetime.now(UTC) - timedelta(hours=1))
+    with pytest.raises(RequestInvalid):
+        make_key(database, project, settings, datetime.max.replace(tzinfo=timezone(timedelta(hours=-14))))
 
 
 def test_foreign_keys_do_not_exist(database: Database, project: UUID, settings: Settings) -> None:

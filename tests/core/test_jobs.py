@@ -1,6 +1,6 @@
 """The state machine, arrow by arrow: what each call promises, and what it refuses."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from uuid import UUID, uuid4
 
 import pytest
@@ -99,6 +99,21 @@ def test_deadline_in_the_past_is_refused(database: Database, project: UUID) -> N
     with pytest.raises(RequestInvalid) as caught, database.transaction() as session:
         jobs.submit(session, project, spec, pool="cpu", idempotency_key=None)
     assert caught.value.field == "deadline_at"
+
+
+@pytest.mark.parametrize("field", ["run_at", "deadline_at"])
+def test_time_beyond_the_calendar_is_refused(database: Database, project: UUID, field: str) -> None:
+    last_second_in_the_west = datetime(9999, 12, 31, 23, 59, 59, tzinfo=timezone(timedelta(hours=-14)))
+    with pytest.raises(RequestInvalid) as caught:
+        submit_job(database, project, **{field: last_second_in_the_west})
+    assert caught.value.field == field
+    submit_job(database, project, **{field: datetime.max.replace(tzinfo=UTC)})
+
+
+def test_time_in_the_past_is_no_way_to_the_front(database: Database, project: UUID, settings: Settings) -> None:
+    first = submit_job(database, project)
+    submit_job(database, project, run_at=datetime.min.replace(tzinfo=timezone(timedelta(hours=-1))))
+    assert claim_job(database, settings).job.id == first
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from paredown.contracts.access import KeyView, Scope
 from paredown.core.db import database_now
 from paredown.core.errors import NotFound, RequestInvalid, SettingsInvalid, Unauthenticated
 from paredown.core.settings import Settings
-from paredown.core.storable import check_storable
+from paredown.core.storable import check_storable, check_time
 from paredown.core.tables import ApiKeyRow, ProjectRow
 
 MIN_SECRET_LENGTH = 32
@@ -54,6 +54,7 @@ def create_key(
 ) -> tuple[KeyView, str]:
     """A new key and its secret, `pare_<prefix>_<random>`, which is never seen again. Raises RequestInvalid."""
     check_storable(name, "name")
+    check_time(expires_at, "expires_at")
     if expires_at and expires_at <= database_now(session):
         raise RequestInvalid("expires_at lies in the past.", field="expires_at")
     prefix = f"pare_{secrets.token_hex(4)}"

@@ -248,9 +248,10 @@ def rescue(session: Session, settings: Settings, limit: int = 100) -> list[UUID]
             _end(session, row, JobState.CANCELLED, {}, until=until)
         else:
             error = WorkerLost(
-                f"The worker stopped answering {row.failures + 1} times; see its log, and whether memory ran out."
-            ).as_job_error()
-            _count_failure(session, row, error, settings, reason="lease_lost", until=until)
+                f"The worker stopped answering; this was failure {row.failures + 1} of {settings.max_failures}. See its "
+                "log, and whether memory ran out."
+            )
+            _count_failure(session, row, error.as_job_error(), settings, reason="lease_lost", until=until)
     return [row.id for row in expired]
 
 
@@ -330,6 +331,7 @@ def _end(
     until: ColumnElement[datetime] | None = None,
     **values: Any,
 ) -> JobState:
+    # Each state in which a job ends is also the name of the event that tells so.
     event: Any = state.value
     leaving = _leave_worker(row, until)
     _write(session, row, event, data, state=state, finished_at=func.now(), **leaving, **values)

@@ -1,6 +1,7 @@
-"""What PostgreSQL can hold: no NUL characters, no lone surrogates, and no infinities in JSON."""
+"""What PostgreSQL can hold: no NUL characters, no lone surrogates, no infinities in JSON, no years beyond 9999."""
 
 import math
+from datetime import UTC, datetime
 from typing import Any
 
 from paredown.core.errors import RequestInvalid
@@ -19,6 +20,15 @@ def check_storable(value: Any, field: str) -> None:
         case list() | tuple():
             for position, item in enumerate(value):
                 check_storable(item, f"{field}.{position}")
+
+
+def check_time(time: datetime | None, field: str) -> None:
+    """Refuse a time that leaves the calendar once it is turned into UTC. Raises RequestInvalid."""
+    try:
+        if time:
+            time.astimezone(UTC)
+    except OverflowError as error:
+        raise RequestInvalid(f"{field} is not within the years 1 to 9999.", field=field) from error
 
 
 def storable(value: Any) -> Any:

@@ -13,7 +13,7 @@ from paredown.core.db import LOCK_NOT_AVAILABLE, database_now
 from paredown.core.errors import IdempotencyBusy, IdempotencyMismatch, RequestInvalid
 from paredown.core.events import record
 from paredown.core.job_queries import get
-from paredown.core.storable import check_storable
+from paredown.core.storable import check_storable, check_time
 from paredown.core.tables import IdempotencyRow, JobRow
 
 MAX_KEY_LENGTH = 255
@@ -35,6 +35,8 @@ def submit(
         if first != job_id:
             return get(session, project_id, first), False
     now = database_now(session)
+    check_time(spec.run_at, "run_at")
+    check_time(spec.deadline_at, "deadline_at")
     if spec.deadline_at and spec.deadline_at <= now:
         raise RequestInvalid("deadline_at lies in the past.", field="deadline_at")
     session.execute(
@@ -47,7 +49,8 @@ def submit(
             recipe_name=recipe_name(spec.recipe),
             pool=pool,
             priority=spec.priority,
-            run_at=spec.run_at or now,
+            # No earlier than now: a time in the past is no way to the front of the queue.
+            run_at=max(spec.run_at or now, now),
             deadline_at=spec.deadline_at,
             last_seq=1,
         )
@@ -74,18 +77,22 @@ def _reserve_key(session: Session, project_id: UUID, key: str, request_hash: str
     reserve = postgresql_insert(IdempotencyRow).values(
         project_id=project_id, key=key, request_hash=request_hash, job_id=job_id
     )
-    try:
-        inserted: UUID | None = session.scalar(reserve.on_conflict_do_nothing().returning(IdempotencyRow.job_id))
-    except OperationalError as error:
-        if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
-            raise
-        raise IdempotencyBusy(
-            "The first request with this Idempotency-Key is still under way; send it again in a moment.",
-            field="Idempotency-Key",
-        ) from error
-    if inserted is not None:
-        return inserted
-    return _same_request(session.get_one(IdempotencyRow, (project_id, key)), request_hash)
+    reserve = reserve.on_conflict_do_nothing()
+    while True:
+        try:
+            inserted = session.scalar(reserve.returning(IdempotencyRow.job_id))
+        except OperationalError as error:
+            if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
+                raise
+            raise IdempotencyBusy(
+                "The first request with this Idempotency-Key is still under way; send it again in a moment.",
+                field="Idempotency-Key",
+            ) from error
+        if inserted is not None:
+            return job_id
+        # None where the dispatcher has just forgotten the key: then it is new.
+        if first := session.get(IdempotencyRow, (project_id, key)):
+            return _same_request(first, request_hash)
 
 
 def _check_key(key: str) -> None:
