@@ -248,8 +248,8 @@ def rescue(session: Session, settings: Settings, limit: int = 100) -> list[UUID]
             _end(session, row, JobState.CANCELLED, {}, until=until)
         else:
             error = WorkerLost(
-                f"The worker stopped answering; this was failure {row.failures + 1} of {settings.max_failures}. See its "
-                "log, and whether memory ran out."
+                f"The worker stopped answering; that was failure {row.failures + 1} of {settings.max_failures}. See "
+                "its log, and whether memory ran out."
             )
             _count_failure(session, row, error.as_job_error(), settings, reason="lease_lost", until=until)
     return [row.id for row in expired]
