@@ -344,3 +344,13 @@ def test_a_service_that_is_away_is_one_sentence_and_comes_back(
     next(button for button in app.button if button.label == "Try again").click().run()
     assert not app.error
     assert not app.exception
+
+
+def test_the_form_stays_when_the_service_goes_away(form: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paredown.client.transport.pause_seconds", lambda *_: 0.0)
+    form.session_state["session.client"]._transport.http.base_url = "http://127.0.0.1:9"
+    choose(form, MODEL)
+    assert len(form.error) == 1
+    assert "does not answer" in form.error[0].value
+    assert form.selectbox(key="draft.model").value == MODEL
+    assert form.selectbox(key="draft.stage.1.gptq.bits").value == 4

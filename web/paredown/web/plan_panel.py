@@ -34,11 +34,11 @@ def show(methods: Mapping[str, MethodView]) -> dict[str, str]:
 
 
 def _plan(spec: JobSpec) -> Plan | PareApiError:
-    """A refusal is an answer too, and worth remembering; a service that is away is not."""
+    """A refusal is an answer too, and worth remembering; a service that is away or broken is not."""
     try:
         return session.client().plan(spec)
     except PareApiError as error:
-        if session.is_unreachable(error) or error.status in (0, 401):
+        if not 400 <= error.status < 500 or error.status in (401, 429):
             raise
         return error
 

@@ -33,7 +33,8 @@ def page() -> None:
         _model(models, slots)
         _recipe(methods, slots)
         _more(methods, pools, slots)
-    with right, st.container(key="plan-panel"):
+    found: Mapping[str, str] = {}
+    with right, st.container(key="plan-panel"), parts.problems_shown("plan"):
         found = plan_panel.show(methods)
     _show_at_fields(found, slots)
 
