@@ -2,7 +2,8 @@
 
 Nothing of the engine is imported: what loads here loads anywhere. `{"call": NAME, …}` comes in on standard input,
 a line each; `{"ok": …}` or `{"error": …}` goes out on standard output. End of input ends the process at once, even in
-the middle of a computation, so it never outlives the engine.
+the middle of a computation, and so does the end of the process whose number is on the command line: it never outlives
+the engine.
 Shapes: N sequences, T tokens in each, V vocabulary.
 """
 
@@ -24,7 +25,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     # Whatever libraries print belongs to the log.
     os.dup2(2, 1)
-    _die_with_parent()
+    _die_with(int(sys.argv[1]))
     calls: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(calls,), daemon=True).start()
     runtime: Runtime | None = None
@@ -45,12 +46,12 @@ def _listen(calls: "queue.SimpleQueue[dict[str, Any]]") -> None:
     os._exit(0)
 
 
-def _die_with_parent() -> None:
+def _die_with(parent: int) -> None:
     """The kernel kills this process when the engine's main thread ends, also while Python cannot run."""
     if sys.platform == "linux":
-        parent = os.getppid()
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
+            # It ended before it could be watched.
             os._exit(0)
 
 

@@ -56,8 +56,8 @@ class TransformersProcess:
             "TMPDIR": str(self.scratch),
             "TRANSFORMERS_OFFLINE": "1",
         }
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "paredown.engine.runtime_child"],
+        self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and module
+            [sys.executable, "-P", "-m", "paredown.engine.runtime_child", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
