@@ -33,7 +33,7 @@ def kill_in(house: House, job: UUID, phase: Phase, victim: str) -> None:
     """Kill somebody while the job is in a phase it enters from now on."""
     epoch = house.job(job).epoch
     if phase in (Phase.COMPRESS, Phase.EVALUATE):
-        house.wait_phase(job, phase, epoch=max(epoch, 1), blocks=1 if phase is Phase.COMPRESS else 0)
+        house.wait_phase(job, phase, epoch=max(epoch, 1), blocks=2 if phase is Phase.COMPRESS else 0)
         kill(house, job, victim)
     else:
         with house.held_at(phase) as gate:

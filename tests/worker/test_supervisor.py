@@ -46,7 +46,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
 @contextmanager
 def working(worker: Worker) -> Iterator[threading.Thread]:
     """claim_all in the background; at the end it must have come back."""
-    thread = threading.Thread(target=claim_all, args=(worker, "cpu"))
+    thread = threading.Thread(target=claim_all, args=(worker, "cpu"), daemon=True)
     thread.start()
     try:
         yield thread

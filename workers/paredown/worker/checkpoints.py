@@ -111,6 +111,7 @@ class CheckpointUploader:
         # Hashes of finished files, which never change, by (inode, size, time of change).
         self._hashes: dict[tuple[int, int, int], str] = {}
         self._stored: set[str] = set()
+        self._index: _Index | None = None
 
     def attend(self) -> None:
         """Start an upload when one is due and none is under way. Returns at once."""
@@ -166,10 +167,12 @@ class CheckpointUploader:
                     sha256=sha256,
                 )
             )
-        if not files:
+        index = _Index(files=tuple(files))
+        if not files or index == self._index:
             return
         check()
-        self._store.put_bytes(self._prefix + _INDEX, _Index(files=tuple(files)).model_dump_json().encode())
+        self._store.put_bytes(self._prefix + _INDEX, index.model_dump_json().encode())
+        self._index = index
         for sha256 in self._stored - {file.sha256 for file in files}:
             self._store.delete(self._prefix + sha256)
             self._stored.discard(sha256)

@@ -105,7 +105,7 @@ class EngineProcess:
         _prefer_for_oom(self.pid)
         self._messages: queue.SimpleQueue[EngineMessage | _Garbage | _End] = queue.SimpleQueue()
         self._tail = bytearray()
-        self._killed = threading.Lock()
+        self._kill_lock = threading.Lock()
         self._threads = (
             threading.Thread(target=self._read_messages, args=(self._process.stdout,), daemon=True),
             threading.Thread(target=self._read_log, args=(self._process.stderr,), daemon=True),
@@ -127,7 +127,7 @@ class EngineProcess:
 
     def kill(self) -> None:
         """End the engine and all that it started, now. Callable from any thread, any number of times."""
-        with self._killed:
+        with self._kill_lock:
             if self._process.returncode is None:
                 # The leader is not reaped yet, so the group's number cannot belong to anyone else.
                 _kill_group(self.pid)
@@ -175,8 +175,13 @@ class EngineProcess:
             thread.join(EXIT_SECONDS)
         with self._stdin_lock:
             self._stdin = None
-        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
-            _close(stream)
+        _close(self._process.stdin)
+        for thread, stream in zip(self._threads, (self._process.stdout, self._process.stderr), strict=True):
+            if thread.is_alive():
+                # Something escaped the process group and holds the other end; closing would wait for it.
+                log.warning("engine_output_held_open", pid=self.pid)
+            else:
+                _close(stream)
         try:
             self._log_file.write_bytes(self._tail)
         except OSError as failure:
