@@ -10,6 +10,7 @@ import pytest
 import torch
 from tests.engine.orders import config_of, save_model
 
+from paredown.contracts.families import MODEL_TYPES
 from paredown.contracts.job import Format
 from paredown.engine import runtimes
 from paredown.engine.errors import RuntimeDisagrees, RuntimeLoadFailed
@@ -98,6 +99,19 @@ def test_speed_is_a_median_of_both_in_turns(loaded: TransformersProcess, model_d
         assert (figures.prompt_tokens, figures.new_tokens, figures.repeats) == (20, 4, 3)
         assert figures.prefill_tokens_per_second > 0
         assert figures.decode_tokens_per_second > 0
+
+
+def test_every_type_of_model_is_measured_alike(tmp_path: Path, tokens: Path) -> None:
+    with TransformersProcess(tmp_path, "cpu", threads=1) as process:
+        for model_type in sorted(MODEL_TYPES):
+            model_dir = save_model(tmp_path / model_type, config_of(model_type))
+            load_artifact(process, model_dir)
+            ours, _ = perplexity(open_model(model_dir), TOKENS_NT, device=torch.device("cpu"), dtype=torch.float32)
+
+            proof = prove(process, prompt=[5, 6], new_tokens=3, tokens=tokens, dtype="float32", reported=ours)
+
+            assert proof.perplexity == pytest.approx(ours, rel=1e-5)
+            assert min(process.time([1, 2, 3], 4)) > 0
 
 
 def test_a_prompt_fits_a_short_context() -> None:

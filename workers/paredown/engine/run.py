@@ -197,7 +197,7 @@ def _parts(order: WorkOrder, inputs: _Inputs) -> dict[str, Part]:
         parts["compress"] = Part(Phase.COMPRESS, cost, "compressing")
     evaluated = 0 if inputs.evaluation is None else inputs.evaluation.tokens_NT.numel()
     if evaluated:
-        parts["evaluate_base"] = Part(Phase.EVALUATE, evaluated, "measuring the base")
+        parts["evaluate_base"] = Part(Phase.EVALUATE, 1 if order.baseline else evaluated, "measuring the base")
         parts["evaluate_artifact"] = Part(Phase.EVALUATE, evaluated, "measuring the artifact")
     if "transformers" in order.runtimes:
         if order.evaluation and order.evaluation.speed:
