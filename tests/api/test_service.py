@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID
@@ -112,4 +113,11 @@ def test_models_begin_with_what_packages_carry(api: httpx.Client) -> None:
 def test_the_root_leads_to_the_documentation(api: httpx.Client) -> None:
     answer = api.get("/")
     assert (answer.status_code, answer.headers["location"]) == (307, "/docs")
-    assert api.get("/docs").status_code == 200
+    page = api.get("/docs").text
+    for address, methods in api.get("/openapi.json").json()["paths"].items():
+        for operation in methods.values():
+            assert f'id="{operation["operationId"]}"' in page
+        assert address in page
+    # It works where there is no other network.
+    assert "<script" not in page
+    assert not re.search(r'(src|href)="(?!/openapi.json|#)', page)

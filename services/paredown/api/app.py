@@ -46,6 +46,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         summary="Compression-as-a-service for language models.",
         lifespan=lifespan,
         redirect_slashes=False,
+        # routes/system.py has a page of our own: FastAPI's loads its script from elsewhere.
+        docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
         generate_unique_id_function=lambda route: route.name,
