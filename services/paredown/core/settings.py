@@ -58,7 +58,7 @@ class Settings(BaseSettings):
     )
     tick_timeout_seconds: float = Field(45, gt=0, description="The engine ends when its supervisor is silent so long.")
     checkpoint_upload_seconds: float = Field(600, gt=0, description="How often a checkpoint goes to the object store.")
-    cancel_grace_seconds: float = Field(10, ge=0, description="Wait between asking the engine to stop and killing it.")
+    cancel_grace_seconds: float = Field(5, ge=0, description="Wait between asking the engine to stop and killing it.")
     drain_grace_seconds: float = Field(
         60, ge=0, description="Wait for a block boundary when a worker shuts down, before the engine is killed."
     )

@@ -12,6 +12,7 @@ T = TypeVar("T")
 
 CHECK_SECONDS = 0.1
 LINGER_SECONDS = 2.0
+RETRY_SECONDS = 0.5
 
 
 class Abandoned(Exception):
@@ -48,8 +49,8 @@ def attended(call: Callable[[Callable[[], None]], T], check: Callable[[], None])
                 return future.result(CHECK_SECONDS)
             except FutureTimeoutError:
                 if future.done():
-                    # The call's own error, which happens to be a timeout.
-                    raise
+                    # It ended this very moment, or with a timeout of its own.
+                    return future.result()
             check()
     except BaseException:
         abandoned.set()
@@ -60,11 +61,11 @@ def attended(call: Callable[[Callable[[], None]], T], check: Callable[[], None])
 def retried(
     call: Callable[[], T], errors: type[Exception] | tuple[type[Exception], ...], until: Callable[[], None]
 ) -> T:
-    """Call again each second while it raises one of `errors`, until `until` raises."""
+    """Call again and again while it raises one of `errors`, until `until` raises."""
     while True:
         try:
             return call()
         except errors:
             until()
-            time.sleep(min(1.0, CHECK_SECONDS * 5))
+            time.sleep(RETRY_SECONDS)
             until()
