@@ -92,25 +92,20 @@ def _stage(index: int, stage: draft.StageDraft, count: int, methods: Mapping[str
         with st.container(horizontal=True, vertical_alignment="center", key=f"stage-head-{uid}"):
             title = view.title if view else stage["method"]
             st.markdown(f"**{index + 1}. {parts.plain(title)}**", width="stretch")
-            for label, icon, step, disabled in (
-                ("Move up", "arrow_upward", -1, index == 0),
-                ("Move down", "arrow_downward", 1, index == count - 1),
-            ):
+            for label, step, disabled in (("Up", -1, index == 0), ("Down", 1, index == count - 1)):
                 st.button(
-                    "",
+                    label,
                     key=f"draft.move.{uid}.{step}",
-                    icon=f":material/{icon}:",
-                    help=label,
+                    icon=":material/arrow_upward:" if step < 0 else ":material/arrow_downward:",
                     type="tertiary",
                     disabled=disabled,
                     on_click=draft.move_stage,
                     args=(uid, step),
                 )
             st.button(
-                "",
+                "Remove",
                 key=f"draft.remove.{uid}",
                 icon=":material/delete:",
-                help="Remove this stage",
                 type="tertiary",
                 on_click=draft.remove_stage,
                 args=(uid,),
