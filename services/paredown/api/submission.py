@@ -38,10 +38,10 @@ def plan(service: Service, project_id: UUID, spec: JobSpec) -> Plan:
             return str(catalogue.get_dataset(session, project_id, dataset_id).id)
 
     texts = {"calibration.source": spec.calibration.source, "evaluation.source": spec.evaluation.source}
-    for field, uri in texts.items():
-        with _blaming(field):
-            sources.check_text_uri(uri, service.settings, resolve)
     with _looking():
+        for field, uri in texts.items():
+            with _blaming(field):
+                sources.check_text_uri(uri, service.settings, resolve)
         description = sources.describe(spec.model, service.settings)
     planning.check_recipe(description.shape, spec)
     return planning.make_plan(spec, description, service.settings)
