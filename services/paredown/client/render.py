@@ -23,6 +23,8 @@ STATE_STYLES = {
 }
 _VERDICT_STYLES = {Verdict.PASSED: "green", Verdict.MISSED: "yellow", Verdict.OVERRIDDEN: "magenta"}
 NOTHING = "–"
+# Columns from which a table holds an id of 36 characters beside its figures.
+_WIDE = 140
 
 
 def size(size_bytes: float) -> str:
@@ -259,15 +261,19 @@ def _checks(view: Report) -> list[Text]:
     ]
 
 
-def front(view: Front, currency: str = "") -> RenderableType:
-    """The trade-off table: the base first, then its artifacts from large to small."""
+def front(view: Front, currency: str = "", width: int = 160) -> RenderableType:
+    """The trade-off table: the base first, then its artifacts from large to small; ids below where it is narrow."""
     base = next((point for point in view.points if point.artifact_id is None), None)
-    right = ("perplexity", "Δ", "size", "ratio", "decode tok/s", "cost per M tokens")
-    table = _table("name", *right, "verdict", "front", "artifact", right=right)
+    right = ("perplexity", "Δ", "size", "ratio", "decode\ntok/s", "cost per\nM tokens")
+    is_wide = width >= _WIDE
+    table = _table("name", *right, "verdict", "front", *(["artifact"] if is_wide else []), right=right)
     ordered = sorted(view.points, key=lambda point: (point.artifact_id is not None, -point.size_bytes, point.name))
     for point in ordered:
-        table.add_row(*_front_row(point, base, currency))
-    return table
+        table.add_row(*_front_row(point, base, currency), *([str(point.artifact_id or NOTHING)] if is_wide else []))
+    if is_wide:
+        return table
+    ids = [(str(point.artifact_id), point.name) for point in ordered if point.artifact_id]
+    return Group(table, Text(), _facts(ids))
 
 
 def _front_row(point: FrontPoint, base: FrontPoint | None, currency: str) -> list[str | Text]:
@@ -282,7 +288,6 @@ def _front_row(point: FrontPoint, base: FrontPoint | None, currency: str) -> lis
         money(point.cost_per_million_tokens, currency),
         verdict(point.verdict),
         Text("●", style="green") if point.on_front else Text("·", style="dim"),
-        str(point.artifact_id or NOTHING),
     ]
 
 

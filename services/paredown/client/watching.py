@@ -119,7 +119,6 @@ class JobBoard:
 def watch(client: PareClient, job: JobView, on_event: Callable[[JobEvent], None] | None = None) -> JobView:
     """Follow one job to its end, shown on standard error."""
     with JobBoard() as board:
-        board.show(job.id, job.recipe_name, job.state, job.progress)
 
         def follow(event: JobEvent) -> None:
             if on_event:

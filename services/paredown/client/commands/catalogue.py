@@ -43,7 +43,8 @@ def front(
     if json_output:
         emit_json(view)
     else:
-        stdout().print(render.front(view, currency))
+        out = stdout()
+        out.print(render.front(view, currency, out.width))
 
 
 def artifacts(
