@@ -124,6 +124,11 @@ class Visitor:
     strangers: list[str] = field(default_factory=list)
     crashes: list[str] = field(default_factory=list)
 
+    @property
+    def is_narrow(self) -> bool:
+        size = self.page.viewport_size
+        return size is not None and size["width"] < 768
+
     def sign_in(self, key: str, path: str = "/") -> None:
         self.page.goto(self.site.url + path)
         box = self.page.get_by_label("API key")
@@ -134,10 +139,12 @@ class Visitor:
 
     def visit(self, name: str) -> None:
         """Over the menu, as people go, so that the session goes on."""
-        menu = self.page.get_by_test_id("stSidebarNav")
-        if not menu.is_visible():
+        if self.page.locator("[data-testid=stSidebar][data-collapsed=true]").count():
             self.page.get_by_test_id("stExpandSidebarButton").click()
-        menu.get_by_role("link", name=name).click()
+        self.page.get_by_test_id("stSidebarNav").get_by_role("link", name=name).click()
+        if self.is_narrow:
+            # It covers the page until it is closed.
+            expect(self.page.locator("[data-testid=stSidebar][data-collapsed=true]")).to_have_count(1)
         self.settle()
 
     def settle(self) -> None:
@@ -145,6 +152,9 @@ class Visitor:
         expect(self.page.get_by_test_id("stMain")).to_be_visible()
         expect(self.page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
         expect(self.page.get_by_test_id("stSkeleton")).to_have_count(0)
+
+    def see_chart(self) -> None:
+        expect(self.page.locator("[data-testid=stVegaLiteChart] .marks").first).to_be_visible()
 
     def picture(self, name: str) -> None:
         directory = os.environ.get("PARE_SCREENSHOTS")

@@ -18,9 +18,14 @@ def show(methods: Mapping[str, MethodView]) -> dict[str, str]:
     st.subheader("Plan", anchor=False)
     spec, found = draft.checked(draft.content(methods))
     if spec is None:
-        _attention(found)
+        begun = bool(st.session_state.get(draft.MODEL))
+        if begun or "model" not in found:
+            _attention(found)
+        else:
+            # The first thing to do is no mistake yet.
+            st.info(parts.plain(found["model"]), icon=":material/arrow_back:")
         st.button("Submit job", type="primary", disabled=True, width="stretch", key="submit-disabled")
-        return found
+        return found if begun else {}
     with st.spinner("Planning…"):
         planned = session.remembered(f"plan.{draft.spec_hash(spec)}", _PLAN_SECONDS, lambda: _plan(spec))
     if isinstance(planned, PareApiError):
@@ -45,9 +50,6 @@ def _plan(spec: JobSpec) -> Plan | PareApiError:
 
 def _attention(found: Mapping[str, str]) -> None:
     """Every sentence, also those whose field lies in a closed part of the form."""
-    if "model" in found and not st.session_state.get(draft.MODEL):
-        st.info(parts.plain(found["model"]), icon=":material/arrow_back:")
-        return
     lines = [
         f"**{parts.plain(_spoken(path))}:** {parts.plain(sentence)}" if path else parts.plain(sentence)
         for path, sentence in found.items()
