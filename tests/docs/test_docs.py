@@ -52,9 +52,10 @@ def test_every_method_and_its_settings_are_documented(method: str) -> None:
 
 def test_every_dependency_is_explained() -> None:
     project = (ROOT / "pyproject.toml").read_text()
-    block = project.split("[project.optional-dependencies]")[1].split("[project.scripts]")[0] + project.split(
-        "[project.optional-dependencies]"
-    )[0].split("dependencies = ")[1]
+    block = (
+        project.split("[project.optional-dependencies]")[1].split("[project.scripts]")[0]
+        + project.split("[project.optional-dependencies]")[0].split("dependencies = ")[1]
+    )
     names = {re.split(r"[\[<>=]", spec)[0] for spec in re.findall(r'"([A-Za-z][^"]*)"', block)}
     page = read("dependencies.md").lower()
     missing = {name for name in names - {"paredown"} if f"`{name.lower()}`" not in page}
