@@ -43,6 +43,8 @@ OPT = {
     "max_position_embeddings": 1024,
     "word_embed_proj_dim": 192,
 }
+# Written for real, so small.
+TINY = LLAMA | {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
 # What the packaged 135 M model is, without reading it.
 SMOL = LLAMA | {
     "vocab_size": 49152,
@@ -143,14 +145,14 @@ def test_a_method_that_refuses_a_family_says_why(monkeypatch: pytest.MonkeyPatch
 RTN = {"method": "rtn", "scale_search": "min_max"}
 GRIDS = [
     {"bits": bits, "group_size": group_size, "symmetric": symmetric}
-    for bits, group_size, symmetric in itertools.product((3, 4, 8), (32, 64, None), (True, False))
+    for bits, group_size, symmetric in itertools.product((3, 4, 8), (64, None), (True, False))
 ]
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: "-".join(str(value) for value in grid.values()))
 def test_the_artifacts_bytes_are_foretold_within_two_percent(grid: dict[str, Any], tmp_path: Path) -> None:
     spec = job(RTN | grid)
-    written, foretold = written_and_foretold(LLAMA, spec, tmp_path)
+    written, foretold = written_and_foretold(TINY, spec, tmp_path)
     assert abs(foretold / written - 1) < 0.02
 
 
@@ -158,18 +160,18 @@ def test_the_artifacts_bytes_are_foretold_within_two_percent(grid: dict[str, Any
     ("config", "spec"),
     [
         (
-            LLAMA | {"tie_word_embeddings": True},
+            TINY | {"tie_word_embeddings": True},
             job(RTN | {"skip": ["*.down_proj", "model.layers.1.*"]}),
         ),
-        (LLAMA | {"model_type": "qwen2"}, job(RTN | {"bits": 8})),
+        (TINY | {"model_type": "qwen2"}, job(RTN | {"bits": 8})),
         (
-            LLAMA | {"model_type": "qwen3", "head_dim": 32},
+            TINY | {"model_type": "qwen3", "head_dim": 32},
             job(RTN | {"group_size": 32}),
         ),
         (OPT, job(RTN | {"symmetric": False})),
         (GPT2, job(RTN, format="safetensors")),
         (GPT2, job({"method": "magnitude"})),
-        (LLAMA, job({"method": "magnitude"}, RTN)),
+        (TINY, job({"method": "magnitude"}, RTN)),
     ],
     ids=["tied-skip", "qwen2", "qwen3", "opt", "gpt2-rtn", "gpt2-magnitude", "chain"],
 )
