@@ -211,9 +211,10 @@ class Cache:
 
     def _drop(self, path: Path) -> bool:
         if path.parent == self._texts:
-            if path.stat().st_mtime > time.time() - _TEXT_KEPT_SECONDS:
-                return False
-            path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # another process evicts too
+                if path.stat().st_mtime > time.time() - _TEXT_KEPT_SECONDS:
+                    return False
+                path.unlink()
             return True
         lock = _flock(self._lock_path(path.name), fcntl.LOCK_EX)
         if lock is None:
