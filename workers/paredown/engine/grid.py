@@ -58,15 +58,17 @@ def group_width(in_features: int, config: WeightGrid, name: str) -> int:
     return width
 
 
-def fit_grid(weight_OGS: Tensor, config: WeightGrid, storage_dtype: torch.dtype) -> Grid:
-    """The grid of each group, by the recipe's `scale_search`."""
+def fit_grid(
+    weight_OGS: Tensor, config: WeightGrid, storage_dtype: torch.dtype, importance_GS: Tensor | None = None
+) -> Grid:
+    """The grid of each group, by the recipe's `scale_search`; `importance_GS` weighs the squared error of a channel."""
     low, high = code_range(config)
     if config.scale_search == "min_max":
         return _spanning(*_limits(weight_OGS, config.symmetric), low, high, storage_dtype, config.symmetric)
     rows = max(1, _SEARCH_CHUNK // weight_OGS[0].numel())
     return side_by_side(
         [
-            _least_squares(part_OGS, low, high, storage_dtype, config.symmetric)
+            _least_squares(part_OGS, importance_GS, low, high, storage_dtype, config.symmetric)
             for part_OGS in torch.split(weight_OGS, rows)
         ],
         dim=0,
@@ -118,23 +120,32 @@ def _storable(scales_OG: Tensor, storage_dtype: torch.dtype) -> Tensor:
     return stored_OG.masked_fill_(stored_OG <= 0, 1)
 
 
-def _least_squares(weight_OGS: Tensor, low: int, high: int, storage_dtype: torch.dtype, symmetric: bool) -> Grid:
+def _least_squares(
+    weight_OGS: Tensor,
+    importance_GS: Tensor | None,
+    low: int,
+    high: int,
+    storage_dtype: torch.dtype,
+    symmetric: bool,
+) -> Grid:
     """Search the width of each group's range, then move the scale to the least-squares solution for its codes."""
     lowest_OG, highest_OG = _limits(weight_OGS, symmetric)
     best: Grid | None = None
     best_error_OG = torch.full_like(lowest_OG, torch.inf)
     for width in _WIDTHS:
         grid = _spanning(lowest_OG * width, highest_OG * width, low, high, storage_dtype, symmetric)
-        error_OG, _ = _error_and_codes(weight_OGS, grid)
+        error_OG, _ = _error_and_codes(weight_OGS, importance_GS, grid)
         best, best_error_OG = _better(best, best_error_OG, grid, error_OG)
     assert best is not None
     for _ in range(_REFINEMENTS):
-        _, codes_OGS = _error_and_codes(weight_OGS, best)
+        _, codes_OGS = _error_and_codes(weight_OGS, importance_GS, best)
         if best.zeros_OG is not None:
             codes_OGS -= best.zeros_OG.unsqueeze(-1)
-        fit_OG = (weight_OGS * codes_OGS).sum(-1) / codes_OGS.square_().sum(-1).clamp_(min=1)
+        weighted_OGS = codes_OGS if importance_GS is None else codes_OGS * importance_GS
+        # Where all codes are zero so is the numerator, and the fit, which is no better, is dropped.
+        fit_OG = (weight_OGS * weighted_OGS).sum(-1) / (codes_OGS * weighted_OGS).sum(-1).clamp_(min=1e-9)
         grid = Grid(_storable(fit_OG, storage_dtype), best.zeros_OG, low, high)
-        error_OG, _ = _error_and_codes(weight_OGS, grid)
+        error_OG, _ = _error_and_codes(weight_OGS, importance_GS, grid)
         best, best_error_OG = _better(best, best_error_OG, grid, error_OG)
     return best
 
@@ -151,12 +162,14 @@ def _better(best: Grid | None, best_error_OG: Tensor, grid: Grid, error_OG: Tens
     return Grid(scales_OG, zeros_OG, grid.low, grid.high), torch.where(better_OG, error_OG, best_error_OG)
 
 
-def _error_and_codes(weight_OGS: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Squared error of each group, but for the rounding of stored values, and the codes."""
+def _error_and_codes(weight_OGS: Tensor, importance_GS: Tensor | None, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Weighed squared error of each group, but for the rounding of stored values, and the codes."""
     scales_OG = grid.scales_OG.float()
     position_OGS = weight_OGS / scales_OG.unsqueeze(-1)
     if grid.zeros_OG is not None:
         position_OGS += grid.zeros_OG.unsqueeze(-1)
     codes_OGS = position_OGS.round().clamp_(grid.low, grid.high)
-    error_OG = position_OGS.sub_(codes_OGS).square_().sum(-1).mul_(scales_OG.square_())
-    return error_OG, codes_OGS
+    squares_OGS = position_OGS.sub_(codes_OGS).square_()
+    if importance_GS is not None:
+        squares_OGS *= importance_GS
+    return squares_OGS.sum(-1).mul_(scales_OG.square_()), codes_OGS

@@ -3,7 +3,8 @@
 Paper: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
 arXiv:2210.17323. With `activation_order` the columns with the largest activations go first, and every group's scale is
 found beforehand from the weights as they were ("static groups"), so groups stay where they are in the file; without it
-a group's scale is found when its first column is reached, from the weights as updated by then.
+a group's scale is found when its first column is reached, from the weights as updated by then. The search for a scale
+weighs each channel by its input norm.
 Weights that an earlier stage pruned stay zero; their error too is absorbed by later columns.
 Shapes: O out_features, I in_features, G groups along the input, S weights of a group, B columns of a lazy update.
 Units: damping is a share of the Hessian's mean diagonal.
@@ -30,7 +31,11 @@ def compress(linear: LinearWeight, inputs: InputStatistics, config: Gptq) -> Non
     weight_IO = _ordered(linear.weight_OI.T, order_I)
     pruned_IO = None if linear.pruned_OI is None else _ordered(linear.pruned_OI.T, order_I)
     static = order_I is not None
-    grid = fit_grid(linear.weight_OI.view(out_features, -1, width), config, linear.storage_dtype) if static else None
+    importance_GS = channel_importance(inputs.energy_I).view(-1, width)
+    grid: Grid | None = None
+    if static:
+        weight_OGS = linear.weight_OI.view(out_features, -1, width)
+        grid = fit_grid(weight_OGS, config, linear.storage_dtype, importance_GS)
     groups = [int(channel) // width for channel in (range(in_features) if order_I is None else order_I.tolist())]
     codes_IO = torch.empty_like(weight_IO)
     fitted: list[Grid] = []
@@ -39,7 +44,9 @@ def compress(linear: LinearWeight, inputs: InputStatistics, config: Gptq) -> Non
     for start in range(0, in_features, step):
         end = min(start + step, in_features)
         if grid is None and start % width == 0:
-            fitted.append(fit_grid(weight_IO[start : start + width].T.unsqueeze(1), config, linear.storage_dtype))
+            weight_OGS = weight_IO[start : start + width].T.unsqueeze(1)
+            group_importance_GS = importance_GS[start // width].unsqueeze(0)
+            fitted.append(fit_grid(weight_OGS, config, linear.storage_dtype, group_importance_GS))
             columns = _Columns(fitted[-1])
         assert columns is not None
         error_BO = torch.empty(end - start, out_features, device=weight_IO.device)
@@ -60,6 +67,18 @@ def compress(linear: LinearWeight, inputs: InputStatistics, config: Gptq) -> Non
         grid = side_by_side(fitted, dim=1)
     codes_OI = _restored(codes_IO, order_I).T.contiguous()
     linear.quantize(quantized_linear(codes_OI, grid, config))
+
+
+def channel_importance(energy_I: Tensor) -> Tensor:
+    """How much a channel's rounding error counts when a group's scale is found: its root mean square, mean 1.
+
+    Not its mean square, which the loss itself has: a weight in a quiet channel also takes in the errors of louder ones,
+    so its range matters more than its own channel says. On a 135 M model the root gave the lowest layer errors.
+    """
+    norm_I = energy_I.sqrt()
+    mean = norm_I.mean()
+    # Channels that were silent in calibration still count for something.
+    return (norm_I / mean).clamp(min=0.01) if bool(mean > 0) else torch.ones_like(norm_I)
 
 
 class _Columns:
