@@ -80,15 +80,20 @@ class BlockRun:
             getcurrent().parent.switch((group, inputs.flatten(0, -2)))
 
         with _Hooks(self._skeleton, self._groups, pause):
-            for micro_batch in range(len(forward.tokens)):
-                go_on(micro_batch, greenlet(run), micro_batch)
-            while waiting:
-                # A micro-batch that skips a group waits at a later one and holds nobody up.
-                group = min(group for group, _ in waiting.values())
-                self._compress(group, gathered.pop(group))
-                for micro_batch, (at, paused) in list(waiting.items()):
-                    if at == group:
-                        go_on(micro_batch, paused)
+            try:
+                for micro_batch in range(len(forward.tokens)):
+                    go_on(micro_batch, greenlet(run), micro_batch)
+                while waiting:
+                    # A micro-batch that skips a group waits at a later one and holds nobody up.
+                    group = min(group for group, _ in waiting.values())
+                    self._compress(group, gathered.pop(group))
+                    for micro_batch, (at, paused) in list(waiting.items()):
+                        if at == group:
+                            go_on(micro_batch, paused)
+            finally:
+                # After a failure: unwind the forwards that still wait, and let go of their activations.
+                for _, paused in waiting.values():
+                    paused.throw()
         self._check_states(forward)
 
     def rerun_through(self, forward: BlockForward) -> None:
