@@ -19,6 +19,7 @@ from paredown.contracts.families import MODEL_TYPES, shape_from_config
 from paredown.contracts.job import Format
 from paredown.contracts.recipes import Magnitude, Rtn, Stage
 from paredown.core.estimates import output_bytes
+from paredown.engine.data import load_tokenizer
 from paredown.engine.errors import FormatRefused
 from paredown.engine.formats import WRITERS
 from paredown.engine.formats.compressed_tensors import packed
@@ -115,7 +116,7 @@ def write(model: CompressedModel, output_format: Format, case_dir: Path) -> Path
     directory = case_dir / "artifact"
     directory.mkdir()
     WRITERS[output_format](model, directory)
-    write_companions(case_dir / "model", None, model.config, None, directory)
+    write_companions(case_dir / "model", None, model.config, load_tokenizer(case_dir / "model", None), directory)
     return directory
 
 
@@ -318,7 +319,7 @@ def test_code_and_foreign_files_beside_the_model_stay_behind(tmp_path: Path) -> 
     save_file({"x": torch.zeros(1)}, model_dir / "adapter.safetensors")
     (tmp_path / "artifact").mkdir()
 
-    write_companions(model_dir, None, config_of("llama"), None, tmp_path / "artifact")
+    write_companions(model_dir, None, config_of("llama"), load_tokenizer(model_dir, None), tmp_path / "artifact")
 
     assert {path.name for path in (tmp_path / "artifact").iterdir()} == {
         "generation_config.json",

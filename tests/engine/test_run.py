@@ -209,13 +209,13 @@ def test_without_an_evaluation_nothing_is_measured(tmp_path: Path) -> None:
     assert result.evaluation_tokens_sha256 is None
 
 
-def test_a_model_without_tokenizer_can_be_rounded_but_not_measured(tmp_path: Path) -> None:
+def test_a_model_without_a_usable_tokenizer_can_be_rounded_but_not_measured(tmp_path: Path) -> None:
     save_model(tmp_path / "model", config_of("llama"))
-    for path in (tmp_path / "model").glob("tokenizer*"):
-        path.unlink()
+    (tmp_path / "model" / "tokenizer.json").write_text("garbage")
 
     result = carry_out(order(tmp_path, [RTN], evaluation=None))
     assert "The artifact has none either." in result.report.warnings[0]
+    assert not list((tmp_path / "out").glob("tokenizer*"))
     with pytest.raises(NotAModel, match="tokenizer"):
         carry_out(order(tmp_path, [RTN], output_dir=tmp_path / "other"))
 

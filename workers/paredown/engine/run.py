@@ -1,53 +1,36 @@
 """One run of the engine: a work order in; an artifact on disk and a report of what was measured out.
 
-Compress → write → evaluate → prove in each claimed runtime → measure speed. Drained between blocks, it goes on where it
+Compress → write → evaluate → measure speed → prove in each claimed runtime. Drained between blocks, it goes on where it
 stopped when it is called again with the same work directory.
 """
 
 import importlib.metadata
 import math
 import platform
-import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy
 import torch
 
 from paredown.contracts.artifact import Evaluation, Report, RuntimeProof, Speed
-from paredown.contracts.families import ModelShape, UnsupportedArchitecture, shape_from_config
-from paredown.contracts.job import Calibration, Contract, Format, Phase, Progress
+from paredown.contracts.job import Contract, Phase, Progress
 from paredown.contracts.recipes import quantizer
 from paredown.contracts.work import EngineResult, WorkOrder
 from paredown.engine import data
 from paredown.engine.checkpoint import identity_hash
-from paredown.engine.errors import (
-    ArchitectureUnsupported,
-    DeviceUnavailable,
-    FormatRefused,
-    NanFound,
-    NotAModel,
-    OrderInvalid,
-)
-from paredown.engine.evaluation import speed
+from paredown.engine.errors import DeviceUnavailable, NanFound, OrderInvalid
 from paredown.engine.evaluation.perplexity import perplexity
-from paredown.engine.formats import WRITERS, compressed_tensors
+from paredown.engine.evaluation.speed import Role
+from paredown.engine.formats import WRITERS
 from paredown.engine.formats.files import write_companions, write_json
+from paredown.engine.inputs import Inputs, fingerprint, read_inputs, resolved_format
 from paredown.engine.memory import peak_memory_bytes
 from paredown.engine.progress import Journey, Part
-from paredown.engine.runtimes import (
-    RuntimeFailed,
-    TransformersProcess,
-    load_artifact,
-    memory_shortage,
-    prove,
-    unclaimed,
-)
+from paredown.engine.proof import prove_artifact
+from paredown.engine.runtimes import unclaimed
 from paredown.engine.stream import CompressedModel, compress_model
-from paredown.engine.weights import ModelFiles, open_model
+from paredown.engine.weights import ModelFiles
 
 _TOOLS = ("paredown", "torch", "transformers", "compressed-tensors", "safetensors", "tokenizers", "numpy", "gguf")
 _BASE_EVALUATION = "base-evaluation.json"
@@ -72,18 +55,6 @@ def device_of(order: WorkOrder) -> torch.device:
     return torch.device("cuda" if order.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """What is read before the work begins."""
-
-    files: ModelFiles
-    shape: ModelShape
-    tokenizer: Any
-    calibration: data.TokenBlocks | None
-    evaluation: data.TokenBlocks | None
-    warnings: tuple[str, ...]
-
-
 def run(
     order: WorkOrder, report_progress: Callable[[Progress], None], should_drain: Callable[[], bool]
 ) -> EngineResult:
@@ -91,12 +62,12 @@ def run(
     device = device_of(order)
     if order.threads is not None:
         torch.set_num_threads(order.threads)
-    output_format = _resolved_format(order)
+    output_format = resolved_format(order)
     if order.output_dir.is_dir() and any(order.output_dir.iterdir()):
         raise OrderInvalid(f"The output directory {order.output_dir.name} is not empty; name another one.")
     order.output_dir.mkdir(parents=True, exist_ok=True)
 
-    inputs = _read_inputs(order, output_format)
+    inputs = read_inputs(order, output_format)
     journey = Journey(_parts(order, inputs), report_progress, should_drain)
     identity = _identity(order, inputs, device)
     compressed = _compress(order, inputs, device, identity, journey)
@@ -108,10 +79,13 @@ def run(
     # Before any runtime takes memory of its own: this is what compressing and evaluating took.
     peak = peak_memory_bytes(device)
     runtimes: tuple[RuntimeProof, ...] = ()
-    speeds: dict[speed.Role, Speed] = {}
+    speeds: dict[Role, Speed] = {}
     warnings: tuple[str, ...] = ()
     if "transformers" in order.runtimes:
-        proof, speeds, warnings = _prove(order, inputs, device, artifact, journey)
+        if device.type == "cuda":
+            # What this process no longer uses is the runtimes' to take.
+            torch.cuda.empty_cache()
+        proof, speeds, warnings = prove_artifact(order, inputs, device, artifact, journey)
         stage = quantizer(order.recipe)
         runtimes = (proof, *unclaimed(output_format, stage.bits if stage else None))
 
@@ -137,58 +111,7 @@ def run(
     )
 
 
-def _resolved_format(order: WorkOrder) -> Format:
-    if order.format is Format.AUTO:
-        return Format.COMPRESSED_TENSORS if quantizer(order.recipe) else Format.SAFETENSORS
-    if order.format is Format.COMPRESSED_TENSORS and quantizer(order.recipe) is None:
-        raise FormatRefused(
-            "Format compressed-tensors needs a stage that quantizes; use safetensors for pruned models.", field="format"
-        )
-    return order.format
-
-
-def _calibration_of(order: WorkOrder) -> tuple[Calibration, Path] | None:
-    """Settings and text, where a stage needs them. Raises OrderInvalid."""
-    if not any(stage.needs_calibration for stage in order.recipe):
-        return None
-    if order.calibration is None or order.calibration_text is None:
-        raise OrderInvalid("A stage of the recipe needs calibration text, and the order names none.")
-    return order.calibration, order.calibration_text
-
-
-def _read_inputs(order: WorkOrder, output_format: Format) -> _Inputs:
-    files = open_model(order.model_dir, order.gguf_file)
-    try:
-        shape = shape_from_config(files.config.to_dict())
-    except UnsupportedArchitecture as error:
-        raise ArchitectureUnsupported(f"{error}.", field="model") from error
-    if output_format is Format.COMPRESSED_TENSORS:
-        compressed_tensors.check(files.config)
-    calibrated = _calibration_of(order)
-    if order.evaluation is not None and order.evaluation_text is None:
-        raise OrderInvalid("The order asks for an evaluation and names no text for it.")
-
-    warnings: list[str] = []
-    tokenizer = None
-    try:
-        tokenizer = data.load_tokenizer(order.model_dir, order.gguf_file)
-    except NotAModel as error:
-        if calibrated or order.evaluation:
-            raise
-        warnings.append(f"{error.detail} The artifact has none either.")
-    calibration = evaluation = None
-    if calibrated:
-        settings, text = calibrated
-        calibration = data.calibration_blocks(text, settings, tokenizer, shape.vocab_size, shape.context_length)
-        warnings += calibration.warnings
-    if order.evaluation and order.evaluation_text:
-        evaluation = data.evaluation_blocks(
-            order.evaluation_text, order.evaluation, tokenizer, shape.vocab_size, shape.context_length
-        )
-    return _Inputs(files, shape, tokenizer, calibration, evaluation, tuple(warnings))
-
-
-def _parts(order: WorkOrder, inputs: _Inputs) -> dict[str, Part]:
+def _parts(order: WorkOrder, inputs: Inputs) -> dict[str, Part]:
     """The run's parts, their cost in tokens that a forward pass would have read meanwhile (measured on two cores)."""
     parts = {"compress": Part(Phase.COMPRESS, 1500.0, "compressing"), "write": Part(Phase.COMPRESS, 500.0, "writing")}
     if inputs.calibration is not None:
@@ -206,13 +129,13 @@ def _parts(order: WorkOrder, inputs: _Inputs) -> dict[str, Part]:
     return parts
 
 
-def _identity(order: WorkOrder, inputs: _Inputs, device: torch.device) -> str:
+def _identity(order: WorkOrder, inputs: Inputs, device: torch.device) -> str:
     """All that decides the bytes of a finished block."""
     return identity_hash(
         [stage.identity() for stage in order.recipe],
         [stage.version for stage in order.recipe],
         inputs.calibration.sha256 if inputs.calibration else None,
-        _fingerprint(order.model_dir),
+        fingerprint(order.model_dir),
         order.dtype,
         device.type,
         torch.cuda.get_device_name() if device.type == "cuda" else torch.backends.cpu.get_cpu_capability(),
@@ -221,23 +144,8 @@ def _identity(order: WorkOrder, inputs: _Inputs, device: torch.device) -> str:
     )
 
 
-def _fingerprint(model_dir: Path) -> list[tuple[str, int, str]]:
-    """Names, sizes, and the ends of every file: enough to tell that a work directory belongs to another model.
-
-    That the files are what their source says was verified when they were fetched, by their whole hashes.
-    """
-    found: list[tuple[str, int, str]] = []
-    for path in sorted(path for path in model_dir.iterdir() if path.is_file()):
-        with path.open("rb") as stream:
-            size = path.stat().st_size
-            start = stream.read(1 << 20)
-            stream.seek(max(0, size - (1 << 20)))
-            found.append((path.name, size, identity_hash(start.hex(), stream.read().hex())))
-    return found
-
-
 def _compress(
-    order: WorkOrder, inputs: _Inputs, device: torch.device, identity: str, journey: Journey
+    order: WorkOrder, inputs: Inputs, device: torch.device, identity: str, journey: Journey
 ) -> CompressedModel:
     first = True
 
@@ -272,7 +180,7 @@ class _SavedEvaluation(Contract):
 
 def _evaluate(
     order: WorkOrder,
-    inputs: _Inputs,
+    inputs: Inputs,
     compressed: CompressedModel,
     device: torch.device,
     identity: str,
@@ -307,9 +215,11 @@ def _evaluate(
 
     saved = order.work_dir / _BASE_EVALUATION
     with journey.part("evaluate_base"):
-        known = order.baseline or _saved_evaluation(saved, identity)
-        if known is not None and known.protocol_hash == protocol_hash:
-            base = known.model_copy(update={"cached": order.baseline is not None})
+        mine = _saved_evaluation(saved, identity)
+        if order.baseline is not None and order.baseline.protocol_hash == protocol_hash:
+            base = order.baseline.model_copy(update={"cached": True})
+        elif mine is not None and mine.protocol_hash == protocol_hash:
+            base = mine
         else:
             base = measure(inputs.files)
             write_json(saved, _SavedEvaluation(identity=identity, evaluation=base).model_dump(mode="json"))
@@ -325,71 +235,6 @@ def _saved_evaluation(path: Path, identity: str) -> Evaluation | None:
         # Absent, or cut off while it was written: measuring again is all it costs.
         return None
     return saved.evaluation if saved.identity == identity else None
-
-
-def _prove(
-    order: WorkOrder, inputs: _Inputs, device: torch.device, artifact: Evaluation | None, journey: Journey
-) -> tuple[RuntimeProof, dict[speed.Role, Speed], tuple[str, ...]]:
-    """Load the artifact in transformers, beside the base where speed is asked for."""
-    shape = inputs.shape
-    # In the protocol's number type the artifact may take four bytes a parameter.
-    shortage = memory_shortage(shape.parameters, 4, device.type)
-    if shortage:
-        proof = RuntimeProof(runtime="transformers", version=tools()["transformers"], loads=False, detail=shortage)
-        return proof, {}, (f"The artifact was not loaded in transformers: it {shortage}.",)
-    settings = speed.SpeedSettings().within(shape.context_length)
-    prompt = _prompt(inputs, settings.prompt_tokens)
-    speeds: dict[speed.Role, Speed] = {}
-    warnings: tuple[str, ...] = ()
-    with (
-        tempfile.TemporaryDirectory(prefix="runtime-") as scratch,
-        TransformersProcess(Path(scratch), device.type, torch.get_num_threads()) as process,
-    ):
-        if order.evaluation and order.evaluation.speed:
-            with journey.part("speed"):
-                load_artifact(process, order.output_dir)
-                speeds, warnings = _measure_speed(order, inputs, process, prompt, settings)
-        with journey.part("prove"):
-            if not process.loaded:
-                load_artifact(process, order.output_dir)
-            tokens = None
-            if inputs.evaluation is not None:
-                tokens = Path(scratch) / "evaluation-tokens.npy"
-                numpy.save(tokens, inputs.evaluation.tokens_NT.numpy())
-            proof = prove(
-                process,
-                prompt=prompt[: max(1, min(16, shape.context_length // 4))],
-                new_tokens=max(1, min(24, shape.context_length // 2)),
-                tokens=tokens,
-                dtype=order.dtype,
-                reported=artifact.perplexity if artifact else None,
-            )
-    return proof, speeds, warnings
-
-
-def _measure_speed(
-    order: WorkOrder,
-    inputs: _Inputs,
-    artifact: TransformersProcess,
-    prompt: list[int],
-    settings: speed.SpeedSettings,
-) -> tuple[dict[speed.Role, Speed], tuple[str, ...]]:
-    shortage = memory_shortage(inputs.shape.parameters, 4, artifact.device)
-    if shortage:
-        return {}, (f"Speed was not measured: the base beside the artifact {shortage}.",)
-    with TransformersProcess(artifact.scratch, artifact.device, artifact.threads) as base:
-        try:
-            base.load(order.model_dir, gguf_file=order.gguf_file, dtype=inputs.files.storage_dtype)
-            return speed.measure({"base": base, "artifact": artifact}, prompt, settings), ()
-        except RuntimeFailed as error:
-            return {}, (f"Speed was not measured: {error}.",)
-
-
-def _prompt(inputs: _Inputs, length: int) -> list[int]:
-    """The first tokens of the evaluation text, else of the calibration text, else the vocabulary's."""
-    blocks = inputs.evaluation or inputs.calibration
-    known = blocks.tokens_NT.flatten()[:length].tolist() if blocks else []
-    return [*known, *(index % inputs.shape.vocab_size for index in range(length - len(known)))]
 
 
 __all__ = ["device_of", "run", "tools"]

@@ -28,11 +28,10 @@ def main() -> None:
     _die_with(int(sys.argv[1]))
     calls: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(calls,), daemon=True).start()
-    runtime: Runtime | None = None
+    runtime = Runtime()
     while True:
         call = calls.get()
         try:
-            runtime = runtime or Runtime()
             answer = {"ok": getattr(runtime, call.pop("call"))(**call)}
         except Exception as error:  # noqa: BLE001  # a model can fail in any way; the engine gives it a name
             answer = {"error": f"{type(error).__name__}: {error}"[:2000]}
@@ -66,6 +65,9 @@ class Runtime:
         self.transformers = transformers
         self.model: Any = None
         self.directory = Path()
+
+    def ready(self) -> bool:
+        return True
 
     def load(self, directory: str, gguf_file: str | None, dtype: str, device: str, threads: int) -> dict[str, Any]:
         """`AutoModelForCausalLM.from_pretrained(directory)`; a GGUF file is dequantized."""

@@ -76,6 +76,10 @@ class TransformersProcess:
     def pid(self) -> int:
         return self._process.pid
 
+    def wait_until_ready(self) -> None:
+        """Until the libraries are imported."""
+        self._call("ready")
+
     def load(self, directory: Path, *, gguf_file: str | None = None, dtype: torch.dtype | None = None) -> None:
         """Load as a user would; `dtype` None leaves the choice to the model's configuration."""
         loaded = self._call(

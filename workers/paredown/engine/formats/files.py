@@ -79,9 +79,12 @@ def write_config(config: PreTrainedConfig, storage_dtype: str, directory: Path, 
 def write_companions(
     model_dir: Path, gguf_file: str | None, config: PreTrainedConfig, tokenizer: Any, directory: Path
 ) -> None:
-    """Tokenizer and generation settings: the model's own files where it has any, else as transformers reads them."""
+    """Tokenizer and generation settings: the model's own files where it has any, else as transformers reads them.
+
+    `tokenizer` is None where the model has none that can be loaded; the artifact has none then.
+    """
     if gguf_file is None:
-        for name in (*TOKENIZER_FILES, "generation_config.json"):
+        for name in (*(TOKENIZER_FILES if tokenizer is not None else ()), "generation_config.json"):
             if (model_dir / name).is_file():
                 shutil.copyfile(model_dir / name, directory / name)
     elif tokenizer is not None:

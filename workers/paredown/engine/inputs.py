@@ -1,0 +1,93 @@
+"""What a run reads before the work begins, and all that can be refused before it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paredown.contracts.families import ModelShape, UnsupportedArchitecture, shape_from_config
+from paredown.contracts.job import Calibration, Format
+from paredown.contracts.recipes import quantizer
+from paredown.contracts.work import WorkOrder
+from paredown.engine import data
+from paredown.engine.checkpoint import identity_hash
+from paredown.engine.errors import ArchitectureUnsupported, FormatRefused, NotAModel, OrderInvalid
+from paredown.engine.formats import compressed_tensors
+from paredown.engine.weights import ModelFiles, open_model
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The model and the tokens of one run."""
+
+    files: ModelFiles
+    shape: ModelShape
+    tokenizer: Any
+    calibration: data.TokenBlocks | None
+    evaluation: data.TokenBlocks | None
+    warnings: tuple[str, ...]
+
+
+def resolved_format(order: WorkOrder) -> Format:
+    if order.format is Format.AUTO:
+        return Format.COMPRESSED_TENSORS if quantizer(order.recipe) else Format.SAFETENSORS
+    if order.format is Format.COMPRESSED_TENSORS and quantizer(order.recipe) is None:
+        raise FormatRefused(
+            "Format compressed-tensors needs a stage that quantizes; use safetensors for pruned models.", field="format"
+        )
+    return order.format
+
+
+def _calibration_of(order: WorkOrder) -> tuple[Calibration, Path] | None:
+    """Settings and text, where a stage needs them. Raises OrderInvalid."""
+    if not any(stage.needs_calibration for stage in order.recipe):
+        return None
+    if order.calibration is None or order.calibration_text is None:
+        raise OrderInvalid("A stage of the recipe needs calibration text, and the order names none.")
+    return order.calibration, order.calibration_text
+
+
+def read_inputs(order: WorkOrder, output_format: Format) -> Inputs:
+    files = open_model(order.model_dir, order.gguf_file)
+    try:
+        shape = shape_from_config(files.config.to_dict())
+    except UnsupportedArchitecture as error:
+        raise ArchitectureUnsupported(f"{error}.", field="model") from error
+    if output_format is Format.COMPRESSED_TENSORS:
+        compressed_tensors.check(files.config)
+    calibrated = _calibration_of(order)
+    if order.evaluation is not None and order.evaluation_text is None:
+        raise OrderInvalid("The order asks for an evaluation and names no text for it.")
+
+    warnings: list[str] = []
+    tokenizer = None
+    try:
+        tokenizer = data.load_tokenizer(order.model_dir, order.gguf_file)
+    except NotAModel as error:
+        if calibrated or order.evaluation:
+            raise
+        warnings.append(f"{error.detail} The artifact has none either.")
+    calibration = evaluation = None
+    if calibrated:
+        settings, text = calibrated
+        calibration = data.calibration_blocks(text, settings, tokenizer, shape.vocab_size, shape.context_length)
+        warnings += calibration.warnings
+    if order.evaluation and order.evaluation_text:
+        evaluation = data.evaluation_blocks(
+            order.evaluation_text, order.evaluation, tokenizer, shape.vocab_size, shape.context_length
+        )
+    return Inputs(files, shape, tokenizer, calibration, evaluation, tuple(warnings))
+
+
+def fingerprint(model_dir: Path) -> list[tuple[str, int, str]]:
+    """Names, sizes, and the ends of every file: enough to tell that a work directory belongs to another model.
+
+    That the files are what their source says was verified when they were fetched, by their whole hashes.
+    """
+    found: list[tuple[str, int, str]] = []
+    for path in sorted(path for path in model_dir.iterdir() if path.is_file()):
+        with path.open("rb") as stream:
+            size = path.stat().st_size
+            start = stream.read(1 << 20)
+            stream.seek(max(0, size - (1 << 20)))
+            found.append((path.name, size, identity_hash(start.hex(), stream.read().hex())))
+    return found

@@ -1,0 +1,86 @@
+"""The artifact's proof: it is loaded in transformers as a user would, beside the base where speed is measured."""
+
+import importlib.metadata
+import tempfile
+from pathlib import Path
+
+import numpy
+import torch
+
+from paredown.contracts.artifact import Evaluation, RuntimeProof, Speed
+from paredown.contracts.work import WorkOrder
+from paredown.engine.evaluation import speed
+from paredown.engine.inputs import Inputs
+from paredown.engine.progress import Journey
+from paredown.engine.runtimes import RuntimeFailed, TransformersProcess, load_artifact, memory_shortage, prove
+
+
+def prove_artifact(
+    order: WorkOrder, inputs: Inputs, device: torch.device, artifact: Evaluation | None, journey: Journey
+) -> tuple[RuntimeProof, dict[speed.Role, Speed], tuple[str, ...]]:
+    """Load the artifact in transformers, beside the base where speed is asked for."""
+    shape = inputs.shape
+    # In the protocol's number type the artifact may take four bytes a parameter.
+    shortage = memory_shortage(shape.parameters, 4, device.type)
+    if shortage:
+        proof = RuntimeProof(
+            runtime="transformers", version=importlib.metadata.version("transformers"), loads=False, detail=shortage
+        )
+        return proof, {}, (f"The artifact was not loaded in transformers: it {shortage}.",)
+    settings = speed.SpeedSettings().within(shape.context_length)
+    prompt = _prompt(inputs, settings.prompt_tokens)
+    speeds: dict[speed.Role, Speed] = {}
+    warnings: tuple[str, ...] = ()
+    with (
+        tempfile.TemporaryDirectory(prefix="runtime-") as scratch,
+        TransformersProcess(Path(scratch), device.type, torch.get_num_threads()) as process,
+    ):
+        if order.evaluation and order.evaluation.speed:
+            with journey.part("speed"):
+                speeds, warnings = _measure_speed(order, inputs, process, prompt, settings)
+        with journey.part("prove"):
+            if not process.loaded:
+                load_artifact(process, order.output_dir)
+            tokens = None
+            if inputs.evaluation is not None:
+                tokens = Path(scratch) / "evaluation-tokens.npy"
+                numpy.save(tokens, inputs.evaluation.tokens_NT.numpy())
+            proof = prove(
+                process,
+                prompt=prompt[: max(1, min(16, shape.context_length // 4))],
+                new_tokens=max(1, min(24, shape.context_length // 2)),
+                tokens=tokens,
+                dtype=order.dtype,
+                reported=artifact.perplexity if artifact else None,
+            )
+    return proof, speeds, warnings
+
+
+def _measure_speed(
+    order: WorkOrder,
+    inputs: Inputs,
+    artifact: TransformersProcess,
+    prompt: list[int],
+    settings: speed.SpeedSettings,
+) -> tuple[dict[speed.Role, Speed], tuple[str, ...]]:
+    """Raises RuntimeLoadFailed for the artifact; a base that does not load leaves only its speed unknown."""
+    shortage = memory_shortage(2 * inputs.shape.parameters, 4, artifact.device)
+    if shortage:
+        return {}, (f"Speed was not measured: the base beside the artifact {shortage}.",)
+    with TransformersProcess(artifact.scratch, artifact.device, artifact.threads) as base:
+        # Both start at once; then each loads while nothing else runs, because that is timed.
+        try:
+            artifact.wait_until_ready()
+            base.wait_until_ready()
+            base.load(order.model_dir, gguf_file=order.gguf_file, dtype=inputs.files.storage_dtype)
+            load_artifact(artifact, order.output_dir)
+            return speed.measure({"base": base, "artifact": artifact}, prompt, settings), ()
+        except RuntimeFailed as error:
+            return {}, (f"Speed was not measured: {error}.",)
+
+
+def _prompt(inputs: Inputs, length: int) -> list[int]:
+    """The first tokens of the evaluation text, else of the calibration text, else the vocabulary's."""
+    blocks = inputs.evaluation or inputs.calibration
+    known = blocks.tokens_NT.flatten()[:length].tolist() if blocks else []
+    return [*known, *(index % inputs.shape.vocab_size for index in range(length - len(known)))]
