@@ -63,7 +63,6 @@ def test_schemathesis_finds_no_difference(
             *("--config-file", "schemathesis.toml"),
             *("run", f"{server.url}/openapi.json"),
             *("--header", f"Authorization: {api.headers['authorization']}"),
-            *("--checks", "all"),
             *("--phases", "examples,coverage,fuzzing,stateful"),
             *("--max-examples", "6"),
             *("--seed", "1"),

@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import func, insert, select, text, update
+from structlog.testing import capture_logs
 from tests.support.s3 import client, moto_server
 
 from paredown.contracts.job import JobSpec
@@ -204,7 +205,7 @@ def test_idempotency_keys_are_kept_for_a_day(database: Database, project: UUID) 
 
 
 def test_every_chore_has_its_turn_though_one_fails(
-    database: Database, project: UUID, store: LocalStore, settings: Settings, capsys: pytest.CaptureFixture[str]
+    database: Database, project: UUID, store: LocalStore, settings: Settings
 ) -> None:
     submit(database, project, "old")
     with database.transaction() as session:
@@ -216,9 +217,10 @@ def test_every_chore_has_its_turn_though_one_fails(
 
     orphan = f"artifacts/{uuid4()}/1/x"
     put(store, orphan)
-    keep_house(database, Broken(store.root), settings, threading.Event())
+    with capture_logs() as logs:
+        keep_house(database, Broken(store.root), settings, threading.Event())
     with database.transaction() as session:
         assert session.scalar(select(func.count()).select_from(IdempotencyRow)) == 0
         months = session.scalars(text("SELECT relid::regclass::text FROM pg_partition_tree('job_events')")).all()
     assert sum(name.startswith("job_events_y") for name in months) == 3
-    assert "housekeeping_failed" in capsys.readouterr().out
+    assert "housekeeping_failed" in [entry["event"] for entry in logs]

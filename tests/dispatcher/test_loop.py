@@ -10,6 +10,7 @@ from uuid import UUID
 import pytest
 import redis
 from sqlalchemy import func, update
+from structlog.testing import capture_logs
 
 from paredown.contracts.job import JobSpec, JobState
 from paredown.core import jobs
@@ -104,9 +105,7 @@ def test_a_deadline_ends_a_job(dispatcher: Dispatcher, database: Database, proje
     assert state_of(database, job) is JobState.FAILED
 
 
-def test_without_redis_leases_are_rescued_all_the_same(
-    database: Database, project: UUID, settings: Settings, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_redis_leases_are_rescued_all_the_same(database: Database, project: UUID, settings: Settings) -> None:
     away = settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{free_port()}/0"})
     dispatcher = Dispatcher(away, database, open_store(settings), create_celery(away))
     job = submit(database, project)
@@ -114,11 +113,12 @@ def test_without_redis_leases_are_rescued_all_the_same(
         assert jobs.claim(session, "cpu", "lost", settings)
         session.execute(update(JobRow).values(lease_until=func.now() - timedelta(seconds=1)))
     started = time.monotonic()
-    dispatcher.turn()
-    dispatcher.turn()
+    with capture_logs() as logs:
+        dispatcher.turn()
+        dispatcher.turn()
     assert state_of(database, job) is JobState.QUEUED
     assert time.monotonic() - started < 10
-    assert capsys.readouterr().out.count("redis_unavailable") == 1
+    assert [entry["event"] for entry in logs].count("redis_unavailable") == 1
 
 
 def test_several_dispatchers_at_once_rescue_each_job_once(
@@ -148,20 +148,19 @@ def test_several_dispatchers_at_once_rescue_each_job_once(
             assert [event.type for event in jobs.events_after(session, job, 0)] == ["queued", "claimed", "requeued"]
 
 
-def test_without_a_database_it_waits_and_stops_when_told(
-    settings: Settings, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_database_it_waits_and_stops_when_told(settings: Settings) -> None:
     away = settings.model_copy(update={"database_url": f"postgresql+psycopg://pare@127.0.0.1:{free_port()}/pare"})
     dispatcher = Dispatcher(away, Database(away), open_store(settings), create_celery(settings))
     stop = threading.Event()
     thread = threading.Thread(target=dispatcher.run, args=(stop,))
-    thread.start()
-    time.sleep(1)
-    assert thread.is_alive()
-    stop.set()
-    thread.join(10)
+    with capture_logs() as logs:
+        thread.start()
+        time.sleep(1)
+        assert thread.is_alive()
+        stop.set()
+        thread.join(10)
     assert not thread.is_alive()
-    assert capsys.readouterr().out.count("database_unavailable") == 1
+    assert [entry["event"] for entry in logs].count("database_unavailable") == 1
 
 
 def test_send_hint_says_whether_one_was_sent(settings: Settings, broker: redis.Redis) -> None:
