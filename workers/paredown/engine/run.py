@@ -15,7 +15,7 @@ import torch
 
 from paredown.contracts.artifact import Evaluation, Report, RuntimeProof, Speed
 from paredown.contracts.job import Contract, Phase, Progress
-from paredown.contracts.recipes import quantizer
+from paredown.contracts.recipes import Stage, quantizer
 from paredown.contracts.work import EngineResult, WorkOrder
 from paredown.engine import data
 from paredown.engine.checkpoint import identity_hash
@@ -26,9 +26,11 @@ from paredown.engine.formats import WRITERS
 from paredown.engine.formats.files import write_companions, write_json
 from paredown.engine.inputs import Inputs, fingerprint, read_inputs, resolved_format
 from paredown.engine.memory import peak_memory_bytes
+from paredown.engine.methods import METHODS
 from paredown.engine.progress import Journey, Part
 from paredown.engine.proof import prove_artifact
 from paredown.engine.runtimes import unclaimed
+from paredown.engine.statistics import Statistic
 from paredown.engine.stream import CompressedModel, compress_model
 from paredown.engine.weights import ModelFiles
 
@@ -111,13 +113,28 @@ def run(
     )
 
 
+# What a run's parts cost, in tokens that a forward pass would have read meanwhile (measured on two cores; whatever the
+# model's size, because all of it grows with the weights).
+_READING = 1500.0
+_SEARCHING_SCALES = 7800.0
+_SOLVING_COLUMNS = 5000.0
+_GATHERING_HESSIANS = 0.75  # of each calibration token
+
+
+def _compress_cost(recipe: tuple[Stage, ...], calibration_tokens: int) -> float:
+    solves = any(Statistic.HESSIAN in METHODS[stage.method].needs for stage in recipe)
+    grid = quantizer(recipe)
+    cost = _READING + calibration_tokens * (1 + solves * _GATHERING_HESSIANS) + solves * _SOLVING_COLUMNS
+    return cost + _SEARCHING_SCALES if grid and grid.scale_search == "least_squares" else cost
+
+
 def _parts(order: WorkOrder, inputs: Inputs) -> dict[str, Part]:
-    """The run's parts, their cost in tokens that a forward pass would have read meanwhile (measured on two cores)."""
-    parts = {"compress": Part(Phase.COMPRESS, 1500.0, "compressing"), "write": Part(Phase.COMPRESS, 500.0, "writing")}
-    if inputs.calibration is not None:
-        solved = any(stage.method == "gptq" for stage in order.recipe)
-        cost = inputs.calibration.tokens_NT.numel() * (2.5 if solved else 1.3)
-        parts["compress"] = Part(Phase.COMPRESS, cost, "compressing")
+    """The run's parts in their order."""
+    calibration_tokens = inputs.calibration.tokens_NT.numel() if inputs.calibration is not None else 0
+    parts = {
+        "compress": Part(Phase.COMPRESS, _compress_cost(order.recipe, calibration_tokens), "compressing"),
+        "write": Part(Phase.COMPRESS, 500.0, "writing"),
+    }
     evaluated = 0 if inputs.evaluation is None else inputs.evaluation.tokens_NT.numel()
     if evaluated:
         parts["evaluate_base"] = Part(Phase.EVALUATE, 1 if order.baseline else evaluated, "measuring the base")
