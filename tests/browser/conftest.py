@@ -31,6 +31,7 @@ ARGUMENTS = [
 # A busy machine with two cores draws a page in seconds.
 PATIENCE_MS = 30_000
 WIDE, NARROW = (1440, 900), (400, 850)
+PHONE = "Mozilla/5.0 (Linux; Android 16; Pixel 9) AppleWebKit/537.36 Chrome/156.0.0.0 Mobile Safari/537.36"
 
 
 @pytest.fixture(scope="session")
@@ -192,7 +193,9 @@ def open_window(browser: Browser, site: Site) -> Iterator[OpenWindow]:
     opened = []
 
     def start(size: tuple[int, int] = WIDE) -> Visitor:
-        context = browser.new_context(viewport={"width": size[0], "height": size[1]}, accept_downloads=True)
+        # A narrow window is a phone's: Streamlit goes by the browser's name to close the menu that covers the page.
+        device = {"user_agent": PHONE, "is_mobile": True, "has_touch": True} if size == NARROW else {}
+        context = browser.new_context(viewport={"width": size[0], "height": size[1]}, accept_downloads=True, **device)
         context.set_default_timeout(PATIENCE_MS)
         opened.append(context)
         visitor = Visitor(context.new_page(), site)

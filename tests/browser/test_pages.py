@@ -43,9 +43,9 @@ def test_pages_full_of_work(
     open_window: OpenWindow, house: House, api: Callable[[], None], size: tuple[int, int]
 ) -> None:
     artifacts = house.fill(200)
-    house.queue(name="waits for its turn")
     house.fail(name="failed")
     running = house.start(name="is being compressed", tags=["nightly"])
+    house.queue(name="waits for its turn")
     with house.database.transaction() as session:
         finished, _ = jobs.list_jobs(session, house.project, states=("succeeded",), after=None, limit=1)
     visitor = open_window(size)
@@ -115,10 +115,12 @@ def test_input_outlives_other_pages(open_window: OpenWindow, house: House, api: 
     model = page.get_by_role("combobox", name="Model address")
     model.fill(MODEL)
     model.press("Enter")
+    visitor.settle()
     damping = page.get_by_role("spinbutton", name="Damping")
     damping.fill("0.07")
     damping.press("Enter")
-    page.locator(".st-key-draft-add-wanda button").click()
+    visitor.settle()
+    page.get_by_role("button", name="Wanda").click()
     expect(page.get_by_role("spinbutton", name="Sparsity")).to_have_value("0.5")
     expect(page.get_by_text("put wanda first").first).to_be_visible()
     page.locator(".st-key-draft-move-2--1 button").click()

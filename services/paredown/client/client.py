@@ -13,7 +13,7 @@ from paredown.client.credentials import connect
 from paredown.client.downloads import DownloadProgress, fetch_artifact, stored_problems
 from paredown.client.errors import PareApiError
 from paredown.client.events import PATIENCE_SECONDS, follow
-from paredown.client.transport import Transport
+from paredown.client.transport import MAX_TRIES, Transport
 from paredown.contracts.access import KeyCreated, KeyView, Me, Scope
 from paredown.contracts.artifact import ArtifactView, Front, Manifest, Verdict
 from paredown.contracts.dataset import DatasetView
@@ -56,10 +56,13 @@ _ME = TypeAdapter(Me)
 
 
 class PareClient:
-    """A connection to one Pare service. Raises PareApiError. Not for sharing between threads while `close` runs."""
+    """A connection to one Pare service. Raises PareApiError. Not for sharing between threads while `close` runs.
 
-    def __init__(self, base_url: str, key: str | None = None, timeout: float = 60.0) -> None:
-        self._transport = Transport(base_url, key, timeout)
+    `tries`: how often a call that may be repeated is made, with growing pauses, before the service counts as away.
+    """
+
+    def __init__(self, base_url: str, key: str | None = None, timeout: float = 60.0, tries: int = MAX_TRIES) -> None:
+        self._transport = Transport(base_url, key, timeout, tries=tries)
 
     @property
     def base_url(self) -> str:

@@ -35,9 +35,11 @@ class Transport:
         key: str | None,
         timeout: float,
         *,
+        tries: int = MAX_TRIES,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.base_url = base_url.rstrip("/")
+        self.tries = tries
         self.sleep = sleep
         headers = {"User-Agent": _user_agent(), "Accept": "application/json"}
         if key:
@@ -50,7 +52,7 @@ class Transport:
         self.http.close()
 
     def call(
-        self, method: str, path: str, *, idempotent: bool | None = None, tries: int = MAX_TRIES, **options: Any
+        self, method: str, path: str, *, idempotent: bool | None = None, tries: int | None = None, **options: Any
     ) -> httpx.Response:
         """The answer, if it is 2xx or 3xx. Raises PareApiError.
 
@@ -58,6 +60,7 @@ class Transport:
         be connected to, or said 429.
         """
         repeatable = method in ("GET", "HEAD", "DELETE") if idempotent is None else idempotent
+        tries = tries or self.tries
         for attempt in range(1, tries + 1):
             try:
                 response = self.http.request(method, path, **options)

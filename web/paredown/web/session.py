@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 # Long enough for the slowest plan (a model's configuration fetched from far away), short enough to stay a page.
 TIMEOUT_SECONDS = 30.0
+# Somebody waits at the page, and a live list asks again by itself: it says soon that the service is away.
+TRIES = 2
 _CLIENT, _ME, _CACHE = "session.client", "session.me", "session.cache"
 _NOTICE, _SIGNED_OUT = "session.notice", "session.signed_out"
 
@@ -42,7 +44,7 @@ def public_api_url() -> str:
 
 def sign_in(key: str) -> None:
     """Raises PareApiError: the key is bad, or the service is away."""
-    client = PareClient(api_url(), key.strip(), TIMEOUT_SECONDS)
+    client = PareClient(api_url(), key.strip(), TIMEOUT_SECONDS, TRIES)
     try:
         me = client.me()
     except PareApiError:
