@@ -87,7 +87,7 @@ def test_unfit_ids_are_named(api: httpx.Client) -> None:
 
 
 def test_every_offending_field_is_told_with_a_sentence(api: httpx.Client, body: dict[str, Any]) -> None:
-    recipe = [{"method": "gptq", "bits": 5, "damping": 0}, {"method": "wanda", "spars": 1}]
+    recipe = [{"method": "gptq", "bits": 7, "damping": 0}, {"method": "wanda", "spars": 1}]
     problem = problem_of(api.post("/v1/jobs", json={**body, "recipe": recipe, "priority": "high"}))
     assert [error.field for error in problem.errors] == [
         "recipe.0.bits",
@@ -96,7 +96,7 @@ def test_every_offending_field_is_told_with_a_sentence(api: httpx.Client, body: 
         "priority",
     ]
     assert problem.field == "recipe.0.bits"
-    assert problem.detail == "recipe.0.bits: This must be 3, 4 or 8."
+    assert problem.detail == "recipe.0.bits: This must be 2, 3, 4, 5, 6 or 8."
     assert problem_of(api.post("/v1/jobs", json={"recipe": body["recipe"]})).detail == "model: This is needed."
 
 

@@ -77,7 +77,7 @@ def test_methods_carry_the_schema_of_their_settings(api: httpx.Client) -> None:
     assert listed.json()["items"] == [view.model_dump(mode="json") for view in method_views()]
     assert api.get("/v1/methods", headers={"If-None-Match": listed.headers["etag"]}).status_code == 304
     gptq = api.get("/v1/methods/gptq").json()
-    assert gptq["settings"]["properties"]["bits"]["enum"] == [3, 4, 8]
+    assert gptq["settings"]["properties"]["bits"]["enum"] == [2, 3, 4, 5, 6, 8]
     missing = api.get("/v1/methods/gptp")
     assert missing.status_code == 404
     assert "gptq" in missing.json()["detail"]

@@ -36,7 +36,7 @@ def test_a_whole_file() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("recipe: [{method: rtn, bits: 5}]", "recipe.0.bits: it should be 3, 4 or 8"),
+        ("recipe: [{method: rtn, bits: 7}]", "recipe.0.bits: it should be 2, 3, 4, 5, 6 or 8"),
         ("recipe: [{method: gptq, bitz: 4}]", "recipe.0.bitz: there is no such field"),
         ("recipe: [{method: magic}]", "recipe.0: method 'magic' is unknown; there are 'rtn'"),
         ("recipe: [{bits: 4}]", "recipe.0: a stage needs `method`"),
@@ -65,7 +65,7 @@ def test_a_mistake_is_named(text: str, says: str) -> None:
 
 def test_every_mistake_is_told_at_once() -> None:
     with pytest.raises(BadRecipeFile) as caught:
-        parse_recipe("recipe: [{method: rtn, bits: 5, skip: 3}]\nformat: zip", "r.yaml")
+        parse_recipe("recipe: [{method: rtn, bits: 7, skip: 3}]\nformat: zip", "r.yaml")
     assert len(str(caught.value).splitlines()) == 4
 
 

@@ -271,6 +271,8 @@ def test_more_work_takes_longer_and_more_memory() -> None:
     [
         (job({"method": "rtn", "bits": 3}), "without calibration"),
         (job({"method": "gptq", "bits": 3}), "vLLM has no kernel for 3-bit"),
+        (job({"method": "gptq", "bits": 6}), "vLLM has no kernel for 6-bit"),
+        (job({"method": "gptq", "bits": 2}), "2 bits on a symmetric grid"),
         (job({"method": "rtn"}, format="safetensors"), "no smaller than the base"),
         (job({"method": "wanda", "sparsity": 0.7}), "Pruning 70%"),
         (job({"method": "wanda", "pattern": "1:4"}), "Pruning 75%"),

@@ -68,6 +68,10 @@ CASES = [
         for symmetric in (True, False)
     ),
     *(
+        quantized("llama", config_of("llama"), bits=bits, group_size=group_size, symmetric=symmetric)
+        for bits, group_size, symmetric in ((2, None, False), (5, 32, True), (6, 32, False))
+    ),
+    *(
         quantized(model_type, config_of(model_type, tied=tied), bits=4, group_size=64)
         for model_type, tied in (
             ("mistral", False),
@@ -236,7 +240,13 @@ def test_config_says_how_the_weights_are_packed(artifacts: dict[str, Written]) -
 @pytest.mark.parametrize("output_format", [Format.COMPRESSED_TENSORS, Format.SAFETENSORS])
 @pytest.mark.parametrize(
     "stage",
-    [Rtn(bits=3, group_size=32), Rtn(bits=4, group_size=64, symmetric=False), Rtn(bits=8, group_size=None)],
+    [
+        Rtn(bits=2, group_size=32, symmetric=False),
+        Rtn(bits=3, group_size=32),
+        Rtn(bits=4, group_size=64, symmetric=False),
+        Rtn(bits=5, group_size=64),
+        Rtn(bits=8, group_size=None),
+    ],
     ids=lambda stage: f"{stage.bits} bits",
 )
 @pytest.mark.parametrize("model_type", ["llama", "qwen3", "opt"])

@@ -146,7 +146,7 @@ def test_values_are_bit_equal_to_what_the_format_gives_back(
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_gptq_loses_less_output_than_rtn_on_the_same_grid(seed: int, bits: int, symmetric: bool) -> None:
     weight_OI, inputs_TI = random_layer(seed)

@@ -31,7 +31,7 @@ def test_fields_carry_the_defaults_of_the_stage(view):
 
 def test_literals_are_choices_and_optional_ones_can_be_empty():
     assert GPTQ["bits"].kind == "choice"
-    assert GPTQ["bits"].choices == (3, 4, 8)
+    assert GPTQ["bits"].choices == (2, 3, 4, 5, 6, 8)
     assert not GPTQ["bits"].optional
     assert GPTQ["group_size"].choices == (32, 64, 128, 256)
     assert GPTQ["group_size"].optional

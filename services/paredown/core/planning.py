@@ -28,6 +28,8 @@ from paredown.core.sources.base import ModelDescription
 
 # Statistics of fewer tokens than this describe few layers well; GPTQ's and Wanda's papers use 128 × 2048.
 FEW_TOKENS = 4096
+# vLLM's kernels for packed integer weights.
+VLLM_BITS = (4, 8)
 
 
 def check_recipe(shape: ModelShape, spec: JobSpec) -> None:
@@ -169,11 +171,12 @@ def _pool_of(spec: JobSpec, settings: Settings) -> tuple[str, Pool]:
 
 def _warnings(shape: ModelShape, spec: JobSpec, output: int, memory_limit: int | None) -> Iterator[str]:
     grid = quantizer(spec.recipe)
-    if grid is not None and grid.bits <= 3:
-        if not grid.needs_calibration:
-            yield f"{grid.bits} bits without calibration cost much accuracy; gptq keeps more of it."
-        if spec.resolved_format is Format.COMPRESSED_TENSORS:
-            yield f"vLLM has no kernel for {grid.bits}-bit weights; the artifact loads in transformers only."
+    if grid is not None and grid.bits <= 3 and not grid.needs_calibration:
+        yield f"{grid.bits} bits without calibration cost much accuracy; gptq keeps more of it."
+    if grid is not None and grid.bits == 2 and grid.symmetric:
+        yield "2 bits on a symmetric grid leave one value above zero; symmetric: false keeps more accuracy."
+    if grid is not None and grid.bits not in VLLM_BITS and spec.resolved_format is Format.COMPRESSED_TENSORS:
+        yield f"vLLM has no kernel for {grid.bits}-bit weights; the artifact loads in transformers only."
     if grid is not None and spec.resolved_format is Format.SAFETENSORS:
         yield "safetensors stores quantized weights dense, so the artifact is no smaller than the base."
     for stage in spec.recipe:

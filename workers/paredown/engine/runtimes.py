@@ -174,8 +174,8 @@ def unclaimed(format: Format, bits: int | None) -> tuple[RuntimeProof, ...]:  # 
     """The runtimes that this release does not try, each with what it would take."""
     if format is Format.SAFETENSORS:
         vllm = "Not tried here. vLLM reads plain safetensors of this architecture."
-    elif bits == 3:
-        vllm = "Not tried here. vLLM's kernels read this format in 4 and 8 bits; 3 bits are for transformers."
+    elif bits not in (4, 8):
+        vllm = f"Not tried here. vLLM's kernels read this format in 4 and 8 bits; {bits} bits are for transformers."
     else:
         vllm = "Not tried here. vLLM reads this format in 4 and 8 bits, on a GPU."
     return (

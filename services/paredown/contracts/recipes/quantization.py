@@ -6,7 +6,7 @@ from pydantic import Field
 
 from paredown.contracts.recipes.stage import Family, Stage
 
-Bits = Literal[3, 4, 8]
+Bits = Literal[2, 3, 4, 5, 6, 8]
 GroupSize = Literal[32, 64, 128, 256]
 
 
