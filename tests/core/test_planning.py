@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from tests.support.sources import PACKAGED
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -139,6 +140,17 @@ def test_a_method_that_refuses_a_family_says_why(monkeypatch: pytest.MonkeyPatch
     error = refusal(OPT, job({"method": "rtn"}))
     assert (type(error), error.field) == (RecipeRefused, "recipe.0")
     assert "Round to nearest cannot take a opt model: its norms lie elsewhere" in error.detail
+
+
+@pytest.mark.parametrize(
+    ("rounding", "sentence"), [({"damping": 0.1}, "both 0.01 or both 0.1"), ({"damping_search": True}, "cannot search")]
+)
+def test_stages_that_are_solved_in_one_sweep_agree(rounding: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValidationError, match=sentence) as caught:
+        job({"method": "sparsegpt"}, {"method": "gptq", **rounding})
+    assert caught.value.errors()[0]["loc"] == ("recipe",)
+    job({"method": "sparsegpt"}, {"method": "rtn"})
+    job({"method": "wanda"}, {"method": "gptq", **rounding})
 
 
 # The search for scales takes time and changes no size.

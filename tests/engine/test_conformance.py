@@ -10,9 +10,11 @@ from tests.engine.conftest import CPU, FAMILIES, Compressor
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from paredown.contracts.recipes import STAGES, Gptq, Magnitude, Rtn, Stage, Wanda
+from paredown.contracts.recipes import STAGES, Gptq, Magnitude, Rtn, Sparsegpt, Stage, Wanda, WeightGrid
+from paredown.contracts.recipes.pruning import Mask
 from paredown.engine.evaluation.perplexity import perplexity
 from paredown.engine.methods import METHODS
+from paredown.engine.statistics import Statistic
 from paredown.engine.weights import ModelFiles
 
 # One row for each method, with the settings that exercise most of it.
@@ -21,6 +23,7 @@ RECIPES: dict[str, tuple[Stage, ...]] = {
     "gptq": (Gptq(bits=4, group_size=32),),
     "magnitude": (Magnitude(sparsity=0.5),),
     "wanda": (Wanda(sparsity=0.5),),
+    "sparsegpt": (Sparsegpt(sparsity=0.5),),
 }
 VARIANTS: dict[str, tuple[Stage, ...]] = {
     "rtn 3 bits asymmetric": (Rtn(bits=3, group_size=32, symmetric=False),),
@@ -33,6 +36,14 @@ VARIANTS: dict[str, tuple[Stage, ...]] = {
     "wanda 2:4": (Wanda(pattern="2:4"),),
     "wanda then gptq": (Wanda(sparsity=0.5), Gptq(bits=4, group_size=32)),
     "wanda 2:4 then asymmetric gptq": (Wanda(pattern="2:4"), Gptq(bits=4, group_size=32, symmetric=False)),
+    "gptq 2 bits asymmetric, damping searched": (Gptq(bits=2, group_size=32, symmetric=False, damping_search=True),),
+    "rtn 5 bits": (Rtn(bits=5, group_size=32),),
+    "sparsegpt 2:4": (Sparsegpt(pattern="2:4"),),
+    "sparsegpt and gptq in one sweep": (Sparsegpt(sparsity=0.5), Gptq(bits=4, group_size=32)),
+    "sparsegpt 2:4 and asymmetric gptq in one sweep, in order": (
+        Sparsegpt(pattern="2:4"),
+        Gptq(bits=3, group_size=64, symmetric=False, activation_order=False),
+    ),
     "magnitude then rtn": (Magnitude(pattern="4:8"), Rtn(bits=4, group_size=64, symmetric=False)),
 }
 
@@ -69,8 +80,8 @@ def _check(recipe: tuple[Stage, ...], files: ModelFiles, compress: Compressor, t
     assert result.names == files.names
     assert result.storage_dtype == files.storage_dtype
     assert [layer.name for layer in result.layers] == list(result.linear_names)
-    quantizing = next((stage for stage in recipe if isinstance(stage, Rtn | Gptq)), None)
-    pruning = next((stage for stage in recipe if isinstance(stage, Wanda | Magnitude)), None)
+    quantizing = next((stage for stage in recipe if isinstance(stage, WeightGrid)), None)
+    pruning = next((stage for stage in recipe if isinstance(stage, Mask)), None)
     compressed = {f"{name}.weight" for name in result.linear_names}
     for name in result.names:
         value = result.tensor(name)
@@ -95,7 +106,7 @@ def _check(recipe: tuple[Stage, ...], files: ModelFiles, compress: Compressor, t
             assert low <= int(quantized.codes_OI.min())
             assert int(quantized.codes_OI.max()) < low + 2**quantizing.bits
             assert quantizing.bits < layer.bits < quantizing.bits + 1
-        if any(stage.method == "gptq" for stage in recipe):
+        if any(Statistic.HESSIAN in METHODS[stage.method].needs for stage in recipe):
             assert layer.error is not None
             assert 0 < layer.error < 1
     found, _ = perplexity(result, tokens_NT, device=CPU, dtype=torch.float32)
@@ -134,3 +145,16 @@ def test_a_skipped_linear_is_left_as_it_is(
     assert torch.equal(
         result.tensor("model.layers.1.mlp.up_proj.weight"), files.tensor("model.layers.1.mlp.up_proj.weight")
     )
+
+
+def test_stages_that_are_solved_in_one_sweep_part_where_one_of_them_skips(
+    tiny: Callable[[str], ModelFiles], compress: Compressor, tokens_NT: Tensor
+) -> None:
+    files = tiny("llama")
+    recipe = (Sparsegpt(skip=("*.k_proj", "*.o_proj")), Gptq(group_size=32, skip=("*.v_proj", "*.o_proj")))
+    result = compress(files, recipe, tokens_NT)
+    for name in result.linear_names:
+        weight, kind = result.tensor(f"{name}.weight"), name.rpartition(".")[2]
+        assert (result.quantized(name) is None) == (kind in ("v_proj", "o_proj"))
+        assert (int((weight == 0).sum()) >= weight.numel() // 2) == (kind not in ("k_proj", "o_proj"))
+        assert torch.equal(weight, files.tensor(f"{name}.weight")) == (kind == "o_proj")

@@ -7,10 +7,11 @@ from compressed_tensors.quantization.lifecycle.forward import dequantize
 from tests.engine.conftest import CPU
 from torch import Tensor
 
-from paredown.contracts.recipes import Gptq, Magnitude, Rtn, Stage, Wanda
+from paredown.contracts.recipes import Gptq, Magnitude, Rtn, Sparsegpt, Stage, Wanda
 from paredown.engine.errors import GroupSizeUnfit, HessianSingular, NanFound, RecipeUnfit
 from paredown.engine.method import LinearWeight
 from paredown.engine.methods import METHODS
+from paredown.engine.methods.sparsegpt import compress_jointly
 from paredown.engine.statistics import InputStatistics, Statistic
 
 SEEDS = range(5)
@@ -123,7 +124,7 @@ def test_gptq_by_hand() -> None:
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 @pytest.mark.parametrize("group_size", [32, None])
 def test_values_are_bit_equal_to_what_the_format_gives_back(
     bits: int, group_size: int | None, symmetric: bool, dtype: torch.dtype
@@ -218,6 +219,140 @@ def test_scales_that_know_the_inputs_lose_less_output(bits: int) -> None:
     assert known < 0.8 * plain
 
 
+@pytest.mark.parametrize("activation_order", [True, False])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_searched_damping_is_the_best_of_those_tried_in_every_row(symmetric: bool, activation_order: bool) -> None:
+    weight_OI, inputs_TI = random_layer(2)
+    gathered = statistics(inputs_TI)
+    settings = {"bits": 3, "group_size": 32, "symmetric": symmetric, "activation_order": activation_order}
+
+    def errors_O(**more: object) -> Tensor:
+        result = apply(Gptq.model_validate(settings | more), linear(weight_OI), gathered)
+        return (inputs_TI @ (weight_OI - result.weight_OI).T).square().sum(0)
+
+    each = torch.stack([errors_O(damping=damping) for damping in (0.01, 0.001, 0.003, 0.03, 0.1)])
+    assert torch.allclose(errors_O(damping_search=True), each.amin(0), rtol=1e-3)
+    assert len(each.argmin(0).unique()) > 1
+
+
+def test_a_damping_search_passes_over_what_does_not_factorize() -> None:
+    weight_OI, _ = random_layer(0)
+    gathered = statistics(torch.full((4, 128), 1e4) + torch.arange(128))
+    # 1e-12 is singular here, and so is all that lies near it.
+    with pytest.raises(HessianSingular, match=r"1e-12, 1e-13, 3e-13, 3e-12, 1e-11"):
+        apply(Gptq(group_size=32, damping=1e-12, damping_search=True), linear(weight_OI), gathered)
+    borderline = next(
+        damping for damping in (10.0**-power for power in range(12, 0, -1)) if _factorizes(gathered, 10 * damping)
+    )
+    with pytest.raises(HessianSingular):
+        apply(Gptq(group_size=32, damping=borderline), linear(weight_OI), gathered)
+    apply(Gptq(group_size=32, damping=borderline, damping_search=True), linear(weight_OI), gathered)
+
+
+def _factorizes(gathered: InputStatistics, damping: float) -> bool:
+    try:
+        gathered.inverse_factor(damping, True)
+    except HessianSingular:
+        return False
+    return True
+
+
+def test_sparsegpt_by_hand() -> None:
+    # H = [[2, 1], [1, 2]], so inv(H) without later columns is 2/3, then 1/2. Of 1²/(2/3) and 3²/(1/2) the first goes,
+    # and the second makes up for it with H₁₂/H₂₂ = 1/2. In the second row 4²/(2/3) = 24 stays and 2²/(1/2) = 8 goes;
+    # nothing comes after it that could make up for it.
+    inputs = torch.linalg.cholesky(torch.tensor([[2.0, 1.0], [1.0, 2.0]], dtype=torch.float64)).T.float()
+    config = Sparsegpt(sparsity=0.5, damping=1e-6)
+    result = apply(config, linear(torch.tensor([[1.0, 3.0], [4.0, 2.0]])), statistics(inputs))
+    assert torch.allclose(result.weight_OI, torch.tensor([[0.0, 3.5], [4.0, 0.0]]), atol=1e-5)
+    assert result.pruned_OI is not None
+    assert result.pruned_OI.tolist() == [[True, False], [False, True]]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("shape", [{"sparsity": 0.5}, {"pattern": "2:4"}, {"sparsity": 0.75}])
+def test_sparsegpt_loses_less_output_than_wanda_and_wanda_than_magnitude(seed: int, shape: dict[str, object]) -> None:
+    weight_OI, inputs_TI = random_layer(seed)
+    gathered = statistics(inputs_TI)
+    solved, scored, plain = (
+        output_error(inputs_TI, weight_OI, apply(stage.model_validate(shape), linear(weight_OI), gathered).weight_OI)
+        for stage in (Sparsegpt, Wanda, Magnitude)
+    )
+    assert solved < scored < plain
+
+
+@pytest.mark.parametrize("pattern", [None, "2:4"])
+def test_sparsegpt_equals_a_plain_loop_over_columns(pattern: str | None) -> None:
+    """Lazy updates change the order of sums, not the result: Algorithm 1 of the paper, one column at a time."""
+    weight_OI, inputs_TI = random_layer(0, columns=320, tokens=900)
+    result = apply(Sparsegpt(sparsity=0.5, pattern=pattern), linear(weight_OI), statistics(inputs_TI))
+    hessian = (inputs_TI.T @ inputs_TI).double()
+    hessian += torch.eye(320) * 0.01 * hessian.diagonal().mean()
+    # Row j of the inverse over the columns from j on, for every j.
+    rows = [hessian[column:, column:].inverse()[0] for column in range(320)]
+    work = weight_OI.double()
+    pruned = torch.zeros_like(work, dtype=torch.bool)
+    together = 4 if pattern else 128
+    for column in range(320):
+        if column % together == 0:
+            last = min(column + together, 320)
+            score = work[:, column:last].square() / torch.tensor(
+                [float(rows[index][0]) for index in range(column, last)]
+            )
+            if pattern:
+                pruned[:, column:last].scatter_(1, score.argsort(1)[:, :2], True)
+            else:
+                pruned[:, column:last] = score <= score.flatten().kthvalue(score.numel() // 2).values
+        error = work[:, column] * pruned[:, column] / rows[column][0]
+        work[:, column:] -= torch.outer(error, rows[column])
+        work[:, column] *= ~pruned[:, column]
+    different = (work - result.weight_OI).abs() > 1e-3
+    assert float(different.float().mean()) < 0.01
+
+
+@pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.75])
+def test_sparsegpt_prunes_exactly_its_share_of_a_layer(sparsity: float) -> None:
+    weight_OI, inputs_TI = random_layer(3, columns=192)
+    result = apply(Sparsegpt(sparsity=sparsity), linear(weight_OI), statistics(inputs_TI))
+    assert int((result.weight_OI == 0).sum()) == int(24 * 192 * sparsity + 1e-9)
+
+
+def test_sparsegpt_keeps_what_was_pruned_before_and_counts_it() -> None:
+    weight_OI, inputs_TI = random_layer(3)
+    gathered = statistics(inputs_TI)
+    for shape in (Sparsegpt(sparsity=0.5), Sparsegpt(pattern="2:4")):
+        target = apply(Magnitude(pattern="3:4"), linear(weight_OI), gathered)
+        before_OI = target.weight_OI == 0
+        apply(shape, target, gathered)
+        assert bool((target.weight_OI[before_OI] == 0).all())
+        assert int((target.weight_OI == 0).sum()) == 24 * 64
+
+
+@pytest.mark.parametrize("activation_order", [True, False])
+@pytest.mark.parametrize("shape", [{"sparsity": 0.5}, {"pattern": "2:4"}])
+def test_pruning_and_rounding_in_one_sweep_lose_less_output_than_one_after_the_other(
+    shape: dict[str, object], activation_order: bool
+) -> None:
+    pruning = Sparsegpt.model_validate(shape)
+    rounding = Gptq(bits=3, group_size=32, activation_order=activation_order)
+    joint = after_each_other = 0.0
+    for seed in SEEDS:
+        weight_OI, inputs_TI = random_layer(seed)
+        gathered = statistics(inputs_TI)
+        target = linear(weight_OI)
+        compress_jointly(target, gathered, pruning, rounding)
+        joint += output_error(inputs_TI, weight_OI, target.weight_OI)
+        assert target.pruned_OI is not None
+        assert int(target.pruned_OI.sum()) == 24 * 64
+        assert bool((target.weight_OI[target.pruned_OI] == 0).all())
+        if pruning.pattern:
+            assert bool((target.pruned_OI.view(-1, 4).sum(1) == 2).all())
+        simple = apply(pruning, linear(weight_OI), gathered)
+        apply(Rtn(bits=3, group_size=32), simple, gathered)
+        after_each_other += output_error(inputs_TI, weight_OI, simple.weight_OI)
+    assert joint < 0.85 * after_each_other
+
+
 @pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.75])
 def test_wanda_prunes_exactly_its_share_of_each_row(sparsity: float) -> None:
     weight_OI, inputs_TI = random_layer(3, columns=96)
@@ -227,8 +362,10 @@ def test_wanda_prunes_exactly_its_share_of_each_row(sparsity: float) -> None:
     assert torch.equal(result.weight_OI[kept], weight_OI[kept])
 
 
-@pytest.mark.parametrize("stage", [Wanda(pattern="2:4"), Magnitude(pattern="1:8"), Wanda(pattern="3:4")])
-def test_a_pattern_holds_in_every_group_of_neighbours(stage: Wanda | Magnitude) -> None:
+@pytest.mark.parametrize(
+    "stage", [Wanda(pattern="2:4"), Magnitude(pattern="1:8"), Wanda(pattern="3:4"), Sparsegpt(pattern="2:4")]
+)
+def test_a_pattern_holds_in_every_group_of_neighbours(stage: Wanda | Magnitude | Sparsegpt) -> None:
     weight_OI, inputs_TI = random_layer(4)
     result = apply(stage, linear(weight_OI), statistics(inputs_TI))
     assert stage.pattern is not None
@@ -333,5 +470,6 @@ def test_settings_that_do_not_fit_a_layer_are_refused() -> None:
     weight_OI, inputs_TI = random_layer(0, columns=96)
     with pytest.raises(GroupSizeUnfit, match=r"64 does not divide the 96 input channels of layer"):
         apply(Rtn(group_size=64), linear(weight_OI), UNUSED)
-    with pytest.raises(RecipeUnfit, match=r"2:7 does not fit layer"):
-        apply(Wanda(pattern="2:7"), linear(weight_OI), statistics(inputs_TI))
+    for stage in (Wanda(pattern="2:7"), Sparsegpt(pattern="2:7")):
+        with pytest.raises(RecipeUnfit, match=r"2:7 does not fit layer"):
+            apply(stage, linear(weight_OI), statistics(inputs_TI))

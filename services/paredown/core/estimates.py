@@ -14,7 +14,7 @@ from paredown.contracts.job import Format, JobSpec
 from paredown.contracts.recipes import Stage, WeightGrid, quantizer
 
 # Methods that gather XᵀX of every layer's input, and solve with it.
-_HESSIAN_METHODS = ("gptq",)
+_HESSIAN_METHODS = ("gptq", "sparsegpt")
 
 
 def skipped(stage: Stage, name: str) -> bool:

@@ -6,6 +6,7 @@ Shapes: O out_features, I in_features, T tokens.
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from paredown.contracts.recipes import Stage
 from paredown.engine.architectures import Skeleton
 from paredown.engine.errors import NanFound
 from paredown.engine.forward import BlockForward
-from paredown.engine.method import LinearMethod, LinearWeight, joined, take_apart
+from paredown.engine.method import LinearWeight, joined, take_apart
 from paredown.engine.methods import METHODS
 from paredown.engine.quantized import QuantizedLinear
 from paredown.engine.statistics import InputStatistics, Statistic, all_finite
@@ -149,8 +150,8 @@ class BlockRun:
             for name in self._groups[group]
         ]
         originals = [linear.weight_OI.clone() if statistics.has_hessian else None for linear in linears]
-        for stage in self._recipe:
-            self._apply(stage, METHODS[stage.method], linears, statistics)
+        for stage, following in zip_longest(self._recipe, self._recipe[1:]):
+            self._apply(stage, following, linears, statistics)
         for linear, original_OI in zip(linears, originals, strict=True):
             stored_OI = linear.weight_OI.to(storage_dtype)
             weight_name = f"{linear.name}.weight"
@@ -170,9 +171,16 @@ class BlockRun:
             )
 
     def _apply(
-        self, stage: Stage, method: LinearMethod, linears: list[LinearWeight], statistics: InputStatistics
+        self, stage: Stage, following: Stage | None, linears: list[LinearWeight], statistics: InputStatistics
     ) -> None:
-        chosen = [linear for linear in linears if stage in self._stages(linear.name)]
+        """One stage on all linears that it does not skip; with the one that follows, where both are solved at once."""
+        method = METHODS[stage.method]
+        # A weight is quantized once: one that already is was solved with the stage before.
+        chosen = [linear for linear in linears if linear.quantized is None and stage in self._stages(linear.name)]
+        if following is not None and (solve := method.joint.get(following.method)):
+            for linear in [linear for linear in chosen if following in self._stages(linear.name)]:
+                solve(linear, statistics, stage, following)
+                chosen.remove(linear)
         if method.rowwise and len(chosen) > 1:
             joint = joined(chosen)
             method.compress(joint, statistics, stage)

@@ -41,13 +41,14 @@ class NanFound(EngineError):
 
 
 class HessianSingular(EngineError):
-    """A layer's Hessian does not factorize; the layer and the damping tried are named."""
+    """A layer's Hessian does not factorize; the layer and every damping tried are named."""
 
     code = "hessian_singular"
 
-    def __init__(self, layer: str, damping: float) -> None:
+    def __init__(self, layer: str, *dampings: float) -> None:
+        tried = ", ".join(f"{damping:g}" for damping in dampings)
         super().__init__(
-            f"The Hessian of {layer} could not be factorized with damping {damping:g}. Raise `damping`, or calibrate "
+            f"The Hessian of {layer} could not be factorized with damping {tried}. Raise `damping`, or calibrate "
             "on more and more varied text.",
             field="damping",
         )

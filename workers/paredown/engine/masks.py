@@ -1,4 +1,4 @@
-"""N:M patterns, shared by the methods that prune.
+"""Which weights go, shared by the methods that prune: the lowest of a whole, or of each N:M group.
 
 Shapes: O out_features, I in_features.
 """
@@ -10,15 +10,34 @@ from paredown.contracts.recipes.pruning import parse_pattern
 from paredown.engine.errors import RecipeUnfit
 
 
-def pattern_mask(score_OI: Tensor, pattern: str, name: str) -> Tensor:
-    """True where a weight goes: of every M neighbours along the input the N with the highest scores stay."""
-    kept, of = parse_pattern(pattern)
-    out_features, in_features = score_OI.shape
+def check_pattern(pattern: str, in_features: int, name: str) -> None:
+    """Raises RecipeUnfit where the rows of the linear do not divide into the pattern's groups."""
+    _, of = parse_pattern(pattern)
     if in_features % of:
         raise RecipeUnfit(
             f"Pattern {pattern} does not fit {name}: its {in_features} input channels are no multiple of {of}.",
             field="pattern",
         )
-    score_OGM = score_OI.view(out_features, -1, of)
+
+
+def pattern_mask(score_OI: Tensor, pattern: str, name: str) -> Tensor:
+    """True where a weight goes: of every M neighbours along the input the N with the highest scores stay.
+
+    Raises RecipeUnfit.
+    """
+    kept, of = parse_pattern(pattern)
+    out_features, in_features = score_OI.shape
+    check_pattern(pattern, in_features, name)
+    score_OGM = score_OI.reshape(out_features, -1, of)
     dropped = score_OGM.topk(of - kept, dim=2, largest=False).indices
     return torch.zeros_like(score_OGM, dtype=torch.bool).scatter_(2, dropped, True).view_as(score_OI)
+
+
+def lowest(score: Tensor, count: int) -> Tensor:
+    """True for exactly so many of the lowest scores; of equal ones the first go."""
+    if count == 0:
+        return torch.zeros_like(score, dtype=torch.bool)
+    threshold = score.flatten().kthvalue(count).values
+    mask = score < threshold
+    ties = score == threshold
+    return mask | (ties & (ties.flatten().cumsum(0).view_as(score) <= count - mask.sum()))

@@ -3,9 +3,9 @@
 Shapes: O out_features, I in_features.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -43,6 +43,7 @@ class LinearWeight:
 
 
 Compress = Callable[[LinearWeight, InputStatistics, Any], None]
+JointCompress = Callable[[LinearWeight, InputStatistics, Any, Any], None]
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,14 @@ class LinearMethod:
     """A method that sees one linear and the statistics of its inputs.
 
     `rowwise`: no output row's result depends on another's, so linears that share an input may be solved as one.
+    `joint`: by the method of the next stage, what solves both stages at once.
     """
 
     config: type[Stage]
     needs: AbstractSet[Statistic]
     compress: Compress
     rowwise: bool = True
+    joint: Mapping[str, JointCompress] = field(default_factory=dict)
 
 
 def joined(linears: list[LinearWeight]) -> LinearWeight:

@@ -45,6 +45,21 @@ class QuantizedLinear:
             self.symmetric,
         )
 
+    def where(self, chosen_O: Tensor, other: "QuantizedLinear") -> "QuantizedLinear":
+        """The rows chosen of this one, the rest of another on the same kind of grid."""
+        rows_O1 = chosen_O.unsqueeze(1)
+        zeros_OG = None
+        if self.zeros_OG is not None and other.zeros_OG is not None:
+            zeros_OG = torch.where(rows_O1, self.zeros_OG, other.zeros_OG)
+        return QuantizedLinear(
+            torch.where(rows_O1, self.codes_OI, other.codes_OI),
+            torch.where(rows_O1, self.scales_OG, other.scales_OG),
+            zeros_OG,
+            self.bits,
+            self.group_size,
+            self.symmetric,
+        )
+
     def to(self, device: torch.device) -> "QuantizedLinear":
         return QuantizedLinear(
             self.codes_OI.to(device),

@@ -34,7 +34,7 @@ class InputStatistics:
         self.num_tokens = 0
         self._hessian_II: Tensor | None = None
         self._energy_I: Tensor | None = None
-        self._factors: dict[tuple[float, bool], tuple[Tensor, Tensor | None]] = {}
+        self._factors: dict[tuple[float, bool, int], tuple[Tensor, Tensor | None]] = {}
         if Statistic.HESSIAN in needs:
             self._hessian_II = torch.zeros(in_features, in_features, device=device)
         elif Statistic.ENERGY in needs:
@@ -79,22 +79,26 @@ class InputStatistics:
         """‖XWᵀ‖²: the sum of squares of what the weight makes of all tokens."""
         return float(torch.vdot((weight_OI @ self.hessian_II).flatten(), weight_OI.flatten()))
 
-    def inverse_factor(self, damping: float, activation_order: bool) -> tuple[Tensor, Tensor | None]:
+    def row_energy_O(self, weight_OI: Tensor) -> Tensor:
+        """output_energy of each output row."""
+        return (weight_OI @ self.hessian_II).mul_(weight_OI).sum(1)
+
+    def inverse_factor(self, damping: float, activation_order: bool, together: int = 1) -> tuple[Tensor, Tensor | None]:
         """(upper_II, order_I): the inverse of the damped Hessian, its channels in `order_I`, is upper_IIᵀ upper_II.
 
-        `damping` is a share of the mean diagonal. `order_I` sorts channels by falling energy; None leaves them.
-        Computed once for all linears that share the input. Raises HessianSingular.
+        `damping` is a share of the mean diagonal. `order_I` sorts channels by falling energy, so many neighbours
+        `together`; None leaves them. Computed once for all linears that share the input. Raises HessianSingular.
         """
-        key = (damping, activation_order)
+        key = (damping, activation_order, together)
         if key not in self._factors:
-            self._factors[key] = self._factorize(damping, activation_order)
+            self._factors[key] = self._factorize(damping, activation_order, together)
         return self._factors[key]
 
-    def _factorize(self, damping: float, activation_order: bool) -> tuple[Tensor, Tensor | None]:
+    def _factorize(self, damping: float, activation_order: bool, together: int) -> tuple[Tensor, Tensor | None]:
         diagonal_I = self.hessian_II.diagonal()
         # Channels that were never active are rounded by themselves: their row of the Hessian is zero but for this one.
         dead_I = diagonal_I == 0
-        order_I = diagonal_I.argsort(descending=True, stable=True) if activation_order else None
+        order_I = _falling(diagonal_I, together) if activation_order else None
         reversed_I = (
             torch.arange(len(diagonal_I) - 1, -1, -1, device=diagonal_I.device) if order_I is None else order_I.flip(0)
         )
@@ -117,6 +121,12 @@ class InputStatistics:
 def all_finite(tensor: Tensor) -> bool:
     """Whether no value is NaN or infinite: the extremes tell, in one pass over memory."""
     return all(bool(extreme.isfinite()) for extreme in tensor.aminmax())
+
+
+def _falling(energy_I: Tensor, together: int) -> Tensor:
+    """Channels by falling energy, where so many neighbours stay together."""
+    order_R = energy_I.view(-1, together).sum(1).argsort(descending=True, stable=True)
+    return (order_R.unsqueeze(1) * together + torch.arange(together, device=energy_I.device)).flatten()
 
 
 def _invert_lower(lower_II: Tensor, inverse_II: Tensor) -> None:

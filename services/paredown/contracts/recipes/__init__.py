@@ -7,13 +7,19 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from paredown.contracts.recipes.pruning import Magnitude, Wanda
+from paredown.contracts.recipes.pruning import Magnitude, Mask, Sparsegpt, Wanda
 from paredown.contracts.recipes.quantization import Gptq, Rtn, WeightGrid
 from paredown.contracts.recipes.stage import Family, Stage
 
-AnyStage = Annotated[Rtn | Gptq | Magnitude | Wanda, Field(discriminator="method")]
+AnyStage = Annotated[Rtn | Gptq | Magnitude | Wanda | Sparsegpt, Field(discriminator="method")]
 
-STAGES: dict[str, type[Stage]] = {"rtn": Rtn, "gptq": Gptq, "magnitude": Magnitude, "wanda": Wanda}
+STAGES: dict[str, type[Stage]] = {
+    "rtn": Rtn,
+    "gptq": Gptq,
+    "magnitude": Magnitude,
+    "wanda": Wanda,
+    "sparsegpt": Sparsegpt,
+}
 
 _ORDER = list(Family)
 
@@ -24,12 +30,27 @@ def _possible_order(recipe: tuple[Stage, ...]) -> tuple[Stage, ...]:
             raise ValueError(
                 f"{earlier.method} and {later.method} both quantize; a weight can be quantized once, so keep one"
             )
+        if isinstance(earlier, Sparsegpt) and isinstance(later, Gptq):
+            _one_sweep(earlier, later)
         if _ORDER.index(later.family) < _ORDER.index(earlier.family):
             raise ValueError(
                 f"{later.method} ({later.family}) cannot follow {earlier.method} ({earlier.family}), because it would "
                 f"undo it; put {later.method} first"
             )
     return recipe
+
+
+def _one_sweep(pruning: Sparsegpt, rounding: Gptq) -> None:
+    if pruning.damping != rounding.damping:
+        raise ValueError(
+            "sparsegpt and the gptq after it are solved in one sweep, with one damping: "
+            f"give both {pruning.damping:g} or both {rounding.damping:g}"
+        )
+    if rounding.damping_search:
+        raise ValueError(
+            "sparsegpt and the gptq after it are solved in one sweep, which cannot search for a damping: leave "
+            "damping_search out"
+        )
 
 
 Recipe = Annotated[
@@ -53,7 +74,7 @@ def recipe_name(recipe: tuple[Stage, ...]) -> str:
 def _stage_name(stage: Stage) -> str:
     if isinstance(stage, WeightGrid):
         return f"{stage.method}-{stage.bits}"
-    if isinstance(stage, Magnitude | Wanda):
+    if isinstance(stage, Mask):
         return f"{stage.method}-{stage.pattern or f'{stage.sparsity:.0%}'}"
     return stage.method
 
@@ -71,6 +92,7 @@ __all__ = [
     "Magnitude",
     "Recipe",
     "Rtn",
+    "Sparsegpt",
     "Stage",
     "Wanda",
     "WeightGrid",

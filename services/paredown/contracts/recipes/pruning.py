@@ -53,3 +53,21 @@ class Wanda(Mask):
     needs_calibration: ClassVar[bool] = True
 
     method: Literal["wanda"] = "wanda"
+
+
+class Sparsegpt(Mask):
+    """Prune column by column and let later columns make up for what was lost; followed by gptq, both are solved in one
+    sweep. arXiv:2301.00774"""
+
+    title: ClassVar[str] = "SparseGPT"
+    paper: ClassVar[str] = "arXiv:2301.00774"
+    needs_calibration: ClassVar[bool] = True
+
+    method: Literal["sparsegpt"] = "sparsegpt"
+    damping: float = Field(
+        0.01,
+        gt=0,
+        le=1,
+        description="Share of the mean diagonal added to the Hessian before it is factorized; the same as that of a "
+        "gptq stage that follows.",
+    )

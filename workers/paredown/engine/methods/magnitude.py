@@ -6,26 +6,17 @@ Shapes: O out_features, I in_features.
 Units: sparsity is a fraction of the layer, 0 to 1; a pattern such as 2:4 keeps N of every M instead.
 """
 
-import torch
 from torch import Tensor
 
 from paredown.contracts.recipes import Magnitude
-from paredown.engine.masks import pattern_mask
+from paredown.engine.masks import lowest, pattern_mask
 from paredown.engine.method import LinearMethod, LinearWeight
 from paredown.engine.statistics import InputStatistics
 
 
 def prune_mask(score_OI: Tensor, sparsity: float) -> Tensor:
     """True where a weight goes; the layer loses floor(O * I * sparsity)."""
-    num_dropped = int(score_OI.numel() * sparsity + 1e-9)
-    if num_dropped == 0:
-        return torch.zeros_like(score_OI, dtype=torch.bool)
-    threshold = score_OI.flatten().kthvalue(num_dropped).values
-    mask_OI = score_OI < threshold
-    # Of weights that equal the threshold only as many go as are still missing.
-    ties_OI = score_OI == threshold
-    missing = num_dropped - int(mask_OI.sum())
-    return mask_OI | (ties_OI & (ties_OI.flatten().cumsum(0).view_as(score_OI) <= missing))
+    return lowest(score_OI, int(score_OI.numel() * sparsity + 1e-9))
 
 
 def compress(linear: LinearWeight, _inputs: InputStatistics, config: Magnitude) -> None:

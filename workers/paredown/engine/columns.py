@@ -1,0 +1,149 @@
+"""The sweep that GPTQ and SparseGPT share: settle a weight's columns one by one; those still to come absorb the error.
+
+Papers: Frantar et al., GPTQ, arXiv:2210.17323, and SparseGPT, arXiv:2301.00774: the same steps of optimal brain
+surgery, one rounding what it settles and the other dropping it, so that one sweep can do both.
+Columns are worked on one after the other, so they lie as rows here.
+Shapes: O out_features, I in_features (in the order of work), S weights of a group, B columns of a lazy update.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from paredown.contracts.recipes import WeightGrid
+from paredown.engine.grid import Grid, fit_grid, group_width, quantized_linear, side_by_side
+from paredown.engine.method import LinearWeight
+from paredown.engine.quantized import QuantizedLinear
+
+# Columns after which the rest of the matrix is updated in one product.
+LAZY_COLUMNS = 128
+
+
+def sweep(
+    weight_IO: Tensor,
+    upper_II: Tensor,
+    settle: Callable[[int, Tensor], Tensor],
+    *,
+    prepare: Callable[[int, int], None] = lambda _first, _last: None,
+    step: int = LAZY_COLUMNS,
+    run: int = LAZY_COLUMNS,
+) -> None:
+    """Give each column the value that `settle(column, weight_O)` returns; columns after it make up for the difference.
+
+    `upper_II` is InputStatistics.inverse_factor's; `weight_IO` is used up. All columns are brought up to date every
+    `step` columns, those of a `run` (of which a step holds some) before `prepare(first, last)` is told of them.
+    """
+    in_features, out_features = weight_IO.shape
+    for start in range(0, in_features, step):
+        end = min(start + step, in_features)
+        error_BO = torch.empty(end - start, out_features, device=weight_IO.device)
+        factor_BB = upper_II[start:end, start:end].T.contiguous()
+        divisors = factor_BB.diagonal().tolist()
+        for first in range(0, end - start, run):
+            last = min(first + run, end - start)
+            if first:
+                weight_IO[start + first : start + last].addmm_(
+                    factor_BB[first:last, :first], error_BO[:first], alpha=-1
+                )
+            prepare(start + first, start + last)
+            for index in range(first, last):
+                weight_O = weight_IO[start + index]
+                if index > first:
+                    weight_O.addmv_(error_BO[first:index].T, factor_BB[index, first:index], alpha=-1)
+                torch.sub(weight_O, settle(start + index, weight_O), out=error_BO[index])
+                error_BO[index] /= divisors[index]
+        weight_IO[end:].addmm_(upper_II[start:end, end:].T, error_BO, alpha=-1)
+
+
+def ordered(rows: Tensor, order_I: Tensor | None) -> Tensor:
+    """A copy whose rows are in the order of work."""
+    return rows.contiguous().clone() if order_I is None else rows[order_I].contiguous()
+
+
+def restored(rows: Tensor, order_I: Tensor | None) -> Tensor:
+    """Rows back where they were."""
+    return rows if order_I is None else torch.empty_like(rows).index_copy_(0, order_I, rows)
+
+
+def channel_importance(energy_I: Tensor) -> Tensor:
+    """How much a channel's rounding error counts when a group's scale is found: its root mean square, mean 1.
+
+    Not its mean square, which the loss itself has: a weight in a quiet channel also takes in the errors of louder ones,
+    so its range matters more than its own channel says. On a 135 M model the root gave the lowest layer errors.
+    """
+    norm_I = energy_I.sqrt()
+    mean = norm_I.mean()
+    # Channels that were silent in calibration still count for something.
+    return (norm_I / mean).clamp(min=0.01) if bool(mean > 0) else torch.ones_like(norm_I)
+
+
+class Rounding:
+    """Puts columns on a grid, as they are settled.
+
+    `pruned_IO` (in the order of work) may still change while columns are visited; a column's must stand before it is
+    settled. Scales are found with `fit_all`, or group by group with `fit_group` where columns are visited in order.
+    """
+
+    def __init__(
+        self,
+        linear: LinearWeight,
+        config: WeightGrid,
+        order_I: Tensor | None,
+        importance_I: Tensor,
+        pruned_IO: Tensor | None,
+    ) -> None:
+        out_features, in_features = linear.weight_OI.shape
+        self.width = group_width(in_features, config, linear.name)
+        self.pruned_IO = pruned_IO
+        self._config = config
+        self._order_I = order_I
+        self._storage_dtype = linear.storage_dtype
+        self._importance_GS = importance_I.view(-1, self.width)
+        self._codes_IO = torch.empty(in_features, out_features, device=linear.weight_OI.device)
+        channels = range(in_features) if order_I is None else order_I.tolist()
+        self._groups = [channel // self.width for channel in channels]
+        self._grids: list[Grid] = []
+        self._scales_GO: list[Tensor] = []
+        self._zeros_GO: list[Tensor] | None = None if config.symmetric else []
+
+    def fit_all(self, weight_OI: Tensor) -> None:
+        """Find every group's scale from these weights."""
+        self._fit(weight_OI.view(len(weight_OI), -1, self.width), self._importance_GS)
+
+    def fit_group(self, group: int, weight_SO: Tensor) -> None:
+        """Find the scale of the next group from these weights."""
+        self._fit(weight_SO.T.unsqueeze(1), self._importance_GS[group : group + 1])
+
+    def _fit(self, weight_OGS: Tensor, importance_GS: Tensor) -> None:
+        grid = fit_grid(weight_OGS, self._config, self._storage_dtype, importance_GS)
+        self._grids.append(grid)
+        self._scales_GO += grid.scales_OG.float().T.contiguous()
+        if self._zeros_GO is not None:
+            assert grid.zeros_OG is not None
+            self._zeros_GO += grid.zeros_OG.T.contiguous()
+
+    def settle(self, column: int, weight_O: Tensor) -> Tensor:
+        """The value that the artifact will give back for each weight; its code is kept."""
+        group = self._groups[column]
+        low, high = self._grids[0].low, self._grids[0].high
+        pruned_O = None if self.pruned_IO is None else self.pruned_IO[column]
+        scale_O = self._scales_GO[group]
+        code_O = torch.div(weight_O, scale_O, out=self._codes_IO[column])
+        if self._zeros_GO is None:
+            code_O.round_().clamp_(low, high)
+            if pruned_O is not None:
+                code_O.masked_fill_(pruned_O, 0)
+            value_O = code_O * scale_O
+        else:
+            zero_O = self._zeros_GO[group]
+            code_O.add_(zero_O).round_().clamp_(low, high)
+            if pruned_O is not None:
+                torch.where(pruned_O, zero_O, code_O, out=code_O)
+            value_O = (code_O - zero_O).mul_(scale_O)
+        return value_O.to(self._storage_dtype)
+
+    def quantized(self) -> QuantizedLinear:
+        """All columns, once they are settled."""
+        codes_OI = restored(self._codes_IO, self._order_I).T.contiguous()
+        return quantized_linear(codes_OI, side_by_side(self._grids, dim=1), self._config)

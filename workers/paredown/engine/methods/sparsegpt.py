@@ -1,0 +1,106 @@
+"""SparseGPT: drop weights column by column, and let the columns still to come make up for what each one lost.
+
+Paper: Frantar & Alistarh, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot", arXiv:2301.00774.
+What goes is decided on the way, from the weights as updated by then: for `sparsity`, among all weights of the next 128
+columns of a layer; for an N:M pattern, in each row's next M. A weight's score is the loss that dropping it alone would
+cause once later columns have made up for it, w² / [inv(H)]ⱼⱼ.
+Followed by `gptq` it is solved jointly (the paper's section 3.5): one sweep drops and rounds, so each column also makes
+up for the rounding of those before it. Columns go in the order that `gptq` asks for, an N:M group as one; every scale
+is found beforehand, from the weights that are expected to stay.
+Shapes: O out_features, I in_features (in the order of work), B columns decided together.
+Units: sparsity is a fraction of the layer, 0 to 1; damping is a share of the Hessian's mean diagonal.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from paredown.contracts.recipes import Gptq, Sparsegpt
+from paredown.contracts.recipes.pruning import parse_pattern
+from paredown.engine.columns import LAZY_COLUMNS, Rounding, channel_importance, ordered, restored, sweep
+from paredown.engine.masks import check_pattern, lowest
+from paredown.engine.method import LinearMethod, LinearWeight
+from paredown.engine.statistics import InputStatistics, Statistic
+
+
+def compress(linear: LinearWeight, inputs: InputStatistics, config: Sparsegpt) -> None:
+    """Raises HessianSingular, RecipeUnfit."""
+    if config.pattern:
+        check_pattern(config.pattern, linear.weight_OI.shape[1], linear.name)
+    upper_II, _ = inputs.inverse_factor(config.damping, activation_order=False)
+    decisions = _Decisions(linear, config, upper_II, None)
+    kept_IO = torch.empty_like(decisions.weight_IO)
+
+    def settle(column: int, weight_O: Tensor) -> Tensor:
+        return torch.mul(weight_O, ~decisions.pruned_IO[column], out=kept_IO[column])
+
+    decisions.sweep(upper_II, settle)
+    linear.weight_OI = kept_IO.T.contiguous()
+    linear.prune(decisions.pruned_IO.T.contiguous())
+
+
+def compress_jointly(linear: LinearWeight, inputs: InputStatistics, pruning: Sparsegpt, rounding_to: Gptq) -> None:
+    """Both stages in one sweep. Raises HessianSingular, RecipeUnfit, GroupSizeUnfit."""
+    if pruning.pattern:
+        check_pattern(pruning.pattern, linear.weight_OI.shape[1], linear.name)
+    neighbours = parse_pattern(pruning.pattern)[1] if pruning.pattern else 1
+    upper_II, order_I = inputs.inverse_factor(rounding_to.damping, rounding_to.activation_order, neighbours)
+    decisions = _Decisions(linear, pruning, upper_II, order_I)
+    rounding = Rounding(linear, rounding_to, order_I, channel_importance(inputs.energy_I), decisions.pruned_IO)
+    decisions.decide_all()
+    rounding.fit_all(linear.weight_OI.masked_fill(restored(decisions.pruned_IO, order_I).T, 0))
+    decisions.sweep(upper_II, rounding.settle)
+    linear.prune(restored(decisions.pruned_IO, order_I).T.contiguous())
+    linear.quantize(rounding.quantized())
+
+
+class _Decisions:
+    """Which weights go: decided for some columns at a time, from the weights as they are by then."""
+
+    def __init__(self, linear: LinearWeight, config: Sparsegpt, upper_II: Tensor, order_I: Tensor | None) -> None:
+        self.weight_IO = ordered(linear.weight_OI.T, order_I)
+        self.pruned_IO = torch.zeros_like(self.weight_IO, dtype=torch.bool)
+        # What an earlier stage pruned is gone already, and counts.
+        self._gone_IO = None if linear.pruned_OI is None else ordered(linear.pruned_OI.T, order_I)
+        self._divisor_I = upper_II.diagonal().square()
+        self._sparsity = config.sparsity
+        self._pattern = parse_pattern(config.pattern) if config.pattern else None
+        self._run = self._pattern[1] if self._pattern else LAZY_COLUMNS
+
+    def decide(self, first: int, last: int) -> None:
+        """For the columns from `first` until before `last`."""
+        score_BO = self.weight_IO[first:last].square() / self._divisor_I[first:last].unsqueeze(1)
+        if self._gone_IO is not None:
+            score_BO.masked_fill_(self._gone_IO[first:last], -1)
+        if self._pattern is not None:
+            kept, of = self._pattern
+            dropped = score_BO.topk(of - kept, dim=0, largest=False).indices
+            mask_BO = torch.zeros_like(score_BO, dtype=torch.bool).scatter_(0, dropped, True)
+        else:
+            rows = score_BO.shape[1]
+            # Counted from the first column on, so that the layer loses exactly its share.
+            mask_BO = lowest(score_BO, self._count(rows * last) - self._count(rows * first))
+        self.pruned_IO[first:last] = mask_BO if self._gone_IO is None else mask_BO | self._gone_IO[first:last]
+
+    def decide_all(self) -> None:
+        """For all columns, from the weights as they are now."""
+        for first in range(0, len(self.weight_IO), self._run):
+            self.decide(first, min(first + self._run, len(self.weight_IO)))
+
+    def sweep(self, upper_II: Tensor, settle: Callable[[int, Tensor], Tensor]) -> None:
+        """Decide and settle all columns."""
+        step = LAZY_COLUMNS // self._run * self._run
+        sweep(self.weight_IO, upper_II, settle, prepare=self.decide, step=step, run=self._run)
+
+    def _count(self, weights: int) -> int:
+        return int(weights * self._sparsity + 1e-9)
+
+
+METHOD = LinearMethod(
+    config=Sparsegpt,
+    needs=frozenset({Statistic.HESSIAN}),
+    compress=compress,
+    rowwise=False,
+    joint={"gptq": compress_jointly},
+)
