@@ -153,6 +153,13 @@ def test_stages_that_are_solved_in_one_sweep_agree(rounding: dict[str, Any], sen
     job({"method": "wanda"}, {"method": "gptq", **rounding})
 
 
+def test_a_shuffle_after_a_pattern_is_refused() -> None:
+    with pytest.raises(ValidationError, match="shuffles channels, which would break the pattern 2:4"):
+        job({"method": "wanda", "pattern": "2:4"}, {"method": "e-sparse", "pattern": "1:4"})
+    job({"method": "wanda", "pattern": "2:4"}, {"method": "e-sparse", "pattern": "1:4", "shuffle": False})
+    job({"method": "wanda"}, {"method": "e-sparse"})
+
+
 # The search for scales takes time and changes no size.
 RTN = {"method": "rtn", "scale_search": "min_max"}
 GRIDS = [
@@ -288,6 +295,7 @@ def test_more_work_takes_longer_and_more_memory() -> None:
         (job({"method": "rtn"}, format="safetensors"), "no smaller than the base"),
         (job({"method": "wanda", "sparsity": 0.7}), "Pruning 70%"),
         (job({"method": "wanda", "pattern": "1:4"}), "Pruning 75%"),
+        (job({"method": "e-sparse", "pattern": "1:4"}), "Pruning 75%"),
         (job({"method": "gptq"}, calibration={"samples": 2, "sequence_length": 128}), "256 calibration tokens are few"),
         (job({"method": "rtn", "bits": 8}, budget={"max_size_ratio": 0.3}), "will end rejected"),
     ],

@@ -10,10 +10,11 @@ from tests.engine.conftest import CPU, FAMILIES, Compressor
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from paredown.contracts.recipes import STAGES, Gptq, Magnitude, Rtn, Sparsegpt, Stage, Wanda, WeightGrid
-from paredown.contracts.recipes.pruning import Mask
+from paredown.contracts.families import MODEL_TYPES
+from paredown.contracts.recipes import STAGES, Esparse, Gptq, Magnitude, Rtn, Sparsegpt, Stage, Wanda, WeightGrid
+from paredown.contracts.recipes.pruning import Pruner
 from paredown.engine.evaluation.perplexity import perplexity
-from paredown.engine.methods import METHODS
+from paredown.engine.methods import METHODS, esparse
 from paredown.engine.statistics import Statistic
 from paredown.engine.weights import ModelFiles
 
@@ -24,6 +25,7 @@ RECIPES: dict[str, tuple[Stage, ...]] = {
     "magnitude": (Magnitude(sparsity=0.5),),
     "wanda": (Wanda(sparsity=0.5),),
     "sparsegpt": (Sparsegpt(sparsity=0.5),),
+    "e-sparse": (Esparse(pattern="2:4"),),
 }
 VARIANTS: dict[str, tuple[Stage, ...]] = {
     "rtn 3 bits asymmetric": (Rtn(bits=3, group_size=32, symmetric=False),),
@@ -43,6 +45,13 @@ VARIANTS: dict[str, tuple[Stage, ...]] = {
     "sparsegpt 2:4 and asymmetric gptq in one sweep, in order": (
         Sparsegpt(pattern="2:4"),
         Gptq(bits=3, group_size=64, symmetric=False, activation_order=False),
+    ),
+    "e-sparse 4:8 unshuffled": (Esparse(pattern="4:8", shuffle=False),),
+    "e-sparse then gptq": (Esparse(), Gptq(bits=4, group_size=32)),
+    "e-sparse then sparsegpt and gptq in one sweep": (
+        Esparse(pattern="3:4"),
+        Sparsegpt(pattern="2:4"),
+        Gptq(bits=4, group_size=32, symmetric=False),
     ),
     "magnitude then rtn": (Magnitude(pattern="4:8"), Rtn(bits=4, group_size=64, symmetric=False)),
 }
@@ -81,15 +90,19 @@ def _check(recipe: tuple[Stage, ...], files: ModelFiles, compress: Compressor, t
     assert result.storage_dtype == files.storage_dtype
     assert [layer.name for layer in result.layers] == list(result.linear_names)
     quantizing = next((stage for stage in recipe if isinstance(stage, WeightGrid)), None)
-    pruning = next((stage for stage in recipe if isinstance(stage, Mask)), None)
+    pruning = next((stage for stage in recipe if isinstance(stage, Pruner)), None)
+    shuffling = any(isinstance(stage, Esparse) for stage in recipe)
     compressed = {f"{name}.weight" for name in result.linear_names}
     for name in result.names:
         value = result.tensor(name)
         assert value.dtype == files.storage_dtype
         assert value.shape == files.tensor(name).shape
         assert bool(value.isfinite().all())
+        original = files.tensor(name).to(files.storage_dtype)
+        if shuffling and name.endswith(".bias"):
+            value, original = value.sort().values, original.sort().values
         if name not in compressed:
-            assert torch.equal(value, files.tensor(name).to(files.storage_dtype))
+            assert torch.equal(value, original)
     for layer in result.layers:
         weight = result.tensor(f"{layer.name}.weight")
         assert layer.weights == weight.numel()
@@ -158,3 +171,50 @@ def test_stages_that_are_solved_in_one_sweep_part_where_one_of_them_skips(
         assert (result.quantized(name) is None) == (kind in ("v_proj", "o_proj"))
         assert (int((weight == 0).sum()) >= weight.numel() // 2) == (kind not in ("k_proj", "o_proj"))
         assert torch.equal(weight, files.tensor(f"{name}.weight")) == (kind == "o_proj")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shuffled_channels_change_nothing_that_the_model_computes(
+    family: str,
+    tiny: Callable[[str], ModelFiles],
+    compress: Compressor,
+    tokens_NT: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(esparse, "pattern_mask", lambda score_OI, *_: torch.zeros_like(score_OI, dtype=torch.bool))
+    files = tiny(family)
+    plain = compress(files, (Esparse(shuffle=False),), tokens_NT, "plain")
+    result = compress(files, (Esparse(),), tokens_NT)
+    moved = {name for name in result.names if not torch.equal(result.tensor(name), plain.tensor(name))}
+    prefixes = {name.rpartition(".")[0].rpartition(".")[2] for name in moved}
+    assert (
+        prefixes
+        >= {
+            "llama": {"v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
+            "opt": {"v_proj", "out_proj", "fc1", "fc2"},
+            "gpt2": {"c_attn", "c_proj", "c_fc"},
+        }[MODEL_TYPES[files.config.model_type]]
+    )
+    before, after = (perplexity(model, tokens_NT, device=CPU, dtype=torch.float32)[0] for model in (plain, result))
+    assert after == pytest.approx(before, rel=1e-5)
+
+
+def test_a_layer_that_is_skipped_is_not_shuffled_either(
+    tiny: Callable[[str], ModelFiles], compress: Compressor, tokens_NT: Tensor
+) -> None:
+    files = tiny("llama")
+    result = compress(files, (Esparse(skip=("*.up_proj", "*.v_proj")),), tokens_NT)
+    for name in result.linear_names:
+        if name.endswith(("up_proj", "v_proj")):
+            assert torch.equal(result.tensor(f"{name}.weight"), files.tensor(f"{name}.weight"))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_shuffled_pattern_holds_in_the_file(
+    family: str, tiny: Callable[[str], ModelFiles], compress: Compressor, tokens_NT: Tensor
+) -> None:
+    result = compress(tiny(family), (Esparse(),), tokens_NT)
+    for name in result.linear_names:
+        weight = result.tensor(f"{name}.weight")
+        weight_OI = weight.T if family == "gpt2" else weight
+        assert bool(((weight_OI == 0).reshape(-1, 4).sum(1) == 2).all())

@@ -1,5 +1,7 @@
 """Each method against a hand-computed example, and against the property that its paper claims."""
 
+import math
+
 import pytest
 import torch
 from compressed_tensors.quantization import QuantizationArgs
@@ -7,11 +9,12 @@ from compressed_tensors.quantization.lifecycle.forward import dequantize
 from tests.engine.conftest import CPU
 from torch import Tensor
 
-from paredown.contracts.recipes import Gptq, Magnitude, Rtn, Sparsegpt, Stage, Wanda
+from paredown.contracts.recipes import Esparse, Gptq, Magnitude, Rtn, Sparsegpt, Stage, Wanda
 from paredown.engine.errors import GroupSizeUnfit, HessianSingular, NanFound, RecipeUnfit
 from paredown.engine.method import LinearWeight
 from paredown.engine.methods import METHODS
 from paredown.engine.methods.sparsegpt import compress_jointly
+from paredown.engine.shuffle import Exchange, shuffled
 from paredown.engine.statistics import InputStatistics, Statistic
 
 SEEDS = range(5)
@@ -22,7 +25,7 @@ def linear(weight_OI: Tensor, dtype: torch.dtype = torch.bfloat16) -> LinearWeig
 
 
 def statistics(inputs_TI: Tensor) -> InputStatistics:
-    gathered = InputStatistics("layer", inputs_TI.shape[1], {Statistic.HESSIAN}, CPU)
+    gathered = InputStatistics("layer", inputs_TI.shape[1], {Statistic.HESSIAN, Statistic.ENTROPY}, CPU)
     gathered.add(inputs_TI)
     gathered.complete()
     return gathered
@@ -353,6 +356,88 @@ def test_pruning_and_rounding_in_one_sweep_lose_less_output_than_one_after_the_o
     assert joint < 0.85 * after_each_other
 
 
+def test_entropy_by_hand() -> None:
+    # 200 tokens: spread evenly over all bins, always the same value, one of two values, and one token in 200 apart.
+    steps = torch.arange(200.0)
+    inputs_TI = torch.stack([steps, torch.full((200,), 3.0), steps % 2, (steps == 7).float() * 1e3], dim=1)
+    gathered = InputStatistics("layer", 4, {Statistic.ENTROPY}, CPU)
+    for part_TI in inputs_TI[torch.randperm(200, generator=torch.Generator().manual_seed(0))].split(200):
+        gathered.add(part_TI)
+    rare = 1 / 200
+    expected = [math.log(100), 0, math.log(2), -rare * math.log(rare) - (1 - rare) * math.log(1 - rare)]
+    assert torch.allclose(gathered.entropy_I, torch.tensor(expected), atol=1e-3)
+    assert torch.allclose(gathered.energy_I, inputs_TI.square().sum(0))
+
+
+def test_esparse_by_hand() -> None:
+    # Equal weights and equal norms: of each four channels the two whose values vary stay.
+    signs = torch.tensor([1.0, -1.0]).repeat(32)
+    spread = torch.linspace(-1, 1, 64) * 3**0.5
+    inputs_TI = torch.stack([signs, spread, signs, spread], dim=1)
+    config = Esparse(pattern="2:4", entropy_weight=1, shuffle=False)
+    result = apply(config, linear(torch.ones(3, 4)), statistics(inputs_TI))
+    assert result.weight_OI.tolist() == [[0, 1, 0, 1]] * 3
+    # A weight that is large enough outweighs them.
+    result = apply(config, linear(torch.tensor([[9.0, 1.0, 1.0, 1.1]])), statistics(inputs_TI))
+    assert result.weight_OI.tolist() == [[9, 0, 0, pytest.approx(1.1)]]
+
+
+def test_esparse_without_entropy_is_wanda() -> None:
+    weight_OI, inputs_TI = random_layer(3)
+    gathered = statistics(inputs_TI)
+    ours = apply(Esparse(pattern="2:4", entropy_weight=0, shuffle=False), linear(weight_OI), gathered)
+    assert torch.equal(ours.weight_OI, apply(Wanda(pattern="2:4"), linear(weight_OI), gathered).weight_OI)
+
+
+def test_a_shuffle_keeps_more_of_what_matters() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for channels, kept, of in ((32, 2, 4), (96, 1, 4), (64, 4, 8)):
+        score_RC = (
+            torch.rand(40, channels, generator=generator) * torch.rand(channels, generator=generator).mul(4).exp()
+        )
+        order_C = shuffled(score_RC, kept, of)
+        assert sorted(order_C.tolist()) == list(range(channels))
+        plain, better = (
+            score_RC[:, order].view(40, -1, of).topk(kept, dim=2).values.sum()
+            for order in (torch.arange(channels), order_C)
+        )
+        assert better > 1.01 * plain
+    # All that matters in one group: after the shuffle nothing of it is lost.
+    score_RC = torch.full((5, 16), 0.01)
+    score_RC[:, :4] = 1
+    groups_GM = shuffled(score_RC, 2, 4).view(-1, 4)
+    assert (groups_GM < 4).sum(1).max() <= 2
+    # Channels that are all alike stay where they are.
+    assert shuffled(torch.ones(5, 16), 2, 4).tolist() == list(range(16))
+
+
+@pytest.mark.parametrize(("blocks", "repeats"), [(1, 1), (4, 1), (2, 3)])
+def test_rows_follow_the_channels_that_they_produce(blocks: int, repeats: int) -> None:
+    channels = 8
+    exchange = Exchange(blocks, repeats, (("producer", 0),))
+    generator = torch.Generator().manual_seed(0)
+    order_BC = torch.stack([torch.randperm(channels, generator=generator) for _ in range(blocks)])
+    produced_R = torch.arange(blocks * channels)
+    # Each block of produced values is read by so many heads.
+    read_I = produced_R.view(blocks, 1, channels).expand(blocks, repeats, channels).flatten()
+    follows_I = (
+        produced_R[exchange.rows(order_BC)].view(blocks, 1, channels).expand(blocks, repeats, channels).flatten()
+    )
+    assert torch.equal(read_I[exchange.columns(order_BC)], follows_I)
+
+
+@pytest.mark.parametrize("stage", [Wanda(pattern="2:4"), Esparse()])
+def test_scores_and_weights_stay_together_in_a_shuffle(stage: Stage) -> None:
+    weight_OI, inputs_TI = random_layer(3)
+    target = linear(weight_OI)
+    target.exchange = Exchange(2, 1, ())
+    apply(stage, target, statistics(inputs_TI))
+    kept_OI = target.in_place(target.weight_OI)
+    assert torch.equal(kept_OI[kept_OI != 0], weight_OI[kept_OI != 0])
+    assert bool(((target.weight_OI == 0).view(24, -1, 4).sum(2) == 2).all())
+    assert (target.order_BC is not None) == isinstance(stage, Esparse)
+
+
 @pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.75])
 def test_wanda_prunes_exactly_its_share_of_each_row(sparsity: float) -> None:
     weight_OI, inputs_TI = random_layer(3, columns=96)
@@ -442,7 +527,7 @@ def test_inputs_that_are_not_finite_name_the_layer(statistic: Statistic) -> None
 def test_both_statistics_give_the_same_energy() -> None:
     _, inputs_TI = random_layer(1)
     both = []
-    for statistic in Statistic:
+    for statistic in (Statistic.ENERGY, Statistic.HESSIAN):
         gathered = InputStatistics("layer", 128, {statistic}, CPU)
         for part in inputs_TI.split(150):
             gathered.add(part)

@@ -10,7 +10,7 @@ from typing import get_args
 from paredown.contracts.families import LinearShape, ModelShape
 from paredown.contracts.job import Format, JobSpec, Plan
 from paredown.contracts.recipes import Stage, WeightGrid, quantizer, recipe_hash, recipe_name
-from paredown.contracts.recipes.pruning import Mask, parse_pattern
+from paredown.contracts.recipes.pruning import Pruner, parse_pattern
 from paredown.contracts.recipes.quantization import GroupSize
 from paredown.core.errors import CalibrationUnfit, GroupSizeUnfit, PlanExceeded, PoolUnknown, RecipeRefused
 from paredown.core.estimates import (
@@ -42,7 +42,7 @@ def check_recipe(shape: ModelShape, spec: JobSpec) -> None:
         linears = _touched(shape, stage)
         if isinstance(stage, WeightGrid):
             _check_group_size(stage, linears, f"{field}.group_size")
-        if isinstance(stage, Mask) and stage.pattern is not None:
+        if isinstance(stage, Pruner) and stage.pattern is not None:
             _check_pattern(stage.pattern, linears, f"{field}.pattern")
     if spec.resolved_format is Format.COMPRESSED_TENSORS and shape.family == "gpt2":
         raise RecipeRefused(
@@ -180,11 +180,8 @@ def _warnings(shape: ModelShape, spec: JobSpec, output: int, memory_limit: int |
     if grid is not None and spec.resolved_format is Format.SAFETENSORS:
         yield "safetensors stores quantized weights dense, so the artifact is no smaller than the base."
     for stage in spec.recipe:
-        if isinstance(stage, Mask):
-            kept = parse_pattern(stage.pattern) if stage.pattern else None
-            sparsity = 1 - kept[0] / kept[1] if kept else stage.sparsity
-            if sparsity > 0.5:
-                yield f"Pruning {sparsity:.0%} at once without retraining usually breaks a model; most bear 50 %."
+        if isinstance(stage, Pruner) and stage.share > 0.5:
+            yield f"Pruning {stage.share:.0%} at once without retraining usually breaks a model; most bear 50 %."
     tokens = calibration_tokens(spec)
     if 0 < tokens < FEW_TOKENS:
         yield f"{tokens} calibration tokens are few; from {FEW_TOKENS} on the statistics are steady."

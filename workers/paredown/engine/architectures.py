@@ -5,8 +5,8 @@ by their sizes only; tests hold the two together.
 Shapes: O out_features, I in_features.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from paredown.contracts.families import MODEL_TYPES, FamilyName
 from paredown.engine.errors import ArchitectureUnsupported
+from paredown.engine.shuffle import Exchange
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,11 @@ class Architecture:
     groups: tuple[tuple[str, ...], ...]
     # transformers' Conv1D keeps weight_IO; everything in the engine sees weight_OI.
     transposed: bool = False
+    # Linears whose input channels are the output rows of others, one by one: nothing between them mixes channels. Of a
+    # fused producer they are the last rows.
+    produced: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    # Of these, those that read attention's heads: channels stay within their head.
+    in_heads: frozenset[str] = frozenset()
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -48,6 +54,11 @@ ARCHITECTURES: dict[FamilyName, Architecture] = {
             ("mlp.gate_proj", "mlp.up_proj"),
             ("mlp.down_proj",),
         ),
+        produced={
+            "self_attn.o_proj": ("self_attn.v_proj",),
+            "mlp.down_proj": ("mlp.gate_proj", "mlp.up_proj"),
+        },
+        in_heads=frozenset({"self_attn.o_proj"}),
     ),
     "opt": Architecture(
         base="model",
@@ -58,12 +69,16 @@ ARCHITECTURES: dict[FamilyName, Architecture] = {
             ("fc1",),
             ("fc2",),
         ),
+        produced={"self_attn.out_proj": ("self_attn.v_proj",), "fc2": ("fc1",)},
+        in_heads=frozenset({"self_attn.out_proj"}),
     ),
     "gpt2": Architecture(
         base="transformer",
         blocks="transformer.h",
         groups=(("attn.c_attn",), ("attn.c_proj",), ("mlp.c_fc",), ("mlp.c_proj",)),
         transposed=True,
+        produced={"attn.c_proj": ("attn.c_attn",), "mlp.c_proj": ("mlp.c_fc",)},
+        in_heads=frozenset({"attn.c_proj"}),
     ),
 }
 
@@ -128,6 +143,29 @@ class Skeleton:
     def linear_names(self, index: int) -> list[str]:
         """The block's linears, without `.weight`."""
         return [self.block_prefix(index) + name for name in self.architecture.linears]
+
+    def exchange(self, index: int, name: str) -> Exchange | None:
+        """Which input channels of a linear may change places; `name` is the architecture's, without the block."""
+        producers = self.architecture.produced.get(name)
+        if producers is None:
+            return None
+        prefix = self.block_prefix(index)
+        _, in_features = self.shape_OI(prefix + name)
+        heads = blocks = 1
+        if name in self.architecture.in_heads:
+            heads = self.config.num_attention_heads
+            blocks = getattr(self.config, "num_key_value_heads", None) or heads
+        rows = in_features // heads * blocks
+        return Exchange(
+            blocks,
+            heads // blocks,
+            tuple((prefix + producer, self.shape_OI(prefix + producer)[0] - rows) for producer in producers),
+        )
+
+    def shape_OI(self, name: str) -> tuple[int, int]:
+        """out_features and in_features of a linear."""
+        first, second = self.model.get_parameter(f"{name}.weight").shape
+        return (second, first) if self.architecture.transposed else (first, second)
 
     def all_linear_names(self) -> Iterator[str]:
         for index in range(self.num_blocks):

@@ -21,6 +21,7 @@ from paredown.engine.forward import BlockForward
 from paredown.engine.method import LinearWeight, joined, take_apart
 from paredown.engine.methods import METHODS
 from paredown.engine.quantized import QuantizedLinear
+from paredown.engine.shuffle import Exchange
 from paredown.engine.statistics import InputStatistics, Statistic, all_finite
 from paredown.engine.weights import ModelFiles
 
@@ -131,9 +132,7 @@ class BlockRun:
         for name in names:
             for stage in self._stages(name):
                 needs |= METHODS[stage.method].needs
-        weight_name = f"{names[0]}.weight"
-        shape = self._skeleton.model.get_parameter(weight_name).shape
-        in_features = shape[0] if self._skeleton.architecture.transposed else shape[1]
+        _, in_features = self._skeleton.shape_OI(names[0])
         return InputStatistics(", ".join(names), in_features, needs, self._device)
 
     def _compress(self, group: int, statistics: InputStatistics) -> None:
@@ -154,8 +153,10 @@ class BlockRun:
             self._apply(stage, following, linears, statistics)
         for linear, original_OI in zip(linears, originals, strict=True):
             stored_OI = linear.weight_OI.to(storage_dtype)
+            # The forward goes on in the model's own order of channels; only the artifact's is another.
+            running_OI = linear.in_place(stored_OI)
             weight_name = f"{linear.name}.weight"
-            self._skeleton.put(weight_name, oriented(stored_OI.to(self._skeleton.dtype)).contiguous())
+            self._skeleton.put(weight_name, oriented(running_OI.to(self._skeleton.dtype)).contiguous())
             if linear.quantized is not None:
                 self.quantized[linear.name] = linear.quantized.to(torch.device("cpu"))
             else:
@@ -166,9 +167,11 @@ class BlockRun:
                     weights=stored_OI.numel(),
                     zeros=int((stored_OI == 0).sum()),
                     bits=linear.quantized.stored_bits if linear.quantized else 16.0,
-                    error=None if original_OI is None else _output_error(original_OI, stored_OI.float(), statistics),
+                    error=None if original_OI is None else _output_error(original_OI, running_OI.float(), statistics),
                 )
             )
+            if linear.order_BC is not None:
+                self._follow(linear)
 
     def _apply(
         self, stage: Stage, following: Stage | None, linears: list[LinearWeight], statistics: InputStatistics
@@ -179,7 +182,7 @@ class BlockRun:
         chosen = [linear for linear in linears if linear.quantized is None and stage in self._stages(linear.name)]
         if following is not None and (solve := method.joint.get(following.method)):
             for linear in [linear for linear in chosen if following in self._stages(linear.name)]:
-                solve(linear, statistics, stage, following)
+                solve(linear, linear.inputs(statistics), stage, following)
                 chosen.remove(linear)
         if method.rowwise and len(chosen) > 1:
             joint = joined(chosen)
@@ -187,7 +190,32 @@ class BlockRun:
             take_apart(joint, chosen)
         else:
             for linear in chosen:
-                method.compress(linear, statistics, stage)
+                if linear.order_BC is None:
+                    linear.exchange = self._exchange(stage, linear.name)
+                method.compress(linear, linear.inputs(statistics), stage)
+
+    def _exchange(self, stage: Stage, name: str) -> Exchange | None:
+        """Which input channels of a linear a stage may reorder: not where it skips one of the linears that follow."""
+        prefix = self._skeleton.block_prefix(self._index)
+        exchange = self._skeleton.exchange(self._index, name.removeprefix(prefix))
+        if exchange is None or any(stage not in self._stages(producer) for producer, _ in exchange.producers):
+            return None
+        return exchange
+
+    def _follow(self, linear: LinearWeight) -> None:
+        """Store the rows of a linear's producers in the order of its input channels: the artifact computes the same."""
+        assert linear.exchange is not None
+        assert linear.order_BC is not None
+        order_R = linear.exchange.rows(linear.order_BC).cpu()
+        oriented = self._skeleton.architecture.oriented
+        for name, first in linear.exchange.producers:
+            order_O = torch.cat([torch.arange(first), first + order_R])
+            if name in self.quantized:
+                self.quantized[name] = self.quantized[name].reordered(order_O)
+            else:
+                self.dense[f"{name}.weight"] = oriented(oriented(self.dense[f"{name}.weight"])[order_O])
+            if f"{name}.bias" in self.dense:
+                self.dense[f"{name}.bias"] = self.dense[f"{name}.bias"][order_O]
 
     def _check_states(self, forward: BlockForward) -> None:
         if not all(all_finite(state) for state in forward.states):

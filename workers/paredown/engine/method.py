@@ -13,6 +13,7 @@ from torch import Tensor
 
 from paredown.contracts.recipes import Stage
 from paredown.engine.quantized import QuantizedLinear
+from paredown.engine.shuffle import Exchange
 from paredown.engine.statistics import InputStatistics, Statistic
 
 
@@ -30,6 +31,34 @@ class LinearWeight:
     pruned_OI: Tensor | None = None
     # Set by the stage that quantizes; weight_OI is then what it dequantizes to.
     quantized: QuantizedLinear | None = None
+    # Which input channels may change places, where any may.
+    exchange: Exchange | None = None
+    # The order that a stage gave them: weight_OI and all of the above are in it.
+    order_BC: Tensor | None = None
+
+    def reorder(self, order_BC: Tensor) -> None:
+        """Put the input channels of each of the exchange's blocks into another order, once."""
+        assert self.exchange is not None
+        assert self.order_BC is None
+        assert self.quantized is None
+        order_I = self.exchange.columns(order_BC)
+        self.order_BC = order_BC
+        self.weight_OI = self.weight_OI[:, order_I]
+        self.pruned_OI = None if self.pruned_OI is None else self.pruned_OI[:, order_I]
+
+    def inputs(self, statistics: InputStatistics) -> InputStatistics:
+        """Statistics of the inputs, in this weight's order of channels."""
+        if self.order_BC is None:
+            return statistics
+        assert self.exchange is not None
+        return statistics.reordered(self.exchange.columns(self.order_BC))
+
+    def in_place(self, weight_OI: Tensor) -> Tensor:
+        """A weight in this one's order of channels, in the model's own."""
+        if self.order_BC is None:
+            return weight_OI
+        assert self.exchange is not None
+        return torch.empty_like(weight_OI).index_copy_(1, self.exchange.columns(self.order_BC), weight_OI)
 
     def prune(self, mask_OI: Tensor) -> None:
         """Set weights to zero for good."""
@@ -65,6 +94,7 @@ def joined(linears: list[LinearWeight]) -> LinearWeight:
     """The rows of several linears that share an input, below each other."""
     [storage_dtype] = {linear.storage_dtype for linear in linears}
     assert all(linear.quantized is None for linear in linears), "a weight is quantized once, by the last stage"
+    assert all(linear.order_BC is None for linear in linears), "linears that share an input share its order"
     pruned = [
         torch.zeros_like(linear.weight_OI, dtype=torch.bool) if linear.pruned_OI is None else linear.pruned_OI
         for linear in linears

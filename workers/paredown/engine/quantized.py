@@ -45,6 +45,17 @@ class QuantizedLinear:
             self.symmetric,
         )
 
+    def reordered(self, order_O: Tensor) -> "QuantizedLinear":
+        """The rows in another order."""
+        return QuantizedLinear(
+            self.codes_OI[order_O],
+            self.scales_OG[order_O],
+            None if self.zeros_OG is None else self.zeros_OG[order_O],
+            self.bits,
+            self.group_size,
+            self.symmetric,
+        )
+
     def where(self, chosen_O: Tensor, other: "QuantizedLinear") -> "QuantizedLinear":
         """The rows chosen of this one, the rest of another on the same kind of grid."""
         rows_O1 = chosen_O.unsqueeze(1)

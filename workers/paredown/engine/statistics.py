@@ -5,6 +5,7 @@ Shapes: I in_features, T tokens.
 """
 
 from collections.abc import Set as AbstractSet
+from copy import copy
 from enum import StrEnum
 
 import torch
@@ -17,9 +18,12 @@ class Statistic(StrEnum):
     """A figure over the calibration tokens that a method may ask for."""
 
     ENERGY = "energy"  # sum of squares of each input channel: O(T I)
+    ENTROPY = "entropy"  # of each input channel's values; its energy too: O(T I)
     HESSIAN = "hessian"  # XᵀX, of the least-squares loss of the layer's output: O(T I²)
 
 
+# Bins of equal width into which a channel's values fall when their entropy is taken; the number of the E-Sparse paper.
+_BINS = 100
 # Columns of a symmetric product computed at once: the part above the diagonal blocks is never computed.
 _PANELS = 6
 # Triangles up to this size are inverted directly.
@@ -34,11 +38,14 @@ class InputStatistics:
         self.num_tokens = 0
         self._hessian_II: Tensor | None = None
         self._energy_I: Tensor | None = None
+        self._histogram: _Histogram | None = None
         self._factors: dict[tuple[float, bool, int], tuple[Tensor, Tensor | None]] = {}
         if Statistic.HESSIAN in needs:
             self._hessian_II = torch.zeros(in_features, in_features, device=device)
-        elif Statistic.ENERGY in needs:
+        elif needs:
             self._energy_I = torch.zeros(in_features, device=device)
+        if Statistic.ENTROPY in needs:
+            self._histogram = _Histogram()
 
     def add(self, inputs_TI: Tensor) -> None:
         """Take in one micro-batch."""
@@ -48,6 +55,8 @@ class InputStatistics:
             _add_gram(self._hessian_II, inputs_TI)
         elif self._energy_I is not None:
             self._energy_I += inputs_TI.square().sum(0)
+        if self._histogram is not None:
+            self._histogram.add(inputs_TI)
 
     def complete(self) -> None:
         """Close the sums. Raises NanFound where an input was not finite."""
@@ -70,10 +79,28 @@ class InputStatistics:
         return self._energy_I
 
     @property
+    def entropy_I(self) -> Tensor:
+        """Entropy of each input channel's values, in nats; 0 where a channel always had the same value."""
+        assert self._histogram is not None, "a method reads ENTROPY without declaring it"
+        return self._histogram.entropy_I()
+
+    @property
     def hessian_II(self) -> Tensor:
         """XᵀX, symmetric, without damping."""
         assert self._hessian_II is not None, "a method reads HESSIAN without declaring it"
         return self._hessian_II
+
+    def reordered(self, order_I: Tensor) -> "InputStatistics":
+        """The same statistics with the input channels in another order."""
+        other = copy(self)
+        other._factors = {}
+        if self._hessian_II is not None:
+            other._hessian_II = self._hessian_II[order_I][:, order_I]
+        if self._energy_I is not None:
+            other._energy_I = self._energy_I[order_I]
+        if self._histogram is not None:
+            other._histogram = self._histogram.reordered(order_I)
+        return other
 
     def output_energy(self, weight_OI: Tensor) -> float:
         """‖XWᵀ‖²: the sum of squares of what the weight makes of all tokens."""
@@ -116,6 +143,41 @@ class InputStatistics:
         if not all_finite(upper_II):
             raise HessianSingular(self.name, damping)
         return upper_II, order_I
+
+
+class _Histogram:
+    """How often each channel's values fell into each bin.
+
+    The bins of a channel span its values in the first micro-batch; the first and last also take what lies beyond.
+    """
+
+    def __init__(self) -> None:
+        self._low_I = self._width_I = self._counts_IK = torch.empty(0)
+
+    def add(self, inputs_TI: Tensor) -> None:
+        if not all_finite(inputs_TI):
+            # Falls into no bin; `complete` names the layer.
+            return
+        channels = inputs_TI.shape[1]
+        if not len(self._counts_IK):
+            self._low_I, high_I = inputs_TI.amin(0), inputs_TI.amax(0)
+            self._width_I = ((high_I - self._low_I) / _BINS).clamp(min=torch.finfo(torch.float32).tiny)
+            self._counts_IK = torch.zeros(channels, _BINS, dtype=torch.int64, device=inputs_TI.device)
+        bins_TI = ((inputs_TI - self._low_I) / self._width_I).clamp_(0, _BINS - 1).long()
+        bins_TI += torch.arange(channels, device=inputs_TI.device) * _BINS
+        self._counts_IK += torch.bincount(bins_TI.flatten(), minlength=channels * _BINS).view(channels, _BINS)
+
+    def entropy_I(self) -> Tensor:
+        share_IK = self._counts_IK / self._counts_IK.sum(1, keepdim=True)
+        entropy_I: Tensor = torch.special.entr(share_IK).sum(1)
+        return entropy_I
+
+    def reordered(self, order_I: Tensor) -> "_Histogram":
+        other = copy(self)
+        other._low_I, other._width_I, other._counts_IK = (
+            figure[order_I] for figure in (self._low_I, self._width_I, self._counts_IK)
+        )
+        return other
 
 
 def all_finite(tensor: Tensor) -> bool:

@@ -7,11 +7,11 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from paredown.contracts.recipes.pruning import Magnitude, Mask, Sparsegpt, Wanda
+from paredown.contracts.recipes.pruning import Esparse, Magnitude, Pruner, Sparsegpt, Wanda
 from paredown.contracts.recipes.quantization import Gptq, Rtn, WeightGrid
 from paredown.contracts.recipes.stage import Family, Stage
 
-AnyStage = Annotated[Rtn | Gptq | Magnitude | Wanda | Sparsegpt, Field(discriminator="method")]
+AnyStage = Annotated[Rtn | Gptq | Magnitude | Wanda | Sparsegpt | Esparse, Field(discriminator="method")]
 
 STAGES: dict[str, type[Stage]] = {
     "rtn": Rtn,
@@ -19,12 +19,16 @@ STAGES: dict[str, type[Stage]] = {
     "magnitude": Magnitude,
     "wanda": Wanda,
     "sparsegpt": Sparsegpt,
+    "e-sparse": Esparse,
 }
 
 _ORDER = list(Family)
 
 
 def _possible_order(recipe: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    for index, stage in enumerate(recipe):
+        if isinstance(stage, Esparse) and stage.shuffle:
+            _first_pattern(stage, recipe[:index])
     for earlier, later in pairwise(recipe):
         if earlier.family is Family.QUANTIZATION and later.family is Family.QUANTIZATION:
             raise ValueError(
@@ -38,6 +42,15 @@ def _possible_order(recipe: tuple[Stage, ...]) -> tuple[Stage, ...]:
                 f"undo it; put {later.method} first"
             )
     return recipe
+
+
+def _first_pattern(stage: Esparse, before: tuple[Stage, ...]) -> None:
+    for earlier in before:
+        if isinstance(earlier, Pruner) and earlier.pattern:
+            raise ValueError(
+                f"{stage.method} shuffles channels, which would break the pattern {earlier.pattern} that "
+                f"{earlier.method} prunes to before it; put {stage.method} first, or set shuffle to false"
+            )
 
 
 def _one_sweep(pruning: Sparsegpt, rounding: Gptq) -> None:
@@ -74,8 +87,8 @@ def recipe_name(recipe: tuple[Stage, ...]) -> str:
 def _stage_name(stage: Stage) -> str:
     if isinstance(stage, WeightGrid):
         return f"{stage.method}-{stage.bits}"
-    if isinstance(stage, Mask):
-        return f"{stage.method}-{stage.pattern or f'{stage.sparsity:.0%}'}"
+    if isinstance(stage, Pruner):
+        return f"{stage.method}-{stage.pattern or f'{stage.share:.0%}'}"
     return stage.method
 
 
@@ -87,6 +100,7 @@ def quantizer(recipe: tuple[Stage, ...]) -> WeightGrid | None:
 __all__ = [
     "STAGES",
     "AnyStage",
+    "Esparse",
     "Family",
     "Gptq",
     "Magnitude",

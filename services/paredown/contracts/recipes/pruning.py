@@ -24,15 +24,31 @@ def _checked_pattern(pattern: str) -> str:
 Pattern = Annotated[str, Field(examples=["2:4"], pattern=r"^[1-9]\d?:[1-9]\d?$"), AfterValidator(_checked_pattern)]
 
 
-class Mask(Stage):
-    """How much is pruned, and in which shape."""
+class Pruner(Stage):
+    """Sets weights to zero."""
 
     family: ClassVar[Family] = Family.PRUNING
 
-    sparsity: float = Field(0.5, gt=0, lt=1, description="Share of the weights set to zero; ignored with a pattern.")
     pattern: Pattern | None = Field(
         None, description="N:M pattern such as 2:4 (two of every four neighbours kept), instead of sparsity."
     )
+
+    @property
+    def share(self) -> float:
+        """Of the weights, what is set to zero."""
+        assert self.pattern is not None
+        kept, of = parse_pattern(self.pattern)
+        return 1 - kept / of
+
+
+class Mask(Pruner):
+    """How much is pruned, and in which shape."""
+
+    sparsity: float = Field(0.5, gt=0, lt=1, description="Share of the weights set to zero; ignored with a pattern.")
+
+    @property
+    def share(self) -> float:
+        return super().share if self.pattern else self.sparsity
 
 
 class Magnitude(Mask):
@@ -70,4 +86,27 @@ class Sparsegpt(Mask):
         le=1,
         description="Share of the mean diagonal added to the Hessian before it is factorized; the same as that of a "
         "gptq stage that follows.",
+    )
+
+
+class Esparse(Pruner):
+    """N:M pruning by |weight| times norm and entropy of the input channel, with channels shuffled where the model still
+    computes the same. arXiv:2310.15929"""
+
+    title: ClassVar[str] = "E-Sparse"
+    paper: ClassVar[str] = "arXiv:2310.15929"
+    needs_calibration: ClassVar[bool] = True
+
+    method: Literal["e-sparse"] = "e-sparse"
+    pattern: Pattern = Field("2:4", description="N:M pattern such as 2:4: two of every four neighbours kept.")
+    entropy_weight: float = Field(
+        1.0,
+        ge=0,
+        le=100,
+        description="How much a channel's entropy counts beside its norm, both relative to their mean.",
+    )
+    shuffle: bool = Field(
+        True,
+        description="Reorder the input channels of the MLP's and of attention's last linear so that channels that "
+        "matter do not share a group; the rows of the linears before them follow.",
     )

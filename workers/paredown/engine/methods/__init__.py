@@ -1,7 +1,7 @@
 """Compression methods, one file each, named as their papers name them. A test holds METHODS to the recipes' stages."""
 
 from paredown.engine.method import LinearMethod
-from paredown.engine.methods import gptq, magnitude, rtn, sparsegpt, wanda
+from paredown.engine.methods import esparse, gptq, magnitude, rtn, sparsegpt, wanda
 
 METHODS: dict[str, LinearMethod] = {
     "rtn": rtn.METHOD,
@@ -9,4 +9,5 @@ METHODS: dict[str, LinearMethod] = {
     "magnitude": magnitude.METHOD,
     "wanda": wanda.METHOD,
     "sparsegpt": sparsegpt.METHOD,
+    "e-sparse": esparse.METHOD,
 }
