@@ -281,6 +281,9 @@ def test_more_work_takes_longer_and_more_memory() -> None:
     few, many = (job({"method": "gptq"}, calibration={"samples": samples}) for samples in (8, 128))
     assert seconds_of(shape, few, "cpu", None, True) < seconds_of(shape, many, "cpu", None, True)
     assert memory_of(shape, few, "cpu").pausing < memory_of(shape, many, "cpu").pausing
+    searched = job({"method": "gptq", "damping_search": True}, calibration={"samples": 128})
+    assert seconds_of(shape, many, "cpu", None, True) < seconds_of(shape, searched, "cpu", None, True)
+    assert memory_of(shape, many, "cpu").pausing < memory_of(shape, searched, "cpu").pausing
     deeper = shape_from_config(SMOL | {"num_hidden_layers": 60})
     assert memory_of(deeper, few, "cpu") == memory_of(shape, few, "cpu")
 

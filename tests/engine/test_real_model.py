@@ -5,6 +5,8 @@ import json
 import pydoc_data.topics
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,8 @@ from transformers import AutoTokenizer
 
 from paredown.contracts.families import shape_from_config
 from paredown.contracts.job import Calibration, EvaluationSettings, Format
-from paredown.contracts.recipes import Gptq, Rtn, Stage
-from paredown.contracts.work import EngineResult, WorkOrder
+from paredown.contracts.recipes import Esparse, Gptq, Magnitude, Recipe, Rtn, Sparsegpt, Wanda
+from paredown.contracts.work import WorkOrder
 from paredown.core.estimates import output_bytes
 from paredown.engine import data
 from paredown.engine.run import run
@@ -61,13 +63,13 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: directory / name for name in ("calibration", "evaluation")}
 
 
-def compress(
-    root: Path, model_dir: Path, texts: dict[str, Path], stage: Stage, calibration: int, evaluation: int
-) -> EngineResult:
-    order = WorkOrder(
+def order_of(
+    root: Path, model_dir: Path, texts: dict[str, Path], recipe: Recipe, calibration: int, evaluation: int
+) -> WorkOrder:
+    return WorkOrder(
         model_dir=model_dir,
         gguf_file=GGUF,
-        recipe=(stage,),  # type: ignore[arg-type]  # one of the union's stages
+        recipe=recipe,
         calibration=Calibration(samples=calibration),
         calibration_text=texts["calibration"],
         evaluation=EvaluationSettings(samples=evaluation, speed=False),
@@ -76,7 +78,6 @@ def compress(
         work_dir=root / "work",
         output_dir=root / "out",
     )
-    return run(order, lambda _progress: None, lambda: False)
 
 
 def reload(root: Path, model_dir: Path, texts: dict[str, Path], samples: int, dtype: str) -> dict[str, Any]:
@@ -103,11 +104,11 @@ def reload(root: Path, model_dir: Path, texts: dict[str, Path], samples: int, dt
     ],
 )
 def test_an_artifact_gives_the_reported_perplexity_in_plain_transformers(
-    tmp_path: Path, model_dir: Path, texts: dict[str, Path], stage: Stage, calibration: int, evaluation: int
+    tmp_path: Path, model_dir: Path, texts: dict[str, Path], stage: Rtn | Gptq, calibration: int, evaluation: int
 ) -> None:
-    result = compress(tmp_path, model_dir, texts, stage, calibration, evaluation)
+    order = order_of(tmp_path, model_dir, texts, (stage,), calibration, evaluation)
+    report = run(order, lambda _progress: None, lambda: False).report
 
-    report = result.report
     assert report.base is not None
     assert report.artifact is not None
     assert report.base.perplexity < report.artifact.perplexity < 2 * report.base.perplexity
@@ -122,6 +123,42 @@ def test_an_artifact_gives_the_reported_perplexity_in_plain_transformers(
     planned = output_bytes(shape_from_config(config), (stage,), Format.COMPRESSED_TENSORS)
     assert report.size_bytes == pytest.approx(planned, rel=0.02)
     assert report.average_bits == pytest.approx(4.25)
+
+
+# What each pair's papers promise, on the real model: the first recipe's perplexity is below the second's.
+ORDER: dict[str, tuple[Recipe, Recipe]] = {
+    "sparsegpt and wanda": ((Sparsegpt(),), (Wanda(),)),
+    "wanda and magnitude": ((Wanda(),), (Magnitude(),)),
+    "e-sparse and wanda, 2:4": ((Esparse(),), (Wanda(pattern="2:4"),)),
+    "one sweep and prune-then-round": ((Sparsegpt(), Gptq()), (Sparsegpt(), Rtn())),
+    "damping searched and given": ((Gptq(bits=3, damping_search=True),), (Gptq(bits=3),)),
+}
+
+
+@pytest.fixture(scope="module")
+def perplexity_of(
+    tmp_path_factory: pytest.TempPathFactory, model_dir: Path, texts: dict[str, Path]
+) -> Callable[[Recipe], float]:
+    """Of the artifact of a recipe, each measured once."""
+
+    @cache
+    def measure(recipe: Recipe) -> float:
+        root = tmp_path_factory.mktemp("order")
+        order = order_of(root, model_dir, texts, recipe, 16, 8)
+        report = run(
+            order.model_copy(update={"runtimes": (), "dtype": "bfloat16"}), lambda _: None, lambda: False
+        ).report
+        assert report.artifact is not None
+        return report.artifact.perplexity
+
+    return measure
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", ORDER)
+def test_methods_keep_the_order_of_their_papers(pair: str, perplexity_of: Callable[[Recipe], float]) -> None:
+    better, worse = ORDER[pair]
+    assert perplexity_of(better) < perplexity_of(worse)
 
 
 def test_the_artifact_of_a_gguf_file_brings_its_tokenizer(

@@ -11,10 +11,13 @@ from fnmatch import fnmatchcase
 
 from paredown.contracts.families import LinearShape, ModelShape
 from paredown.contracts.job import Format, JobSpec
-from paredown.contracts.recipes import Stage, WeightGrid, quantizer
+from paredown.contracts.recipes import Gptq, Stage, WeightGrid, quantizer
 
 # Methods that gather XᵀX of every layer's input, and solve with it.
 _HESSIAN_METHODS = ("gptq", "sparsegpt")
+
+# How many a search for GPTQ's damping tries.
+_DAMPINGS = 5
 
 
 def skipped(stage: Stage, name: str) -> bool:
@@ -104,8 +107,10 @@ def memory_of(shape: ModelShape, spec: JobSpec, device: str) -> Memory:
     block = block_parameters * (number + 2) + 3 * 4 * max(linear.weights for linear in shape.linears)
     calibrated, evaluated = calibration_tokens(spec), _evaluation_tokens(spec)
     widest = max(linear.in_features for linear in shape.linears)
-    # A Hessian in float32; to factor it in float64, the damped matrix, its inverse and the factor beside it.
-    statistics = (4 + 3 * 8) * widest**2 if _needs_hessian(spec) else 4 * widest
+    # A Hessian in float32; to factor it in float64, the damped matrix, its inverse and the factor beside it. A search
+    # for the damping keeps a factor of each that it tries.
+    kept = 4 * (_DAMPINGS - 1) if _searches_damping(spec) else 0
+    statistics = (4 + 3 * 8 + kept) * widest**2 if _needs_hessian(spec) else 4 * widest
     # Hidden states entering and leaving the block.
     states = 2 * shape.hidden_size * number
     # One token's activations inside a block: residual, normed input, queries, keys, values, the mixed heads and the
@@ -130,6 +135,10 @@ def calibration_tokens(spec: JobSpec) -> int:
 
 def _needs_hessian(spec: JobSpec) -> bool:
     return any(stage.method in _HESSIAN_METHODS for stage in spec.recipe)
+
+
+def _searches_damping(spec: JobSpec) -> bool:
+    return any(isinstance(stage, Gptq) and stage.damping_search for stage in spec.recipe)
 
 
 def _evaluation_tokens(spec: JobSpec) -> int:
@@ -171,6 +180,9 @@ def seconds_of(shape: ModelShape, spec: JobSpec, device: str, threads: int | Non
     solves = _needs_hessian(spec)
     hessian = 1.2 * squares * shape.num_blocks * tokens if solves else 0
     solving = shape.linear_parameters / (speed.solved_weights if solves else speed.quantized_weights) / scale
+    if _searches_damping(spec):
+        # A third of it is factorizing and the sweep over columns, once for each damping; scales are found once.
+        solving *= 1 + (_DAMPINGS - 1) / 3
     # Base and artifact by the block stream, and the artifact once more by the runtime that proves it.
     measured = 3 * 2 * (shape.linear_parameters + shape.vocab_size * shape.hidden_size) * _evaluation_tokens(spec)
     return speed.start_seconds + (forward + measured) / flops + hessian / (speed.flops["float32"] * scale) + solving

@@ -15,7 +15,7 @@ import torch
 
 from paredown.contracts.artifact import Evaluation, Report, RuntimeProof, Speed
 from paredown.contracts.job import Contract, Phase, Progress
-from paredown.contracts.recipes import Stage, quantizer
+from paredown.contracts.recipes import Gptq, Stage, quantizer
 from paredown.contracts.work import EngineResult, WorkOrder
 from paredown.engine import data
 from paredown.engine.checkpoint import identity_hash
@@ -124,7 +124,8 @@ _GATHERING_HESSIANS = 0.75  # of each calibration token
 def _compress_cost(recipe: tuple[Stage, ...], calibration_tokens: int) -> float:
     solves = any(Statistic.HESSIAN in METHODS[stage.method].needs for stage in recipe)
     grid = quantizer(recipe)
-    cost = _READING + calibration_tokens * (1 + solves * _GATHERING_HESSIANS) + solves * _SOLVING_COLUMNS
+    sweeps = 5 if any(isinstance(stage, Gptq) and stage.damping_search for stage in recipe) else 1
+    cost = _READING + calibration_tokens * (1 + solves * _GATHERING_HESSIANS) + solves * sweeps * _SOLVING_COLUMNS
     return cost + _SEARCHING_SCALES if grid and grid.scale_search == "least_squares" else cost
 
 

@@ -12,6 +12,7 @@ Units: damping is a share of the Hessian's mean diagonal.
 """
 
 import torch
+from torch import Tensor
 
 from paredown.contracts.recipes import Gptq
 from paredown.engine.columns import LAZY_COLUMNS, Rounding, channel_importance, ordered, sweep
@@ -20,27 +21,50 @@ from paredown.engine.method import LinearMethod, LinearWeight
 from paredown.engine.quantized import QuantizedLinear
 from paredown.engine.statistics import InputStatistics, Statistic
 
-# What a search tries beside the damping that it was given, as multiples of it; the given one first, which wins a tie.
+# What a search tries, as multiples of the damping that it was given; that one comes first, and wins a tie.
 _SEARCHED = (1.0, 0.1, 0.3, 3.0, 10.0)
 
 
 def compress(linear: LinearWeight, inputs: InputStatistics, config: Gptq) -> None:
     """Raises HessianSingular, GroupSizeUnfit."""
-    if config.damping_search:
-        linear.quantize(_searched(linear, inputs, config))
-    else:
-        linear.quantize(_solved(linear, inputs, config, config.damping))
+    solver = _Solver(linear, inputs, config)
+    if not config.damping_search:
+        linear.quantize(solver.solve(config.damping))
+        return
+    dampings = [min(config.damping * factor, 1.0) for factor in _SEARCHED]
+    best: QuantizedLinear | None = None
+    best_error_O = torch.full((linear.weight_OI.shape[0],), torch.inf, device=linear.weight_OI.device)
+    for damping in dict.fromkeys(dampings):
+        try:
+            tried = solver.solve(damping)
+        except HessianSingular:
+            continue
+        error_O = inputs.row_energy_O(linear.weight_OI - tried.dequantized().float())
+        best = tried if best is None else tried.where(error_O < best_error_O, best)
+        best_error_O = torch.minimum(error_O, best_error_O)
+    if best is None:
+        raise HessianSingular(inputs.name, *dampings)
+    linear.quantize(best)
 
 
-def _solved(linear: LinearWeight, inputs: InputStatistics, config: Gptq, damping: float) -> QuantizedLinear:
-    upper_II, order_I = inputs.inverse_factor(damping, config.activation_order)
-    weight_IO = ordered(linear.weight_OI.T, order_I)
-    pruned_IO = None if linear.pruned_OI is None else ordered(linear.pruned_OI.T, order_I)
-    rounding = Rounding(linear, config, order_I, channel_importance(inputs.energy_I), pruned_IO)
-    if order_I is not None:
-        rounding.fit_all(linear.weight_OI)
-        sweep(weight_IO, upper_II, rounding.settle)
-    else:
+class _Solver:
+    """One linear under any damping; what does not depend on it is found once."""
+
+    def __init__(self, linear: LinearWeight, inputs: InputStatistics, config: Gptq) -> None:
+        self._linear, self._inputs, self._config = linear, inputs, config
+        self._static: Rounding | None = None
+
+    def solve(self, damping: float) -> QuantizedLinear:
+        """Raises HessianSingular, GroupSizeUnfit."""
+        upper_II, order_I = self._inputs.inverse_factor(damping, self._config.activation_order)
+        weight_IO = ordered(self._linear.weight_OI.T, order_I)
+        if order_I is not None:
+            if self._static is None:
+                self._static = self._rounding(order_I)
+                self._static.fit_all(self._linear.weight_OI)
+            sweep(weight_IO, upper_II, self._static.settle)
+            return self._static.quantized()
+        rounding = self._rounding(None)
         width = rounding.width
 
         def prepare(first: int, _last: int) -> None:
@@ -49,25 +73,13 @@ def _solved(linear: LinearWeight, inputs: InputStatistics, config: Gptq, damping
 
         # No lazy update may reach past the start of a group, where its scale is found.
         sweep(weight_IO, upper_II, rounding.settle, prepare=prepare, step=min(LAZY_COLUMNS, width))
-    return rounding.quantized()
+        return rounding.quantized()
 
-
-def _searched(linear: LinearWeight, inputs: InputStatistics, config: Gptq) -> QuantizedLinear:
-    """Row by row the result with the least output error, of those whose damping lets the Hessian factorize."""
-    dampings = [min(config.damping * factor, 1.0) for factor in _SEARCHED]
-    best: QuantizedLinear | None = None
-    best_error_O = torch.full((linear.weight_OI.shape[0],), torch.inf, device=linear.weight_OI.device)
-    for damping in dict.fromkeys(dampings):
-        try:
-            tried = _solved(linear, inputs, config, damping)
-        except HessianSingular:
-            continue
-        error_O = inputs.row_energy_O(linear.weight_OI - tried.dequantized().float())
-        best = tried if best is None else tried.where(error_O < best_error_O, best)
-        best_error_O = torch.minimum(error_O, best_error_O)
-    if best is None:
-        raise HessianSingular(inputs.name, *dampings)
-    return best
+    def _rounding(self, order_I: Tensor | None) -> Rounding:
+        pruned_OI = self._linear.pruned_OI
+        pruned_IO = None if pruned_OI is None else ordered(pruned_OI.T, order_I)
+        importance_I = channel_importance(self._inputs.energy_I)
+        return Rounding(self._linear, self._config, order_I, importance_I, pruned_IO)
 
 
 METHOD = LinearMethod(config=Gptq, needs=frozenset({Statistic.HESSIAN}), compress=compress)

