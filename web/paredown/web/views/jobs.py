@@ -77,11 +77,10 @@ def _list(states: tuple[JobState, ...], model: str | None, method: str | None, s
     with st.container(key="list-jobs", gap=None):
         for job in jobs:
             parts.row(str(job.id), job.spec.name or job.recipe_name, parts.JOB, job.id, _details(job))
-    if has_more:
-        if st.button(f"Load {PAGE_SIZE} more", key="jobs-more", icon=":material/expand_more:"):
-            st.session_state[_SHOWN] = shown + PAGE_SIZE
-            # The whole page, not this fragment alone, which would go on with the length that it was made with.
-            st.rerun()
+    if has_more and st.button(f"Load {PAGE_SIZE} more", key="jobs-more", icon=":material/expand_more:"):
+        st.session_state[_SHOWN] = shown + PAGE_SIZE
+        # The whole page, not this fragment alone, which would go on with the length that it was made with.
+        st.rerun()
 
 
 def _details(job: JobView) -> str:
