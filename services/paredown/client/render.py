@@ -167,7 +167,7 @@ def methods(items: Iterable[MethodView]) -> RenderableType:
             "needed" if method.needs_calibration else "no",
             "needed" if method.needs_gpu else "no",
             method.paper,
-            method.summary.splitlines()[0],
+            method.summary,
         )
     return table
 

@@ -1,6 +1,5 @@
 """What the API, the form and the documentation say of a method; all of it is read from its stage."""
 
-import inspect
 from typing import Any
 
 from paredown.contracts.job import Contract
@@ -28,7 +27,7 @@ def method_views() -> list[MethodView]:
         MethodView(
             method=name,
             title=stage.title,
-            summary=inspect.cleandoc(stage.__doc__ or ""),
+            summary=" ".join((stage.__doc__ or "").split()),
             paper=stage.paper,
             family=stage.family,
             version=stage.model_fields["version"].default,
