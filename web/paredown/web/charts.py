@@ -219,7 +219,7 @@ def layers_chart(lines: Sequence[Mapping[str, Any]]) -> alt.Chart | None:
             x=alt.X("block:Q", title="Block", axis=alt.Axis(tickMinStep=1, format="d")),
             y=alt.Y(
                 "error:Q",
-                title="Relative error (logarithmic)",
+                title="Relative error",
                 scale=alt.Scale(type="log"),
                 axis=alt.Axis(format="~%", tickCount=5),
             ),
