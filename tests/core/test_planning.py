@@ -15,7 +15,7 @@ from paredown.contracts.families import ModelShape, shape_from_config
 from paredown.contracts.job import Format, JobSpec, Plan
 from paredown.contracts.recipes import STAGES
 from paredown.core.errors import CalibrationUnfit, GroupSizeUnfit, PareError, PlanExceeded, PoolUnknown, RecipeRefused
-from paredown.core.estimates import memory_of, seconds_of
+from paredown.core.estimates import is_calibrated, memory_of, seconds_of
 from paredown.core.planning import check_recipe, make_plan, output_bytes
 from paredown.core.settings import Pool, Settings
 from paredown.core.sources import ModelDescription, SourceFile
@@ -125,6 +125,55 @@ def test_compressed_tensors_is_refused_for_gpt2_with_the_way_out() -> None:
     check_recipe(shape_from_config(GPT2), job({"method": "wanda"}))
 
 
+NUMBERED = GPT2 | {"scale_attn_by_inverse_layer_idx": True}
+DEEP = LLAMA | {"num_hidden_layers": 12}
+
+
+@pytest.mark.parametrize(
+    ("config", "stage", "field", "sentence"),
+    [
+        (LLAMA, {"method": "shortgpt", "blocks": 3}, "blocks", "cannot drop 3 of 3 blocks"),
+        (LLAMA, {"method": "deeper", "blocks": 40}, "blocks", "at most 2 can go"),
+        (LLAMA, {"method": "laco", "blocks": 2}, "blocks", "at most 0 can go"),
+        (LLAMA, {"method": "shortgpt", "share": 0.9}, "share", "cannot drop 3 of 3 blocks"),
+        (DEEP, {"method": "shortgpt", "skip": ["model.layers.12.*"]}, "skip.0", "matches no linear layer"),
+        (DEEP, {"method": "shortgpt", "blocks": 9, "skip": ["model.layers.[0-3].*"]}, "blocks", "at most 8"),
+        (DEEP, {"method": "deeper", "blocks": 8, "skip": ["model.layers.4.*"]}, "blocks", "at most 7"),
+        (DEEP, {"method": "laco", "blocks": 10, "lowest": 1}, "blocks", "at most 9"),
+        (DEEP, {"method": "shortgpt", "skip": ["*.down_proj"]}, "share", "at most 0"),
+        (DEEP, {"method": "deeper", "last_tokens": 1000}, "last_tokens", "sequences of 512"),
+        (NUMBERED, {"method": "deeper", "blocks": 1}, "", "scale_attn_by_inverse_layer_idx"),
+    ],
+)
+def test_blocks_that_cannot_go_are_refused_with_how_many_can(
+    config: dict[str, Any], stage: dict[str, Any], field: str, sentence: str
+) -> None:
+    error = refusal(config, job(stage, {"method": "wanda"}))
+    assert isinstance(error, RecipeRefused)
+    assert error.field == f"recipe.0.{field}".rstrip(".")
+    assert sentence in error.detail
+
+
+def test_most_blocks_may_go_and_one_stays() -> None:
+    for stage in (
+        {"method": "shortgpt"},
+        {"method": "deeper"},
+        {"method": "laco", "lowest": 0, "layers_per_merge": 2, "interval": 1},
+    ):
+        check_recipe(shape_from_config(DEEP), job(stage | {"blocks": 11}))
+        assert refusal(DEEP, job(stage | {"blocks": 12})).field == "recipe.0.blocks"
+
+
+def test_patterns_of_later_stages_go_by_the_numbers_that_are_left() -> None:
+    depth = {"method": "shortgpt", "blocks": 1}
+    check_recipe(shape_from_config(LLAMA), job(depth, {"method": "wanda", "skip": ["model.layers.1.*"]}))
+    error = refusal(LLAMA, job(depth, {"method": "wanda", "skip": ["model.layers.2.*"]}))
+    assert error.field == "recipe.1.skip.0"
+    again = refusal(LLAMA, job(depth, depth, depth))
+    assert again.field == "recipe.2.blocks"
+    assert "1 of 1 blocks" in again.detail
+
+
 def test_sequences_longer_than_the_context_are_refused() -> None:
     long = {"sequence_length": 1025}
     calibrated = refusal(LLAMA, job({"method": "gptq"}, calibration=long, evaluation=long))
@@ -191,8 +240,22 @@ def test_the_artifacts_bytes_are_foretold_within_two_percent(grid: dict[str, Any
         (GPT2, job(RTN, format="safetensors")),
         (GPT2, job({"method": "magnitude"})),
         (TINY, job({"method": "magnitude"}, RTN)),
+        (TINY | {"num_hidden_layers": 6}, job({"method": "shortgpt", "share": 0.4}, RTN)),
+        (GPT2, job({"method": "deeper", "blocks": 1}, {"method": "wanda"})),
+        (TINY | {"num_hidden_layers": 6}, job({"method": "deeper"}, {"method": "shortgpt"})),
     ],
-    ids=["tied-skip", "qwen2", "qwen3", "opt", "gpt2-rtn", "gpt2-magnitude", "chain"],
+    ids=[
+        "tied-skip",
+        "qwen2",
+        "qwen3",
+        "opt",
+        "gpt2-rtn",
+        "gpt2-magnitude",
+        "chain",
+        "shortgpt-chain",
+        "gpt2-deeper",
+        "depth-twice",
+    ],
 )
 def test_the_bytes_of_every_family_and_format_are_foretold(
     config: dict[str, Any], spec: JobSpec, tmp_path: Path
@@ -210,7 +273,7 @@ def written_and_foretold(config: dict[str, Any], spec: JobSpec, tmp_path: Path) 
     compressed = compress_model(
         open_model(tmp_path / "model", None),
         spec.recipe,
-        None,
+        torch.arange(256).view(4, 64) if is_calibrated(spec) else None,
         device=torch.device("cpu"),
         dtype=torch.float32,
         work_dir=tmp_path / "work",
@@ -237,6 +300,23 @@ def test_a_plan_of_the_packaged_model() -> None:
     assert made.cost == pytest.approx(made.seconds / 3600 * 0.10)
     assert made.pausing
     assert made.warnings == ()
+
+
+def test_a_plan_of_fewer_blocks() -> None:
+    made = plan(SMOL, job({"method": "shortgpt", "blocks": 6}, {"method": "gptq"}))
+    whole = plan(SMOL, job({"method": "gptq"}))
+    assert made.recipe_name == "shortgpt-6-blocks + gptq-4"
+    assert made.base_bytes == whole.base_bytes == 269_030_016
+    assert made.parameters == whole.parameters
+    embeddings = 2 * 49152 * 576
+    # A fifth of what lies in blocks.
+    assert made.output_bytes - embeddings == pytest.approx(0.8 * (whole.output_bytes - embeddings), rel=0.01)
+    alone = plan(SMOL, job({"method": "shortgpt"}))
+    assert (alone.recipe_name, alone.format) == ("shortgpt-20%", Format.SAFETENSORS)
+    assert alone.memory_bytes < made.memory_bytes
+    assert alone.seconds < made.seconds
+    assert alone.seconds < plan(SMOL, job({"method": "laco"})).seconds
+    assert plan(SMOL, job({"method": "laco"})).disk_bytes > alone.disk_bytes
 
 
 def test_cost_follows_the_pool() -> None:
@@ -299,6 +379,7 @@ def test_more_work_takes_longer_and_more_memory() -> None:
         (job({"method": "wanda", "sparsity": 0.7}), "Pruning 70%"),
         (job({"method": "wanda", "pattern": "1:4"}), "Pruning 75%"),
         (job({"method": "e-sparse", "pattern": "1:4"}), "Pruning 75%"),
+        (job({"method": "deeper", "blocks": 12}), "Dropping 12 of 30 blocks"),
         (job({"method": "gptq"}, calibration={"samples": 2, "sequence_length": 128}), "256 calibration tokens are few"),
         (job({"method": "rtn", "bits": 8}, budget={"max_size_ratio": 0.3}), "will end rejected"),
     ],

@@ -10,12 +10,26 @@ from tests.engine.conftest import CPU, FAMILIES, Compressor
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from paredown.contracts.recipes import STAGES, Esparse, Gptq, Magnitude, Rtn, Sparsegpt, Stage, Wanda, WeightGrid
+from paredown.contracts.recipes import (
+    STAGES,
+    Deeper,
+    Esparse,
+    Gptq,
+    Laco,
+    Magnitude,
+    Rtn,
+    ShortGpt,
+    Sparsegpt,
+    Stage,
+    Wanda,
+    WeightGrid,
+)
 from paredown.contracts.recipes.pruning import Pruner
 from paredown.engine.architectures import architecture_of
 from paredown.engine.evaluation.perplexity import perplexity
-from paredown.engine.methods import METHODS, esparse
+from paredown.engine.methods import METHODS, MODEL_METHODS, esparse
 from paredown.engine.statistics import Statistic
+from paredown.engine.stream import CompressedModel
 from paredown.engine.weights import ModelFiles
 
 # One row for each method, with the settings that exercise most of it.
@@ -26,6 +40,9 @@ RECIPES: dict[str, tuple[Stage, ...]] = {
     "wanda": (Wanda(sparsity=0.5),),
     "sparsegpt": (Sparsegpt(sparsity=0.5),),
     "e-sparse": (Esparse(pattern="2:4"),),
+    "shortgpt": (ShortGpt(blocks=1),),
+    "deeper": (Deeper(blocks=2, last_tokens=3),),
+    "laco": (Laco(blocks=1, layers_per_merge=2, samples=3),),
 }
 VARIANTS: dict[str, tuple[Stage, ...]] = {
     "rtn 3 bits asymmetric": (Rtn(bits=3, group_size=32, symmetric=False),),
@@ -53,16 +70,21 @@ VARIANTS: dict[str, tuple[Stage, ...]] = {
         Sparsegpt(pattern="2:4"),
         Gptq(bits=4, group_size=32, symmetric=False),
     ),
+    "shortgpt, then wanda 2:4, then gptq": (ShortGpt(share=0.3), Wanda(pattern="2:4"), Gptq(bits=4, group_size=32)),
+    "laco, then rtn": (Laco(blocks=1, layers_per_merge=2), Rtn(bits=4, group_size=32)),
     "magnitude then rtn": (Magnitude(pattern="4:8"), Rtn(bits=4, group_size=64, symmetric=False)),
 }
 
 
 def test_methods_are_the_stages_that_recipes_know() -> None:
-    assert list(METHODS) == list(STAGES)
-    assert set(RECIPES) == set(METHODS)
+    assert [*METHODS, *MODEL_METHODS] == list(STAGES)
+    assert set(RECIPES) == set(STAGES)
     for name, method in METHODS.items():
         assert method.config is STAGES[name]
         assert bool(method.needs) == STAGES[name].needs_calibration
+    for name, across in MODEL_METHODS.items():
+        assert across.config is STAGES[name]
+        assert STAGES[name].needs_calibration
 
 
 @pytest.mark.usefixtures("small_batches")
@@ -86,19 +108,24 @@ def test_settings_and_chains_keep_their_promises(
 def _check(recipe: tuple[Stage, ...], files: ModelFiles, compress: Compressor, tokens_NT: Tensor) -> None:
     needs_tokens = any(stage.needs_calibration for stage in recipe)
     result = compress(files, recipe, tokens_NT if needs_tokens else None)
-    assert result.names == files.names
+    bases = _base_names(result, files)
+    assert set(bases.values()) <= set(files.names)
+    assert (tuple(bases) == files.names) == (not result.stages)
     assert result.storage_dtype == files.storage_dtype
     assert [layer.name for layer in result.layers] == list(result.linear_names)
     quantizing = next((stage for stage in recipe if isinstance(stage, WeightGrid)), None)
     pruning = next((stage for stage in recipe if isinstance(stage, Pruner)), None)
     shuffling = any(isinstance(stage, Esparse) for stage in recipe)
     compressed = {f"{name}.weight" for name in result.linear_names}
+    if any(stage.method == "laco" for stage in recipe):
+        # A merge adds up biases too.
+        compressed |= {f"{name}.bias" for name in result.linear_names}
     for name in result.names:
         value = result.tensor(name)
         assert value.dtype == files.storage_dtype
-        assert value.shape == files.tensor(name).shape
+        assert value.shape == files.tensor(bases[name]).shape
         assert bool(value.isfinite().all())
-        original = files.tensor(name).to(files.storage_dtype)
+        original = files.tensor(bases[name]).to(files.storage_dtype)
         if shuffling and name.endswith(".bias"):
             value, original = value.sort().values, original.sort().values
         if name not in compressed:
@@ -119,11 +146,30 @@ def _check(recipe: tuple[Stage, ...], files: ModelFiles, compress: Compressor, t
             assert low <= int(quantized.codes_OI.min())
             assert int(quantized.codes_OI.max()) < low + 2**quantizing.bits
             assert quantizing.bits < layer.bits < quantizing.bits + 1
-        if any(Statistic.HESSIAN in METHODS[stage.method].needs for stage in recipe):
+        if any(Statistic.HESSIAN in METHODS[stage.method].needs for stage in recipe if stage.method in METHODS):
             assert layer.error is not None
             assert 0 < layer.error < 1
     found, _ = perplexity(result, tokens_NT, device=CPU, dtype=torch.float32)
     assert math.isfinite(found)
+
+
+def _base_names(result: CompressedModel, files: ModelFiles) -> dict[str, str]:
+    """The artifact's parameters, and which of the base's stand there: numbers change where blocks were dropped."""
+    if not result.stages:
+        return {name: name for name in result.names}
+    [report] = result.stages
+    assert [block.block for block in report.blocks] == list(range(files.config.num_hidden_layers))
+    kept = [block.block for block in report.blocks if block.kept]
+    assert len(kept) == result.config.num_hidden_layers < files.config.num_hidden_layers
+    prefix = architecture_of(files.config).blocks + "."
+
+    def base_name(name: str) -> str:
+        if not name.startswith(prefix):
+            return name
+        number, _, leaf = name.removeprefix(prefix).partition(".")
+        return f"{prefix}{kept[int(number)]}.{leaf}"
+
+    return {name: base_name(name) for name in result.names}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

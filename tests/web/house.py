@@ -18,6 +18,7 @@ from paredown.api.app import create_app
 from paredown.contracts.artifact import (
     MANIFEST_NAME,
     BaseModelRecord,
+    BlockReport,
     Cost,
     Evaluation,
     Isolation,
@@ -28,10 +29,11 @@ from paredown.contracts.artifact import (
     Report,
     RuntimeProof,
     Speed,
+    StageReport,
     judge,
 )
 from paredown.contracts.job import JobError, JobSpec, Phase, Progress, content_hash
-from paredown.contracts.recipes import quantizer, recipe_hash
+from paredown.contracts.recipes import Depth, quantizer, recipe_hash
 from paredown.core import access, jobs
 from paredown.core.catalogue import NewArtifact
 from paredown.core.db import Database
@@ -151,6 +153,19 @@ def make_manifest(
             )
             for block in range(12)
             for kind, name in enumerate(("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"))
+        ),
+        stages=tuple(
+            StageReport(
+                stage=index,
+                method=stage.method,
+                summary="Dropped 6 of 30 blocks, those of least influence.",
+                measure="block influence",
+                blocks=tuple(
+                    BlockReport(block=block, importance=0.02 * (31 - block), kept=block < 24) for block in range(30)
+                ),
+            )
+            for index, stage in enumerate(spec.recipe)
+            if isinstance(stage, Depth)
         ),
         phase_seconds={"compress": 64.0, "evaluate": 41.5},
         peak_memory_bytes=1_400_000_000,

@@ -4,7 +4,7 @@ from uuid import uuid4
 
 import pytest
 
-from paredown.contracts.artifact import Front, FrontPoint, LayerReport, Verdict
+from paredown.contracts.artifact import BlockReport, Front, FrontPoint, LayerReport, StageReport, Verdict
 from paredown.web import charts
 
 FAMILIES = {"rtn": "quantization", "gptq": "quantization", "wanda": "pruning"}
@@ -84,3 +84,16 @@ def test_layers_know_their_block_and_kind():
     assert (lines[0]["block"], lines[0]["kind"], lines[0]["zeros"]) == (7, "up_proj", 0.5)
     assert charts.layers_chart(lines) is not None
     assert charts.layers_chart([lines[0] | {"error": None}]) is None
+
+
+def test_every_block_that_was_measured_has_a_bar_and_those_dropped_stand_out():
+    blocks = tuple(
+        BlockReport(block=block, importance=value, kept=block != 1) for block, value in enumerate((0.3, 0.1, 0.2, None))
+    )
+    stage = StageReport(stage=0, method="deeper", summary="Dropped block 1.", measure="an angle", blocks=blocks)
+    drawn = charts.blocks_chart(stage).to_dict()
+    bars = {bar["block"]: (bar["importance"], bar["fate"]) for bar in drawn["data"]["values"]}
+    assert bars == {0: (0.3, "kept"), 1: (0.1, "dropped"), 2: (0.2, "kept")}
+    assert drawn["encoding"]["x"]["scale"]["domain"] == [0, 1, 2, 3], "a block without a figure keeps its place"
+    colours = drawn["encoding"]["color"]["scale"]
+    assert len(set(colours["range"])) == len(colours["domain"]) == 2

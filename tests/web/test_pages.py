@@ -258,6 +258,13 @@ def test_a_rejected_job_shows_its_evidence(app: AppTest, house: House) -> None:
     assert "+50.3 %" in words
 
 
+def test_a_job_that_dropped_blocks_charts_their_importance(app: AppTest, house: House) -> None:
+    house.finish(recipe=[{"method": "shortgpt"}, {"method": "gptq"}])
+    go(app, JOB, id=str(submitted(house)[0]))
+    assert "Dropped 6 of 30 blocks" in said(app)
+    assert sum("Block of the base" in chart.proto.spec for chart in app.get("vega_lite_chart")) == 1
+
+
 @pytest.mark.parametrize("page", [JOB, ARTIFACT])
 @pytest.mark.parametrize("item", ["", "no-uuid", "00000000-0000-4000-8000-000000000000"])
 def test_addresses_that_name_nothing_are_a_sentence(app: AppTest, page: str, item: str) -> None:

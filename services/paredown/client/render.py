@@ -245,7 +245,10 @@ def report(manifest: Manifest) -> RenderableType:
         figure(made.prefill_tokens_per_second if made else None, ".1f"),
         figure(made.decode_tokens_per_second if made else None, ".1f"),
     )
-    return Group(table, *_checks(view), *(Text(f"Note: {warning}", style="yellow") for warning in view.warnings))
+    stages = (Text(f"{stage.method}: {stage.summary}") for stage in view.stages)
+    return Group(
+        table, *stages, *_checks(view), *(Text(f"Note: {warning}", style="yellow") for warning in view.warnings)
+    )
 
 
 def _checks(view: Report) -> list[Text]:

@@ -87,6 +87,24 @@ class LayerReport(Contract):
     error: float | None = None
 
 
+class BlockReport(Contract):
+    """One block of the model that a stage was given."""
+
+    block: int = Field(ge=0, description="Its number in that model, from 0.")
+    importance: float | None = Field(None, description="What the stage measured of it; none where it did not look.")
+    kept: bool = Field(description="Whether the artifact has it; a block merged into another is not kept.")
+
+
+class StageReport(Contract):
+    """What a stage that looks across blocks found, before the linear layers were compressed."""
+
+    stage: int = Field(ge=0, description="Its place in the recipe, from 0.")
+    method: str
+    summary: str = Field(description="What it did, in a sentence.")
+    measure: str = Field(description="What the importance of a block is.")
+    blocks: tuple[BlockReport, ...]
+
+
 class Cost(Contract):
     """Money, from the price per hour of the pool."""
 
@@ -127,11 +145,12 @@ class Report(Contract):
     artifact: Evaluation | None
     size_bytes: int = Field(description="The artifact's weight files on disk.")
     base_bytes: int = Field(description="Parameters × 2.")
-    sparsity: float = Field(description="Share of the decoder linears' weights that are zero.")
-    average_bits: float = Field(description="Bits for each weight of the decoder linears, scales included.")
+    sparsity: float = Field(description="Share of the artifact's decoder linears' weights that are zero.")
+    average_bits: float = Field(description="Bits for each weight of the artifact's decoder linears, scales included.")
     speeds: dict[Literal["base", "artifact"], Speed] = {}
     runtimes: tuple[RuntimeProof, ...] = ()
     layers: tuple[LayerReport, ...] = ()
+    stages: tuple[StageReport, ...] = ()
     phase_seconds: dict[str, float] = {}
     peak_memory_bytes: int = 0
     cost: Cost | None = None

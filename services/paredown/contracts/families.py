@@ -70,6 +70,8 @@ class ModelShape(BaseModel):
     other_parameters: int
     # Parameters of one block that are not in `linears` (norms, biases).
     block_other_parameters: int
+    # A block's number enters what it computes, so no other can take its place.
+    numbered_blocks: bool = False
 
     @property
     def linear_parameters(self) -> int:
@@ -84,6 +86,15 @@ class ModelShape(BaseModel):
         for block in range(self.num_blocks):
             for linear in self.linears:
                 yield f"{BLOCK_PREFIXES[self.family]}{block}.{linear.name}", linear
+
+    def block_linears(self) -> list[list[str]]:
+        """The full names of each block's linear layers."""
+        names = [name for name, _ in self.named_linears()]
+        return [names[start : start + len(self.linears)] for start in range(0, len(names), len(self.linears))]
+
+    def without_blocks(self, count: int) -> "ModelShape":
+        """The shape of what is left when so many blocks are dropped."""
+        return self.model_copy(update={"num_blocks": self.num_blocks - count})
 
     @property
     def base_bytes(self) -> int:
@@ -216,6 +227,7 @@ def _gpt2(config: dict[str, Any]) -> ModelShape:
         ),
         block_other_parameters=4 * hidden + 3 * hidden + hidden + inner + hidden,
         other_parameters=vocab * hidden * (1 if tied else 2) + context * hidden + 2 * hidden,
+        numbered_blocks=bool(config.get("scale_attn_by_inverse_layer_idx", False)),
     )
 
 

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 
 from paredown.contracts.families import LinearShape, ModelShape
 from paredown.contracts.job import Format, JobSpec
-from paredown.contracts.recipes import Gptq, Stage, WeightGrid, quantizer
+from paredown.contracts.recipes import Depth, Gptq, Laco, Stage, WeightGrid, quantizer
 
 # Methods that gather XᵀX of every layer's input, and solve with it.
 _HESSIAN_METHODS = ("gptq", "sparsegpt")
@@ -29,8 +29,24 @@ def is_calibrated(spec: JobSpec) -> bool:
     return any(stage.needs_calibration for stage in spec.recipe)
 
 
+def _depth_stages(shape: ModelShape, recipe: tuple[Stage, ...]) -> Iterator[tuple[Depth, ModelShape]]:
+    """Each stage that drops blocks, with the shape that it is given."""
+    for stage in recipe:
+        if isinstance(stage, Depth):
+            yield stage, shape
+            shape = shape.without_blocks(stage.dropped(shape.num_blocks))
+
+
+def shape_left(shape: ModelShape, recipe: tuple[Stage, ...]) -> ModelShape:
+    """The shape of the artifact."""
+    for stage, given in _depth_stages(shape, recipe):
+        shape = given.without_blocks(stage.dropped(given.num_blocks))
+    return shape
+
+
 def output_bytes(shape: ModelShape, recipe: tuple[Stage, ...], file_format: Format) -> int:
     """Bytes of the artifact's weight files, safetensors headers included. `file_format` is resolved, not auto."""
+    shape = shape_left(shape, recipe)
     grid = quantizer(recipe) if file_format is Format.COMPRESSED_TENSORS else None
     total = 2 * (shape.other_parameters + shape.num_blocks * shape.block_other_parameters)
     header = _HEADER_FIXED_BYTES
@@ -126,11 +142,43 @@ def memory_of(shape: ModelShape, spec: JobSpec, device: str) -> Memory:
     def peak(activations: int) -> int:
         return process + int(_FRAGMENTATION * max(compression + activations, evaluation, writing))
 
-    return Memory(pausing=peak(calibrated * inside), rerunning=peak(min(calibrated, micro_batch) * inside))
+    one_batch = peak(min(calibrated, micro_batch) * inside)
+    # Only linear stages pause forwards; a survey of blocks runs one micro-batch after the other.
+    return Memory(pausing=peak(calibrated * inside) if _streams(spec) else one_batch, rerunning=one_batch)
 
 
 def calibration_tokens(spec: JobSpec) -> int:
     return spec.calibration.samples * spec.calibration.sequence_length if is_calibrated(spec) else 0
+
+
+def _streams(spec: JobSpec) -> bool:
+    """Whether the calibration tokens run through the linear stages."""
+    return any(stage.needs_calibration and not isinstance(stage, Depth) for stage in spec.recipe)
+
+
+def _surveyed_tokens(stage: Depth, spec: JobSpec) -> int:
+    samples = min(stage.samples, spec.calibration.samples) if isinstance(stage, Laco) else spec.calibration.samples
+    return samples * spec.calibration.sequence_length
+
+
+def surveyed_states(shape: ModelShape, spec: JobSpec) -> int:
+    """Hidden states, one token's each, that depth stages leave on disk."""
+    # To resume, what enters two blocks; to try merges, what enters every block.
+    return sum(
+        (2 + (given.num_blocks if isinstance(stage, Laco) else 0)) * _surveyed_tokens(stage, spec)
+        for stage, given in _depth_stages(shape, spec.recipe)
+    )
+
+
+def _survey_flops(shape: ModelShape, spec: JobSpec) -> int:
+    # laco tries a merge at most blocks, mostly at two thresholds, and runs half of the model each time.
+    return sum(
+        (1 + (given.num_blocks if isinstance(stage, Laco) else 0))
+        * 2
+        * given.linear_parameters
+        * _surveyed_tokens(stage, spec)
+        for stage, given in _depth_stages(shape, spec.recipe)
+    )
 
 
 def _needs_hessian(spec: JobSpec) -> bool:
@@ -171,7 +219,9 @@ def seconds_of(shape: ModelShape, spec: JobSpec, device: str, threads: int | Non
     speed = _THROUGHPUT[device]
     scale = threads / _MEASURED_THREADS if threads and device == "cpu" else 1.0
     flops = speed.flops[spec.dtype] * scale
-    tokens = calibration_tokens(spec)
+    tokens = calibration_tokens(spec) if _streams(spec) else 0
+    surveys = _survey_flops(shape, spec)
+    base, shape = shape, shape_left(shape, spec.recipe)
     forward = 2 * shape.linear_parameters * tokens
     # Without pausing, the block runs once more for each group of linears that share an input.
     forward *= 1 if pausing else 1 + sum(not linear.shares_input for linear in shape.linears)
@@ -183,6 +233,10 @@ def seconds_of(shape: ModelShape, spec: JobSpec, device: str, threads: int | Non
     if _searches_damping(spec):
         # A third of it is factorizing and the sweep over columns, once for each damping; scales are found once.
         solving *= 1 + (_DAMPINGS - 1) / 3
+    if all(isinstance(stage, Depth) for stage in spec.recipe):
+        solving = 0
     # Base and artifact by the block stream, and the artifact once more by the runtime that proves it.
-    measured = 3 * 2 * (shape.linear_parameters + shape.vocab_size * shape.hidden_size) * _evaluation_tokens(spec)
-    return speed.start_seconds + (forward + measured) / flops + hessian / (speed.flops["float32"] * scale) + solving
+    head = 3 * shape.vocab_size * shape.hidden_size
+    measured = 2 * (base.linear_parameters + 2 * shape.linear_parameters + head) * _evaluation_tokens(spec)
+    running = (surveys + forward + measured) / flops
+    return speed.start_seconds + running + hessian / (speed.flops["float32"] * scale) + solving

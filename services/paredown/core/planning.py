@@ -9,7 +9,7 @@ from typing import get_args
 
 from paredown.contracts.families import LinearShape, ModelShape
 from paredown.contracts.job import Format, JobSpec, Plan
-from paredown.contracts.recipes import Stage, WeightGrid, quantizer, recipe_hash, recipe_name
+from paredown.contracts.recipes import Deeper, Depth, Stage, WeightGrid, quantizer, recipe_hash, recipe_name
 from paredown.contracts.recipes.pruning import Pruner, parse_pattern
 from paredown.contracts.recipes.quantization import GroupSize
 from paredown.core.errors import CalibrationUnfit, GroupSizeUnfit, PlanExceeded, PoolUnknown, RecipeRefused
@@ -22,6 +22,7 @@ from paredown.core.estimates import (
     output_bytes,
     seconds_of,
     skipped,
+    surveyed_states,
 )
 from paredown.core.settings import Pool, Settings
 from paredown.core.sources.base import ModelDescription
@@ -44,6 +45,8 @@ def check_recipe(shape: ModelShape, spec: JobSpec) -> None:
             _check_group_size(stage, linears, f"{field}.group_size")
         if isinstance(stage, Pruner) and stage.pattern is not None:
             _check_pattern(stage.pattern, linears, f"{field}.pattern")
+        if isinstance(stage, Depth):
+            shape = _check_depth(shape, spec, stage, field)
     if spec.resolved_format is Format.COMPRESSED_TENSORS and shape.family == "gpt2":
         raise RecipeRefused(
             "compressed-tensors does not know GPT-2's Conv1D layers, so neither vLLM nor transformers would load the "
@@ -65,6 +68,31 @@ def _check_skip(shape: ModelShape, stage: Stage, field: str) -> None:
         raise RecipeRefused(
             f"Skipping {', '.join(stage.skip)} leaves {stage.title} nothing to do.", field=f"{field}.skip"
         )
+
+
+def _check_depth(shape: ModelShape, spec: JobSpec, stage: Depth, field: str) -> ModelShape:
+    """The shape that the stage leaves to later ones; their layers go by its numbers."""
+    if shape.numbered_blocks:
+        raise RecipeRefused(
+            "This model scales each block's attention by the block's number (scale_attn_by_inverse_layer_idx), so no "
+            "block can take another's place; its depth cannot be pruned.",
+            field=field,
+        )
+    count = stage.dropped(shape.num_blocks)
+    most = stage.most(shape.num_blocks, stage.protected(shape.block_linears()))
+    if count > most:
+        raise RecipeRefused(
+            f"{stage.title} cannot drop {count} of {shape.num_blocks} blocks; with these settings at most {most} can "
+            "go.",
+            field=f"{field}.{'share' if stage.blocks is None else 'blocks'}",
+        )
+    if isinstance(stage, Deeper) and stage.last_tokens > spec.calibration.sequence_length:
+        raise RecipeRefused(
+            f"The last {stage.last_tokens} tokens cannot be compared in sequences of "
+            f"{spec.calibration.sequence_length}; lower last_tokens, or lengthen the calibration's sequences.",
+            field=f"{field}.last_tokens",
+        )
+    return shape.without_blocks(count)
 
 
 def _touched(shape: ModelShape, stage: Stage) -> list[tuple[str, LinearShape]]:
@@ -131,6 +159,7 @@ def make_plan(spec: JobSpec, description: ModelDescription, settings: Settings) 
     number = 4 if spec.dtype == "float32" else 2
     # Checkpoint: the finished blocks, dense and packed, and the hidden states; then the artifact itself.
     checkpoint = 2 * shape.linear_parameters + output + calibration_tokens(spec) * shape.hidden_size * number
+    checkpoint += surveyed_states(shape, spec) * shape.hidden_size * number
     return Plan(
         model=spec.model,
         model_type=shape.model_type,
@@ -171,6 +200,7 @@ def _pool_of(spec: JobSpec, settings: Settings) -> tuple[str, Pool]:
 
 def _warnings(shape: ModelShape, spec: JobSpec, output: int, memory_limit: int | None) -> Iterator[str]:
     grid = quantizer(spec.recipe)
+    left = shape
     if grid is not None and grid.bits <= 3 and not grid.needs_calibration:
         yield f"{grid.bits} bits without calibration cost much accuracy; gptq keeps more of it."
     if grid is not None and grid.bits == 2 and grid.symmetric:
@@ -182,6 +212,14 @@ def _warnings(shape: ModelShape, spec: JobSpec, output: int, memory_limit: int |
     for stage in spec.recipe:
         if isinstance(stage, Pruner) and stage.share > 0.5:
             yield f"Pruning {stage.share:.0%} at once without retraining usually breaks a model; most bear 50 %."
+        if isinstance(stage, Depth):
+            gone = stage.dropped(left.num_blocks)
+            if gone > 0.3 * left.num_blocks:
+                yield (
+                    f"Dropping {gone} of {left.num_blocks} blocks without retraining usually breaks a model; most bear "
+                    "a fifth."
+                )
+            left = left.without_blocks(gone)
     tokens = calibration_tokens(spec)
     if 0 < tokens < FEW_TOKENS:
         yield f"{tokens} calibration tokens are few; from {FEW_TOKENS} on the statistics are steady."

@@ -1,4 +1,4 @@
-"""The trade-off chart of one model, and the error of each layer of one artifact."""
+"""The trade-off chart of one model; of one artifact, the importance of each block and the error of each layer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -6,11 +6,12 @@ from typing import Any
 
 import altair as alt
 
-from paredown.contracts.artifact import Front, FrontPoint, LayerReport, Verdict
+from paredown.contracts.artifact import Front, FrontPoint, LayerReport, StageReport, Verdict
 from paredown.web import format as fmt
 
 FAMILY_COLOURS = {
     "base": "#64748b",
+    "depth": "#be123c",
     "pruning": "#d97706",
     "quantization": "#0d9488",
     "pruning + quantization": "#7c3aed",
@@ -232,4 +233,31 @@ def layers_chart(lines: Sequence[Mapping[str, Any]]) -> alt.Chart | None:
             ],
         )
         .properties(height=300)
+    )
+
+
+def blocks_chart(stage: StageReport) -> alt.Chart:
+    """A bar for each block that the stage measured; those that it dropped stand out."""
+    fates = {True: "kept", False: "dropped"}
+    bars = [block.model_dump() | {"fate": fates[block.kept]} for block in stage.blocks if block.importance is not None]
+    scale = alt.Scale(domain=["kept", "dropped"], range=[_DOMINATED, FAMILY_COLOURS["depth"]])
+    return (
+        alt.Chart(alt.Data(values=bars))
+        .mark_bar()
+        .encode(
+            x=alt.X(
+                "block:O",
+                title="Block of the base",
+                scale=alt.Scale(domain=[block.block for block in stage.blocks]),
+                axis=alt.Axis(labelAngle=0, labelOverlap=True),
+            ),
+            y=alt.Y("importance:Q", title="Importance", axis=alt.Axis(tickCount=5)),
+            color=alt.Color("fate:N", title=None, scale=scale, legend=alt.Legend(orient="bottom")),
+            tooltip=[
+                alt.Tooltip("block:O", title="Block"),
+                alt.Tooltip("importance:Q", title="Importance", format=".4f"),
+                alt.Tooltip("fate:N", title="In the artifact"),
+            ],
+        )
+        .properties(height=260)
     )

@@ -20,6 +20,7 @@ def show(manifest: Manifest) -> None:
         _quality(report)
     with right:
         _runtimes(report)
+    _blocks(report)
     _layers(report)
 
 
@@ -131,6 +132,13 @@ def _runtimes(report: Report) -> None:
     run += [(f"{phase.capitalize()} phase", fmt.duration(seconds)) for phase, seconds in report.phase_seconds.items()]
     st.subheader("The run", anchor=False)
     parts.facts(run)
+
+
+def _blocks(report: Report) -> None:
+    for stage in report.stages:
+        st.subheader("Importance of each block", anchor=False)
+        st.caption(f"{parts.plain(stage.summary)} Importance is {parts.plain(stage.measure)}.")
+        st.altair_chart(charts.blocks_chart(stage), alt=f"Importance of each block to {stage.method}")
 
 
 def _layers(report: Report) -> None:

@@ -23,7 +23,7 @@ from paredown.engine.methods import METHODS
 from paredown.engine.quantized import QuantizedLinear
 from paredown.engine.shuffle import Exchange
 from paredown.engine.statistics import InputStatistics, Statistic, all_finite
-from paredown.engine.weights import ModelFiles
+from paredown.engine.weights import ModelReader
 
 
 class _Stop(BaseException):
@@ -34,7 +34,7 @@ class BlockRun:
     """Compresses one block. `dense`, `quantized` and `layers` are complete afterwards."""
 
     def __init__(
-        self, files: ModelFiles, skeleton: Skeleton, index: int, recipe: Sequence[Stage], device: torch.device
+        self, files: ModelReader, skeleton: Skeleton, index: int, recipe: Sequence[Stage], device: torch.device
     ) -> None:
         self.dense: dict[str, Tensor] = {}
         self.quantized: dict[str, QuantizedLinear] = {}

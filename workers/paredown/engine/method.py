@@ -6,15 +6,18 @@ Shapes: O out_features, I in_features.
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from paredown.contracts.artifact import StageReport
 from paredown.contracts.recipes import Stage
 from paredown.engine.quantized import QuantizedLinear
 from paredown.engine.shuffle import Exchange
 from paredown.engine.statistics import InputStatistics, Statistic
+from paredown.engine.weights import ModelReader
 
 
 @dataclass(eq=False)
@@ -88,6 +91,36 @@ class LinearMethod:
     compress: Compress
     rowwise: bool = True
     joint: Mapping[str, JointCompress] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelWork:
+    """What a model method is given beside the model.
+
+    `directory` is the stage's own. What it keeps there under `identity`, the hash of all that decides its result, is
+    there again when the run is resumed; a resumed stage must end with the same bytes.
+    """
+
+    stage: int
+    tokens_NT: Tensor
+    device: torch.device
+    dtype: torch.dtype
+    directory: Path
+    identity: str
+    on_progress: Callable[[int, int], None]
+    should_drain: Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class ModelMethod:
+    """A method that looks across blocks: it makes one model of another, before any linear is compressed.
+
+    The model that it returns is read as lazily as the one that it was given, so memory stays that of one block. Raises
+    EngineError subclasses, and Drained once `should_drain` says so.
+    """
+
+    config: type[Stage]
+    apply: Callable[[ModelReader, ModelWork, Any], tuple[ModelReader, StageReport]]
 
 
 def joined(linears: list[LinearWeight]) -> LinearWeight:

@@ -104,6 +104,7 @@ def run(
             speeds=speeds,
             runtimes=runtimes,
             layers=layers,
+            stages=compressed.stages,
             phase_seconds=journey.seconds,
             peak_memory_bytes=peak,
             warnings=(*inputs.warnings, *warnings),
@@ -122,10 +123,13 @@ _GATHERING_HESSIANS = 0.75  # of each calibration token
 
 
 def _compress_cost(recipe: tuple[Stage, ...], calibration_tokens: int) -> float:
-    solves = any(Statistic.HESSIAN in METHODS[stage.method].needs for stage in recipe)
+    linear = [METHODS[stage.method] for stage in recipe if stage.method in METHODS]
+    solves = any(Statistic.HESSIAN in method.needs for method in linear)
+    # A pass for each stage that looks across blocks, and one through the linear ones where they look at activations.
+    passes = len(recipe) - len(linear) + any(method.needs for method in linear)
     grid = quantizer(recipe)
     sweeps = 5 if any(isinstance(stage, Gptq) and stage.damping_search for stage in recipe) else 1
-    cost = _READING + calibration_tokens * (1 + solves * _GATHERING_HESSIANS) + solves * sweeps * _SOLVING_COLUMNS
+    cost = _READING + calibration_tokens * (passes + solves * _GATHERING_HESSIANS) + solves * sweeps * _SOLVING_COLUMNS
     return cost + _SEARCHING_SCALES if grid and grid.scale_search == "least_squares" else cost
 
 

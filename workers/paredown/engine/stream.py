@@ -13,25 +13,28 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from paredown.contracts.artifact import LayerReport
+from paredown.contracts.artifact import LayerReport, StageReport
 from paredown.contracts.recipes import Stage
 from paredown.engine.architectures import Skeleton
 from paredown.engine.block import BlockRun
-from paredown.engine.checkpoint import BlockShard, Checkpoint
+from paredown.engine.checkpoint import BlockShard, Checkpoint, identity_hash
 from paredown.engine.errors import Drained
 from paredown.engine.evaluation.perplexity import perplexity
 from paredown.engine.forward import BlockForward
-from paredown.engine.methods import METHODS
+from paredown.engine.method import ModelWork
+from paredown.engine.methods import METHODS, MODEL_METHODS
 from paredown.engine.quantized import QuantizedLinear
-from paredown.engine.weights import ModelFiles
+from paredown.engine.weights import ModelReader
 
 __all__ = ["CompressedModel", "compress_model", "perplexity"]
 
 
 class CompressedModel:
-    """The result of a pass: reads like ModelFiles, and gives codes and scales where a linear was quantized."""
+    """The result of a pass: reads like its model, and gives codes and scales where a linear was quantized."""
 
-    def __init__(self, files: ModelFiles, skeleton: Skeleton, checkpoint: Checkpoint) -> None:
+    def __init__(
+        self, files: ModelReader, skeleton: Skeleton, checkpoint: Checkpoint, stages: tuple[StageReport, ...]
+    ) -> None:
         self.config = files.config
         self.names = files.names
         self.storage_dtype = files.storage_dtype
@@ -39,6 +42,7 @@ class CompressedModel:
         self.layers: tuple[LayerReport, ...] = tuple(
             layer for index in range(skeleton.num_blocks) for layer in checkpoint.layers(index)
         )
+        self.stages = stages
         self._files = files
         self._architecture = skeleton.architecture
         self._shards: dict[str, BlockShard] = {}
@@ -63,7 +67,7 @@ class CompressedModel:
 
 
 def compress_model(
-    files: ModelFiles,
+    files: ModelReader,
     recipe: Sequence[Stage],
     tokens_NT: Tensor | None,
     *,
@@ -77,15 +81,37 @@ def compress_model(
 ) -> CompressedModel:
     """Run a recipe over a model, block by block; `tokens_NT` may be None where no stage looks at activations.
 
+    Stages that look across blocks come first; the linear ones then stream over the model that those hand on.
+
     Finished blocks are durable in `work_dir`; a run with an equal `identity` (hash of all that decides the bytes) goes
     on after them, and its files equal an uninterrupted run's. `on_progress` is told finished and all blocks. Raises
     EngineError subclasses that name the layer, and Drained at a block boundary once `should_drain` says so.
     """
+    passes = _Passes(on_progress, sum(stage.method in MODEL_METHODS for stage in recipe))
+    reports: list[StageReport] = []
+    for index, stage in enumerate(recipe):
+        if stage.method not in MODEL_METHODS:
+            continue
+        assert tokens_NT is not None, "a stage needs calibration, but there are no tokens"
+        work = ModelWork(
+            stage=index,
+            tokens_NT=tokens_NT,
+            device=device,
+            dtype=dtype,
+            directory=work_dir / f"stage-{index}",
+            identity=identity_hash(identity, index),
+            on_progress=passes.step,
+            should_drain=should_drain,
+        )
+        files, report = MODEL_METHODS[stage.method].apply(files, work, stage)
+        reports.append(report)
+        passes.next()
+    recipe = [stage for stage in recipe if stage.method not in MODEL_METHODS]
     skeleton = Skeleton(files.config, dtype)
     num_blocks = skeleton.num_blocks
     calibrated = any(METHODS[stage.method].needs for stage in recipe)
     checkpoint = Checkpoint(work_dir, identity, num_blocks, sequential=calibrated)
-    on_progress(len(checkpoint.finished), num_blocks)
+    passes.step(len(checkpoint.finished), num_blocks)
     todo = [index for index in range(num_blocks) if index not in checkpoint.finished]
     with torch.inference_mode():
         forward: BlockForward | None = None
@@ -109,5 +135,23 @@ def compress_model(
             hidden = forward.states if forward and index + 1 < num_blocks else None
             checkpoint.save(index, block.dense, block.quantized, tuple(block.layers), hidden)
             skeleton.release_block(index)
-            on_progress(len(checkpoint.finished), num_blocks)
-    return CompressedModel(files, skeleton, checkpoint)
+            passes.step(len(checkpoint.finished), num_blocks)
+    return CompressedModel(files, skeleton, checkpoint, tuple(reports))
+
+
+class _Passes:
+    """Progress over all passes of a recipe, as if those still to come were as long as the one under way."""
+
+    def __init__(self, on_progress: Callable[[int, int], None], ahead: int) -> None:
+        self._on_progress = on_progress
+        self._ahead = ahead
+        self._behind = 0
+        self._length = 0
+
+    def step(self, done: int, total: int) -> None:
+        self._length = total
+        self._on_progress(self._behind + done, self._behind + total * (1 + self._ahead))
+
+    def next(self) -> None:
+        self._behind += self._length
+        self._ahead -= 1

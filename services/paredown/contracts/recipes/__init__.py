@@ -7,11 +7,15 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from paredown.contracts.recipes.depth import Deeper, Depth, Laco, ShortGpt
 from paredown.contracts.recipes.pruning import Esparse, Magnitude, Pruner, Sparsegpt, Wanda
 from paredown.contracts.recipes.quantization import Gptq, Rtn, WeightGrid
 from paredown.contracts.recipes.stage import Family, Stage
 
-AnyStage = Annotated[Rtn | Gptq | Magnitude | Wanda | Sparsegpt | Esparse, Field(discriminator="method")]
+AnyStage = Annotated[
+    Rtn | Gptq | Magnitude | Wanda | Sparsegpt | Esparse | ShortGpt | Deeper | Laco,
+    Field(discriminator="method"),
+]
 
 STAGES: dict[str, type[Stage]] = {
     "rtn": Rtn,
@@ -20,6 +24,9 @@ STAGES: dict[str, type[Stage]] = {
     "wanda": Wanda,
     "sparsegpt": Sparsegpt,
     "e-sparse": Esparse,
+    "shortgpt": ShortGpt,
+    "deeper": Deeper,
+    "laco": Laco,
 }
 
 _ORDER = list(Family)
@@ -89,6 +96,8 @@ def _stage_name(stage: Stage) -> str:
         return f"{stage.method}-{stage.bits}"
     if isinstance(stage, Pruner):
         return f"{stage.method}-{stage.pattern or f'{stage.share:.0%}'}"
+    if isinstance(stage, Depth):
+        return f"{stage.method}-{f'{stage.blocks}-blocks' if stage.blocks else f'{stage.share:.0%}'}"
     return stage.method
 
 
@@ -100,12 +109,16 @@ def quantizer(recipe: tuple[Stage, ...]) -> WeightGrid | None:
 __all__ = [
     "STAGES",
     "AnyStage",
+    "Deeper",
+    "Depth",
     "Esparse",
     "Family",
     "Gptq",
+    "Laco",
     "Magnitude",
     "Recipe",
     "Rtn",
+    "ShortGpt",
     "Sparsegpt",
     "Stage",
     "Wanda",

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class Family(StrEnum):
     """The kind of compression a method does. A recipe holds its stages in this order."""
 
+    DEPTH = "depth"
     PRUNING = "pruning"
     QUANTIZATION = "quantization"
 

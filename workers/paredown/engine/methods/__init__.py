@@ -1,7 +1,7 @@
-"""Compression methods, one file each, named as their papers name them. A test holds METHODS to the recipes' stages."""
+"""Compression methods, one file each, named as their papers name them. A test holds them to the recipes' stages."""
 
-from paredown.engine.method import LinearMethod
-from paredown.engine.methods import esparse, gptq, magnitude, rtn, sparsegpt, wanda
+from paredown.engine.method import LinearMethod, ModelMethod
+from paredown.engine.methods import deeper, esparse, gptq, laco, magnitude, rtn, shortgpt, sparsegpt, wanda
 
 METHODS: dict[str, LinearMethod] = {
     "rtn": rtn.METHOD,
@@ -10,4 +10,11 @@ METHODS: dict[str, LinearMethod] = {
     "wanda": wanda.METHOD,
     "sparsegpt": sparsegpt.METHOD,
     "e-sparse": esparse.METHOD,
+}
+
+# These run before the others, in the recipe's order, and hand on another model.
+MODEL_METHODS: dict[str, ModelMethod] = {
+    "shortgpt": shortgpt.METHOD,
+    "deeper": deeper.METHOD,
+    "laco": laco.METHOD,
 }
