@@ -264,7 +264,7 @@ def test_laco_merges_like_blocks_and_leaves_unlike_ones(
 def test_a_threshold_that_lets_too_few_merge_falls_until_enough_do(
     compress: Compressor, tokens_NT: Tensor, tmp_path: Path
 ) -> None:
-    deep_model(tmp_path / "model")
+    deep_model(tmp_path / "model", blocks=4)
     files = open_model(tmp_path / "model")
 
     def collapsed(threshold: float) -> CompressedModel:
@@ -273,7 +273,7 @@ def test_a_threshold_that_lets_too_few_merge_falls_until_enough_do(
 
     strict = collapsed(0.95)
     reached = float(strict.stages[0].summary.rstrip(".").rpartition(" ")[2])
-    assert len(kept(strict)) == 4
+    assert len(kept(strict)) == 2
     assert -1 < reached < 0.9
     # Asked for at once, it gives the same; one step above it is not enough.
     assert collapsed(reached).stages == collapsed(round(reached + 0.05, 6)).stages == strict.stages
@@ -282,7 +282,10 @@ def test_a_threshold_that_lets_too_few_merge_falls_until_enough_do(
 def test_a_chain_loads_in_stock_transformers_with_fewer_layers(
     compress: Compressor, tokens_NT: Tensor, tmp_path: Path
 ) -> None:
-    deep_model(tmp_path / "model", model_type="qwen2", sliding_window=8, use_sliding_window=True, max_window_layers=3)
+    windows = {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 3}
+    model = deep_model(tmp_path / "model", model_type="qwen2", **windows)
+    disarm(model, 1, 2)
+    model.save_pretrained(tmp_path / "model")
     files = open_model(tmp_path / "model")
     kinds = files.config.layer_types
     assert len(set(kinds)) == 2
@@ -292,11 +295,12 @@ def test_a_chain_loads_in_stock_transformers_with_fewer_layers(
     WRITERS[Format.COMPRESSED_TENSORS](result, tmp_path / "artifact")
     config = json.loads((tmp_path / "artifact" / "config.json").read_text())
     assert config["num_hidden_layers"] == 4
-    assert config["layer_types"] == [kinds[block] for block in kept(result)]
+    assert kept(result) == [0, 3, 4, 5]
+    assert config["layer_types"] == [kinds[block] for block in (0, 3, 4, 5)] != kinds[:4]
     assert files.config.num_hidden_layers == 6, "the base's configuration is left as it was"
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "artifact").float()
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "artifact").float()
     found, _ = perplexity(result, tokens_NT, device=CPU, dtype=torch.float32)
-    assert measured(model, tokens_NT) == pytest.approx(found, rel=1e-4)
+    assert measured(reloaded, tokens_NT) == pytest.approx(found, rel=1e-4)
     for layer in result.layers:
         weight = result.tensor(f"{layer.name}.weight")
         assert int((weight.view(-1, 4) == 0).sum(1).min()) >= 2

