@@ -1,10 +1,12 @@
 """contracts.families against transformers itself: same parameters and names, for tiny random models of each family."""
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -30,6 +32,18 @@ OPT = {
 }
 GPT2 = {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 
+GEMMA = LLAMA | {"head_dim": 8}
+PHI3 = LLAMA | {"pad_token_id": 0}
+NEOX = {name: value for name, value in LLAMA.items() if name != "num_key_value_heads"}
+BLOOM = {"vocab_size": 96, "hidden_size": 32, "n_layer": 2, "n_head": 4, "seq_length": 64}
+FALCON = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", LLAMA),
     "llama tied": ("llama", LLAMA | {"tie_word_embeddings": True}),
@@ -50,6 +64,28 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", GPT2),
     "gpt2 untied": ("gpt2", GPT2 | {"tie_word_embeddings": False}),
     "gpt2 narrow": ("gpt2", GPT2 | {"n_inner": 40}),
+    "gemma2": ("gemma2", GEMMA),
+    "gemma2 untied, biased": ("gemma2", GEMMA | {"tie_word_embeddings": False, "attention_bias": True}),
+    "gemma3": ("gemma3_text", GEMMA | {"head_dim": 16}),
+    "phi3": ("phi3", PHI3),
+    "phi3 tied, all heads": ("phi3", PHI3 | {"tie_word_embeddings": True, "num_key_value_heads": None}),
+    "gpt_neox": ("gpt_neox", NEOX),
+    "gpt_neox plain": ("gpt_neox", NEOX | {"attention_bias": False, "tie_word_embeddings": True}),
+    "bloom": ("bloom", BLOOM),
+    "bloom by its old names": (
+        "bloom",
+        {"vocab_size": 96, "n_embed": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "seq_length": 64},
+    ),
+    "falcon": ("falcon", FALCON),
+    "falcon new": ("falcon", FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon new, one norm": (
+        "falcon",
+        FALCON | {"new_decoder_architecture": True, "num_kv_heads": 4, "num_ln_in_parallel_attn": 1},
+    ),
+    "falcon in sequence": (
+        "falcon",
+        FALCON | {"multi_query": False, "parallel_attn": False, "bias": True, "alibi": True, "ffn_hidden_size": 40},
+    ),
 }
 
 
@@ -80,11 +116,86 @@ def test_a_shape_has_the_parameters_and_linears_of_the_real_model(name: str, tmp
     assert shape.context_length == 64
 
 
+SWITCHES = (
+    "tie_word_embeddings",
+    "attention_bias",
+    "mlp_bias",
+    "bias",
+    "multi_query",
+    "new_decoder_architecture",
+    "alibi",
+)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_any_sizes_and_switches_are_counted_as_the_real_model_has_them(model_type: str, tmp_path: Path) -> None:
+    """Drawn at random, and the same on every run."""
+    draw = random.Random(model_type)
+    for _ in range(12):
+        fields = random_fields(model_type, draw)
+        config = AutoConfig.for_model(model_type, **fields)
+        with init_empty_weights():
+            model = AutoModelForCausalLM.from_config(config)
+        model.tie_weights()
+        config.save_pretrained(tmp_path)
+        shape = shape_from_config(json.loads((tmp_path / "config.json").read_text()))
+        assert shape.parameters == sum(parameter.numel() for parameter in model.parameters()), fields
+
+
+def random_fields(model_type: str, draw: random.Random) -> dict[str, Any]:
+    heads, head_dim = draw.choice((2, 4, 6)), draw.choice((4, 8))
+    key_value_heads = draw.choice([count for count in (1, 2, heads) if heads % count == 0])
+    blocks, inner, context, vocab = (draw.randrange(*bounds) for bounds in ((1, 4), (8, 80), (16, 99), (20, 120)))
+    hidden = heads * draw.choice((4, 8, 12))
+    switches: dict[str, Any] = {name: draw.random() < 0.5 for name in SWITCHES}
+    match model_type:
+        case "gpt2":
+            sizes = {"n_embd": hidden, "n_inner": inner, "n_layer": blocks, "n_head": heads, "n_positions": context}
+        case "bloom":
+            sizes = {"hidden_size": hidden, "n_layer": blocks, "n_head": heads, "seq_length": context}
+        case _:
+            sizes = {
+                "hidden_size": hidden,
+                "intermediate_size": inner,
+                "ffn_dim": inner,
+                "ffn_hidden_size": inner,
+                "word_embed_proj_dim": draw.choice((hidden, 8)),
+                "num_hidden_layers": blocks,
+                "num_attention_heads": heads,
+                "num_key_value_heads": key_value_heads,
+                "num_kv_heads": key_value_heads,
+                "max_position_embeddings": context,
+            }
+            if model_type not in ("phi3", "falcon") and draw.random() < 0.5:
+                sizes["head_dim"] = head_dim
+    if model_type == "falcon":
+        switches["parallel_attn"] = switches["new_decoder_architecture"] or draw.random() < 0.5
+    return {"vocab_size": vocab, "pad_token_id": 0, **sizes, **switches}
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"model_type": "gemma3", "text_config": {}}, "save its language model alone"),
+        ({"model_type": "gemma3_text", **GEMMA, "use_bidirectional_attention": True}, "predict the next token"),
+        ({"model_type": "falcon", **FALCON, "num_ln_in_parallel_attn": 2}, "do not go together"),
+        (
+            {"model_type": "falcon", **FALCON, "new_decoder_architecture": True, "parallel_attn": False},
+            "do not go together",
+        ),
+    ],
+)
+def test_a_relative_that_is_not_taken_is_refused_with_the_reason(config: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UnsupportedArchitecture, match=sentence):
+        shape_from_config(config)
+
+
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_silent_fields_take_the_defaults_of_transformers(model_type: str) -> None:
     reference = AutoConfig.for_model(model_type)
-    required = {"opt": OPT, "gpt2": GPT2}.get(model_type, LLAMA)
-    optional = {"num_key_value_heads", "max_position_embeddings", "word_embed_proj_dim", "n_positions"}
+    other = {"opt": OPT, "gpt2": GPT2, "gpt_neox": NEOX, "bloom": BLOOM, "falcon": FALCON}
+    required = other.get(model_type, LLAMA)
+    optional = {"num_key_value_heads", "max_position_embeddings", "word_embed_proj_dim", "n_positions", "seq_length"}
     fields = {name: getattr(reference, name) for name in required if name not in optional}
     shape = shape_from_config({"model_type": model_type, **fields})
     full = shape_from_config(reference.to_dict())

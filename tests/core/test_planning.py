@@ -44,6 +44,7 @@ OPT = {
     "max_position_embeddings": 1024,
     "word_embed_proj_dim": 192,
 }
+NEOX = {name: value for name, value in LLAMA.items() if name != "num_key_value_heads"} | {"model_type": "gpt_neox"}
 # Written for real, so small.
 TINY = LLAMA | {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
 # What the packaged 135 M model is, without reading it.
@@ -237,6 +238,9 @@ def test_the_artifacts_bytes_are_foretold_within_two_percent(grid: dict[str, Any
             job(RTN | {"group_size": 32}),
         ),
         (OPT, job(RTN | {"symmetric": False})),
+        (TINY | {"model_type": "gemma2", "head_dim": 32}, job(RTN)),
+        (TINY | {"model_type": "phi3", "pad_token_id": 0}, job(RTN | {"symmetric": False})),
+        (NEOX, job(RTN | {"bits": 8})),
         (GPT2, job(RTN, format="safetensors")),
         (GPT2, job({"method": "magnitude"})),
         (TINY, job({"method": "magnitude"}, RTN)),
@@ -249,6 +253,9 @@ def test_the_artifacts_bytes_are_foretold_within_two_percent(grid: dict[str, Any
         "qwen2",
         "qwen3",
         "opt",
+        "gemma2",
+        "phi3",
+        "gpt_neox",
         "gpt2-rtn",
         "gpt2-magnitude",
         "chain",
@@ -354,6 +361,18 @@ def test_memory_decides_on_pausing_and_on_refusal() -> None:
     with pytest.raises(PlanExceeded, match="GiB") as raised:
         plan(SMOL, spec, pools={"cpu": Pool(memory_bytes=memory.rerunning - 1)})
     assert raised.value.field == "pool"
+
+
+def test_scores_that_no_kernel_fuses_are_counted() -> None:
+    """Gemma 2's attention holds heads × tokens² numbers for each sequence; at 2048 tokens that outweighs all else."""
+    spec = job({"method": "gptq"}, calibration={"samples": 16, "sequence_length": 2048})
+    gemma = SMOL | {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 72}
+    capped, fused = (
+        memory_of(shape_from_config(gemma | {"model_type": model_type}), spec, "cpu")
+        for model_type in ("gemma2", "gemma3_text")
+    )
+    assert capped.pausing - fused.pausing > 4 * 16 * 8 * 2048**2
+    assert capped.rerunning - fused.rerunning < 2**31
 
 
 def test_more_work_takes_longer_and_more_memory() -> None:

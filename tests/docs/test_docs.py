@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from paredown.contracts.families import MODEL_TYPES
 from paredown.contracts.recipes import STAGES
 from paredown.core import errors as core_errors
 from paredown.core.settings import Pool, Settings
 from paredown.engine import errors as engine_errors
+from paredown.engine.architectures import ARCHITECTURES
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,6 +50,16 @@ def test_every_method_and_its_settings_are_documented(method: str) -> None:
     assert STAGES[method].paper in page
     for field in STAGES[method].model_fields:
         assert f"`{field}`" in page
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_every_model_type_is_documented_with_its_linears(model_type: str) -> None:
+    [row] = [row for row in read("models.md").splitlines() if row.startswith("| `") and f"`{model_type}`" in row]
+    prefixes = ("self_attn.", "self_attention.", "attention.", "attn.", "mlp.")
+    if "| the same |" not in row:
+        for name in ARCHITECTURES[MODEL_TYPES[model_type]].linears:
+            leaf = next((name.removeprefix(prefix) for prefix in prefixes if name.startswith(prefix)), name)
+            assert re.search(rf"[`.]{leaf}`", row), name
 
 
 def test_every_dependency_is_explained() -> None:

@@ -7,10 +7,16 @@ from typing import Any
 import torch
 from tests.support.models import VOCABULARY, byte_tokenizer
 from transformers import (
+    BloomConfig,
+    FalconConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
     GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
     OPTConfig,
+    Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
@@ -21,6 +27,7 @@ from paredown.contracts.job import Calibration, EvaluationSettings, Format
 from paredown.contracts.work import WorkOrder
 
 CONTEXT = 256
+GEMMA_LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
 
 
 def config_of(model_type: str, *, hidden: int = 64, blocks: int = 2, tied: bool = True) -> PreTrainedConfig:
@@ -58,6 +65,26 @@ def config_of(model_type: str, *, hidden: int = 64, blocks: int = 2, tied: bool 
             )
         case "gpt2":
             return GPT2Config(**common, n_embd=hidden, n_layer=blocks, n_head=4, n_positions=CONTEXT)
+        case "gemma2" | "gemma3_text":
+            sizes = {**llama, "head_dim": hidden // 4, "sliding_window": 16, "layer_types": GEMMA_LAYERS[:blocks]}
+            return (Gemma2Config if model_type == "gemma2" else Gemma3TextConfig)(**sizes)
+        case "phi3":
+            return Phi3Config(**llama, pad_token_id=1)
+        case "gpt_neox":
+            return GPTNeoXConfig(**{name: value for name, value in llama.items() if name != "num_key_value_heads"})
+        case "bloom":
+            return BloomConfig(**common, hidden_size=hidden, n_layer=blocks, n_head=4, seq_length=CONTEXT)
+        case "falcon" | "falcon-new":
+            return FalconConfig(
+                **common,
+                hidden_size=hidden,
+                ffn_hidden_size=2 * hidden,
+                num_hidden_layers=blocks,
+                num_attention_heads=4,
+                num_kv_heads=2,
+                new_decoder_architecture=model_type == "falcon-new",
+                max_position_embeddings=CONTEXT,
+            )
     raise AssertionError(model_type)
 
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,13 @@ CASES = [
             ("qwen3", False),
             ("opt", True),
             ("opt-projected", True),
+            ("gemma2", True),
+            ("gemma3_text", False),
+            ("phi3", False),
+            ("gpt_neox", False),
+            ("bloom", True),
+            ("falcon", True),
+            ("falcon-new", False),
         )
     ),
     quantized("llama", config_of("llama", tied=False), bits=4, skip=("*.down_proj", "model.layers.0.*")),
@@ -92,7 +100,7 @@ CASES = [
     *(
         Case(f"dense-{model_type}", config_of(model_type), (Magnitude(),), Format.SAFETENSORS, dtype)
         for model_type, dtype in zip(
-            sorted(MODEL_TYPES), [torch.bfloat16, torch.float16, torch.float32] * 2, strict=True
+            sorted(MODEL_TYPES), cycle([torch.bfloat16, torch.float16, torch.float32]), strict=False
         )
     ),
     Case("dense-quantized", config_of("gpt2", tied=False), (Rtn(bits=3),), Format.SAFETENSORS),
@@ -214,6 +222,17 @@ def test_tied_weights_are_stored_once(artifacts: dict[str, Written]) -> None:
     for name, tied in (("dense-llama", True), ("dense-quantized", False)):
         with safe_open(artifacts[name].directory / "model.safetensors", "pt") as file:
             assert ("lm_head.weight" in file.keys()) is not tied  # noqa: SIM118  # not a dict
+
+
+def test_names_in_the_files_are_those_of_checkpoints(artifacts: dict[str, Written]) -> None:
+    """Other runtimes than transformers know no other."""
+    with safe_open(artifacts["dense-gpt_neox"].directory / "model.safetensors", "pt") as file:
+        assert "gpt_neox.layers.0.attention.dense.weight" in file.keys()  # noqa: SIM118  # not a dict
+    name = "gpt_neox-bits=4-group_size=64"
+    with safe_open(artifacts[name].directory / "model.safetensors", "pt") as file:
+        assert "embed_out.weight" in file.keys()  # noqa: SIM118
+    config = json.loads((artifacts[name].directory / "config.json").read_text())
+    assert set(config["quantization_config"]["ignore"]) == {"lm_head", "embed_out"}
 
 
 def test_config_says_how_the_weights_are_packed(artifacts: dict[str, Written]) -> None:

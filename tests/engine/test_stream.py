@@ -65,7 +65,7 @@ def plain_loop(directory: Path, recipe: tuple[Stage, ...], tokens_NT: Tensor) ->
     return results
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3", "gpt2", "gemma3", "gpt_neox", "bloom", "falcon-new"])
 def test_it_equals_a_plain_loop_over_layers(
     family: str,
     tiny: Callable[[str], ModelFiles],

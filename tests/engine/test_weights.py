@@ -41,17 +41,33 @@ def test_shards_are_found_through_the_index(tmp_path: Path) -> None:
     assert_equal_to_transformers(open_model(tmp_path), tmp_path)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "opt"])
+BARE = {"gpt2": "transformer.", "opt": "model.", "bloom": "transformer.", "gpt_neox": "gpt_neox."}
+
+
+@pytest.mark.parametrize("family", BARE)
 def test_a_checkpoint_of_the_bare_model_is_read(family: str, model_dir: Callable[[str], Path], tmp_path: Path) -> None:
     """As the original GPT-2 is stored: names without `transformer.`, and buffers that transformers dropped since."""
     (tmp_path / "config.json").write_text((model_dir(family) / "config.json").read_text())
-    base = "transformer." if family == "gpt2" else "model."
+    base = BARE[family]
     stored = load_file(model_dir(family) / "model.safetensors")
     bare = {name.removeprefix(base): tensor for name, tensor in stored.items()} | {"h.0.attn.bias": torch.ones(4, 4)}
     save_file(bare, tmp_path / "model.safetensors", {"format": "pt"})
     files = open_model(tmp_path)
     for name, tensor in stored.items():
-        assert torch.equal(files.tensor(name), tensor)
+        assert torch.equal(files.tensor(name.replace("embed_out", "lm_head")), tensor)
+
+
+@pytest.mark.parametrize("name", ["embed_out.weight", "lm_head.weight"])
+def test_the_head_of_gpt_neox_is_found_under_either_name(
+    name: str, model_dir: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """transformers calls it lm_head since version 5; files on the hub say embed_out."""
+    (tmp_path / "config.json").write_text((model_dir("gpt_neox") / "config.json").read_text())
+    stored = load_file(model_dir("gpt_neox") / "model.safetensors")
+    [head] = [key for key in stored if key in ("embed_out.weight", "lm_head.weight")]
+    expected = stored.pop(head)
+    save_file(stored | {name: expected}, tmp_path / "model.safetensors", {"format": "pt"})
+    assert torch.equal(open_model(tmp_path).tensor("lm_head.weight"), expected)
 
 
 def test_a_head_that_is_tied_is_no_parameter_even_where_the_file_repeats_it(
@@ -128,6 +144,13 @@ def gguf_shapes(architecture: str) -> dict[str, tuple[int, ...]]:
 def test_gguf_tensors_equal_transformers(architecture: str, tmp_path: Path) -> None:
     write_gguf(tmp_path / "tiny.gguf", architecture, gguf_shapes(architecture))
     assert_equal_to_transformers(open_model(tmp_path, "tiny.gguf"), tmp_path, "tiny.gguf")
+
+
+def test_a_gguf_whose_values_would_be_misread_is_refused(tmp_path: Path) -> None:
+    """Gemma's norms are stored with one added, which no test of shapes would notice."""
+    write_gguf(tmp_path / "tiny.gguf", "gemma2", gguf_shapes("llama"))
+    with pytest.raises(ArchitectureUnsupported, match="'gemma2'; from GGUF this release takes llama"):
+        open_model(tmp_path, "tiny.gguf")
 
 
 def test_a_gguf_without_a_tensor_is_refused(tmp_path: Path) -> None:

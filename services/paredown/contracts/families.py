@@ -4,12 +4,23 @@ The engine knows where a family keeps its modules (engine/architectures.py); thi
 for refusing a recipe before it is queued. Tests hold the two together.
 """
 
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
-FamilyName = Literal["llama", "opt", "gpt2"]
+from paredown.contracts.shapes import (
+    BLOCK_PREFIXES,
+    FamilyName,
+    LinearShape,
+    ModelShape,
+    UnsupportedArchitecture,
+    attention_linears,
+    attention_widths,
+    block_count,
+    gated_linears,
+    linear,
+    size,
+    stored_name,
+)
 
 # transformers' `model_type` → family. Members of a family share names and shapes up to biases and head norms.
 MODEL_TYPES: dict[str, FamilyName] = {
@@ -19,13 +30,18 @@ MODEL_TYPES: dict[str, FamilyName] = {
     "qwen3": "llama",
     "opt": "opt",
     "gpt2": "gpt2",
+    "gemma2": "gemma",
+    "gemma3_text": "gemma",
+    "phi3": "phi3",
+    "gpt_neox": "gpt_neox",
+    "bloom": "bloom",
+    "falcon": "falcon",
 }
 
-# Where transformers keeps block k of a family: its linears are f"{prefix}{k}.{name}", which `skip` patterns match.
-BLOCK_PREFIXES: dict[FamilyName, str] = {
-    "llama": "model.layers.",
-    "opt": "model.decoder.layers.",
-    "gpt2": "transformer.h.",
+# Known relatives that are not taken, each with what to do instead.
+_REFUSED = {
+    "gemma3": "this gemma3 model reads images too, which this release does not take; save its language model alone "
+    "(text_config as config.json, the weights under language_model) and submit that",
 }
 
 # What transformers takes where a config.json is silent, by model_type.
@@ -33,113 +49,36 @@ _KV_HEADS = {"mistral": 8, "qwen2": 32, "qwen3": 32}
 _CONTEXT = {"mistral": 131072, "qwen2": 32768, "qwen3": 32768}
 
 
-class UnsupportedArchitecture(ValueError):
-    """The configuration is not of a model that Pare can compress."""
-
-
-class LinearShape(BaseModel):
-    """One linear layer of every block: `weight_OI` is (out_features, in_features)."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    out_features: int
-    in_features: int
-    # Reads the same input as the linear before it, and so shares its statistics.
-    shares_input: bool = False
-
-    @property
-    def weights(self) -> int:
-        return self.out_features * self.in_features
-
-
-class ModelShape(BaseModel):
-    """Sizes of a decoder-only model."""
-
-    model_config = ConfigDict(frozen=True, protected_namespaces=())
-
-    model_type: str
-    family: FamilyName
-    num_blocks: int
-    hidden_size: int
-    vocab_size: int
-    context_length: int
-    tied_embeddings: bool
-    linears: tuple[LinearShape, ...]
-    # Embeddings, positions, norms, biases, head: all that no method of this release touches.
-    other_parameters: int
-    # Parameters of one block that are not in `linears` (norms, biases).
-    block_other_parameters: int
-    # A block's number enters what it computes, so no other can take its place.
-    numbered_blocks: bool = False
-
-    @property
-    def linear_parameters(self) -> int:
-        return self.num_blocks * sum(linear.weights for linear in self.linears)
-
-    @property
-    def parameters(self) -> int:
-        return self.linear_parameters + self.num_blocks * self.block_other_parameters + self.other_parameters
-
-    def named_linears(self) -> Iterator[tuple[str, LinearShape]]:
-        """Every linear layer of every block under transformers' name, in the order of the model."""
-        for block in range(self.num_blocks):
-            for linear in self.linears:
-                yield f"{BLOCK_PREFIXES[self.family]}{block}.{linear.name}", linear
-
-    def block_linears(self) -> list[list[str]]:
-        """The full names of each block's linear layers."""
-        names = [name for name, _ in self.named_linears()]
-        return [names[start : start + len(self.linears)] for start in range(0, len(names), len(self.linears))]
-
-    def without_blocks(self, count: int) -> "ModelShape":
-        """The shape of what is left when so many blocks are dropped."""
-        return self.model_copy(update={"num_blocks": self.num_blocks - count})
-
-    @property
-    def base_bytes(self) -> int:
-        """Parameters × 2, whatever the container: every size ratio is against this."""
-        return 2 * self.parameters
+def family_of(model_type: Any) -> FamilyName:
+    """Raises UnsupportedArchitecture with a sentence for the user."""
+    family = MODEL_TYPES.get(model_type) if isinstance(model_type, str) else None
+    if family is None:
+        raise UnsupportedArchitecture(
+            _REFUSED.get(model_type if isinstance(model_type, str) else "")
+            or f"model_type {model_type!r} is not supported; this release takes {', '.join(sorted(MODEL_TYPES))}"
+        )
+    return family
 
 
 def shape_from_config(config: dict[str, Any]) -> ModelShape:
     """Read a `config.json`. Raises UnsupportedArchitecture with a sentence for the user."""
-    model_type = config.get("model_type")
-    family = MODEL_TYPES.get(model_type) if isinstance(model_type, str) else None
-    if family is None:
-        raise UnsupportedArchitecture(
-            f"model_type {model_type!r} is not supported; this release takes {', '.join(sorted(MODEL_TYPES))}"
-        )
+    family = family_of(config.get("model_type"))
     try:
         return _READERS[family](config)
+    except UnsupportedArchitecture:
+        raise
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise UnsupportedArchitecture(f"config.json of this {model_type} model lacks or garbles {error}") from error
-
-
-# No released model is near this deep; a plan walks over every block, so a hostile count must not reach it.
-_MAX_BLOCKS = 4096
-
-
-def _size(config: dict[str, Any], key: str, default: int | None = None, limit: int = 2**31) -> int:
-    value = config.get(key)
-    if value is None:
-        value = default
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < limit:
-        raise ValueError(f"{key} (found {value!r})")
-    return value
+        raise UnsupportedArchitecture(
+            f"config.json of this {config['model_type']} model lacks or garbles {error}"
+        ) from error
 
 
 def _llama(config: dict[str, Any]) -> ModelShape:
     model_type = config["model_type"]
-    hidden, inner, vocab = (_size(config, key) for key in ("hidden_size", "intermediate_size", "vocab_size"))
-    heads = _size(config, "num_attention_heads")
-    # Mistral, qwen2 and qwen3 fill a missing count with a fixed number; an explicit null means "as many as heads".
-    kv_default = heads if "num_key_value_heads" in config else _KV_HEADS.get(model_type, heads)
-    kv_heads = _size(config, "num_key_value_heads", kv_default)
-    head_dim = _size(config, "head_dim", 128 if model_type == "qwen3" else hidden // heads)
-    if heads % kv_heads:
-        raise ValueError(f"num_attention_heads: {heads} heads cannot share {kv_heads} key-value heads")
-    query, key_value = heads * head_dim, kv_heads * head_dim
+    hidden, inner, vocab = (size(config, key) for key in ("hidden_size", "intermediate_size", "vocab_size"))
+    query, key_value, head_dim = attention_widths(
+        config, hidden, kv_heads=_KV_HEADS.get(model_type), head_dim=128 if model_type == "qwen3" else None
+    )
     # llama and qwen3 write the switch down; qwen2 always has biases on q, k and v; mistral never has any.
     attention_bias = bool(config.get("attention_bias", False)) and model_type in ("llama", "qwen3")
     norms = 2 * hidden + (2 * head_dim if model_type == "qwen3" else 0)
@@ -150,29 +89,21 @@ def _llama(config: dict[str, Any]) -> ModelShape:
     return ModelShape(
         model_type=model_type,
         family="llama",
-        num_blocks=_size(config, "num_hidden_layers", limit=_MAX_BLOCKS),
+        num_blocks=block_count(config),
         hidden_size=hidden,
         vocab_size=vocab,
-        context_length=_size(config, "max_position_embeddings", _CONTEXT.get(model_type, 2048)),
+        context_length=size(config, "max_position_embeddings", _CONTEXT.get(model_type, 2048)),
         tied_embeddings=tied,
-        linears=(
-            LinearShape(name="self_attn.q_proj", out_features=query, in_features=hidden),
-            LinearShape(name="self_attn.k_proj", out_features=key_value, in_features=hidden, shares_input=True),
-            LinearShape(name="self_attn.v_proj", out_features=key_value, in_features=hidden, shares_input=True),
-            LinearShape(name="self_attn.o_proj", out_features=hidden, in_features=query),
-            LinearShape(name="mlp.gate_proj", out_features=inner, in_features=hidden),
-            LinearShape(name="mlp.up_proj", out_features=inner, in_features=hidden, shares_input=True),
-            LinearShape(name="mlp.down_proj", out_features=hidden, in_features=inner),
-        ),
+        linears=attention_linears(hidden, query, key_value) + gated_linears("mlp", hidden, inner),
         block_other_parameters=norms + biases,
         other_parameters=vocab * hidden * (1 if tied else 2) + hidden,
     )
 
 
 def _opt(config: dict[str, Any]) -> ModelShape:
-    hidden, inner, vocab = (_size(config, key) for key in ("hidden_size", "ffn_dim", "vocab_size"))
-    context = _size(config, "max_position_embeddings", 2048)
-    embedding = _size(config, "word_embed_proj_dim", hidden)
+    hidden, inner, vocab = (size(config, key) for key in ("hidden_size", "ffn_dim", "vocab_size"))
+    context = size(config, "max_position_embeddings", 2048)
+    embedding = size(config, "word_embed_proj_dim", hidden)
     bias = bool(config.get("enable_bias", True))
     affine = bool(config.get("layer_norm_elementwise_affine", True))
     tied = bool(config.get("tie_word_embeddings", True))
@@ -184,18 +115,18 @@ def _opt(config: dict[str, Any]) -> ModelShape:
     return ModelShape(
         model_type="opt",
         family="opt",
-        num_blocks=_size(config, "num_hidden_layers", limit=_MAX_BLOCKS),
+        num_blocks=block_count(config),
         hidden_size=hidden,
         vocab_size=vocab,
         context_length=context,
         tied_embeddings=tied,
         linears=(
-            LinearShape(name="self_attn.k_proj", out_features=hidden, in_features=hidden),
-            LinearShape(name="self_attn.v_proj", out_features=hidden, in_features=hidden, shares_input=True),
-            LinearShape(name="self_attn.q_proj", out_features=hidden, in_features=hidden, shares_input=True),
-            LinearShape(name="self_attn.out_proj", out_features=hidden, in_features=hidden),
-            LinearShape(name="fc1", out_features=inner, in_features=hidden),
-            LinearShape(name="fc2", out_features=hidden, in_features=inner),
+            linear("self_attn.k_proj", hidden, hidden),
+            linear("self_attn.v_proj", hidden, hidden, shares_input=True),
+            linear("self_attn.q_proj", hidden, hidden, shares_input=True),
+            linear("self_attn.out_proj", hidden, hidden),
+            linear("fc1", inner, hidden),
+            linear("fc2", hidden, inner),
         ),
         block_other_parameters=2 * norm + (5 * hidden + inner if bias else 0),
         # OPT's learned positions carry an offset of two rows.
@@ -207,23 +138,23 @@ def _opt(config: dict[str, Any]) -> ModelShape:
 
 
 def _gpt2(config: dict[str, Any]) -> ModelShape:
-    hidden, vocab = _size(config, "n_embd"), _size(config, "vocab_size")
-    inner = _size(config, "n_inner", 4 * hidden)
-    context = _size(config, "n_positions", 1024)
+    hidden, vocab = size(config, "n_embd"), size(config, "vocab_size")
+    inner = size(config, "n_inner", 4 * hidden)
+    context = size(config, "n_positions", 1024)
     tied = bool(config.get("tie_word_embeddings", True))
     return ModelShape(
         model_type="gpt2",
         family="gpt2",
-        num_blocks=_size(config, "n_layer", limit=_MAX_BLOCKS),
+        num_blocks=block_count(config, "n_layer"),
         hidden_size=hidden,
         vocab_size=vocab,
         context_length=context,
         tied_embeddings=tied,
         linears=(
-            LinearShape(name="attn.c_attn", out_features=3 * hidden, in_features=hidden),
-            LinearShape(name="attn.c_proj", out_features=hidden, in_features=hidden),
-            LinearShape(name="mlp.c_fc", out_features=inner, in_features=hidden),
-            LinearShape(name="mlp.c_proj", out_features=hidden, in_features=inner),
+            linear("attn.c_attn", 3 * hidden, hidden),
+            linear("attn.c_proj", hidden, hidden),
+            linear("mlp.c_fc", inner, hidden),
+            linear("mlp.c_proj", hidden, inner),
         ),
         block_other_parameters=4 * hidden + 3 * hidden + hidden + inner + hidden,
         other_parameters=vocab * hidden * (1 if tied else 2) + context * hidden + 2 * hidden,
@@ -231,4 +162,164 @@ def _gpt2(config: dict[str, Any]) -> ModelShape:
     )
 
 
-_READERS = {"llama": _llama, "opt": _opt, "gpt2": _gpt2}
+def _gemma(config: dict[str, Any]) -> ModelShape:
+    model_type = config["model_type"]
+    if config.get("use_bidirectional_attention"):
+        raise UnsupportedArchitecture(
+            f"this {model_type} model attends to later tokens too, as encoders do (use_bidirectional_attention); Pare "
+            "compresses models that predict the next token"
+        )
+    hidden, inner, vocab = (size(config, key) for key in ("hidden_size", "intermediate_size", "vocab_size"))
+    query, key_value, head_dim = attention_widths(config, hidden, kv_heads=4, head_dim=256)
+    head_norms = 2 * head_dim if model_type == "gemma3_text" else 0
+    biases = query + 2 * key_value + hidden if config.get("attention_bias") else 0
+    tied = bool(config.get("tie_word_embeddings", True))
+    return ModelShape(
+        model_type=model_type,
+        family="gemma",
+        num_blocks=block_count(config),
+        hidden_size=hidden,
+        vocab_size=vocab,
+        context_length=size(config, "max_position_embeddings", 8192 if model_type == "gemma2" else 131072),
+        tied_embeddings=tied,
+        linears=attention_linears(hidden, query, key_value) + gated_linears("mlp", hidden, inner),
+        block_other_parameters=4 * hidden + head_norms + biases,
+        other_parameters=vocab * hidden * (1 if tied else 2) + hidden,
+        # gemma 2 caps its attention scores, which no fused kernel of transformers does.
+        score_heads=query // head_dim if model_type == "gemma2" else 0,
+    )
+
+
+def _phi3(config: dict[str, Any]) -> ModelShape:
+    hidden, inner, vocab = (size(config, key) for key in ("hidden_size", "intermediate_size", "vocab_size"))
+    query, key_value, _ = attention_widths(config, hidden)
+    tied = bool(config.get("tie_word_embeddings", False))
+    return ModelShape(
+        model_type="phi3",
+        family="phi3",
+        num_blocks=block_count(config),
+        hidden_size=hidden,
+        vocab_size=vocab,
+        context_length=size(config, "max_position_embeddings", 4096),
+        tied_embeddings=tied,
+        linears=(
+            linear("self_attn.qkv_proj", query + 2 * key_value, hidden),
+            linear("self_attn.o_proj", hidden, query),
+            linear("mlp.gate_up_proj", 2 * inner, hidden),
+            linear("mlp.down_proj", hidden, inner),
+        ),
+        block_other_parameters=2 * hidden,
+        other_parameters=vocab * hidden * (1 if tied else 2) + hidden,
+    )
+
+
+def _fused_linears(attention: str, hidden: int, fused: int, inner: int) -> tuple[LinearShape, ...]:
+    """Queries, keys and values as the rows of one matrix, and a plain feed-forward part: GPT-NeoX and its relatives."""
+    return (
+        linear(f"{attention}.query_key_value", fused, hidden),
+        linear(f"{attention}.dense", hidden, hidden),
+        linear("mlp.dense_h_to_4h", inner, hidden),
+        linear("mlp.dense_4h_to_h", hidden, inner),
+    )
+
+
+def _gpt_neox(config: dict[str, Any]) -> ModelShape:
+    hidden, inner, vocab = (size(config, key) for key in ("hidden_size", "intermediate_size", "vocab_size"))
+    attention_biases = 4 * hidden if config.get("attention_bias", True) else 0
+    tied = bool(config.get("tie_word_embeddings", False))
+    return ModelShape(
+        model_type="gpt_neox",
+        family="gpt_neox",
+        num_blocks=block_count(config),
+        hidden_size=hidden,
+        vocab_size=vocab,
+        context_length=size(config, "max_position_embeddings", 2048),
+        tied_embeddings=tied,
+        linears=_fused_linears("attention", hidden, 3 * hidden, inner),
+        block_other_parameters=4 * hidden + attention_biases + inner + hidden,
+        other_parameters=vocab * hidden * (1 if tied else 2) + 2 * hidden,
+    )
+
+
+def _alias(config: dict[str, Any], *keys: str) -> str:
+    """The first of several names of a field that the configuration has."""
+    return next((key for key in keys if config.get(key) is not None), keys[0])
+
+
+def _bloom(config: dict[str, Any]) -> ModelShape:
+    hidden, vocab = size(config, _alias(config, "n_embed", "hidden_size")), size(config, "vocab_size")
+    tied = bool(config.get("tie_word_embeddings", True))
+    return ModelShape(
+        model_type="bloom",
+        family="bloom",
+        num_blocks=block_count(config, _alias(config, "n_layer", "num_hidden_layers")),
+        hidden_size=hidden,
+        vocab_size=vocab,
+        # Positions are a bias that grows with distance; what bloom was trained on bounds what is worth measuring.
+        context_length=size(config, "seq_length", 2048),
+        tied_embeddings=tied,
+        linears=_fused_linears("self_attention", hidden, 3 * hidden, 4 * hidden),
+        block_other_parameters=4 * hidden + 9 * hidden,
+        other_parameters=vocab * hidden * (1 if tied else 2) + 4 * hidden,
+        score_heads=size(config, _alias(config, "n_head", "num_attention_heads"), 8),
+    )
+
+
+def _falcon(config: dict[str, Any]) -> ModelShape:
+    hidden, vocab = size(config, _alias(config, "n_embed", "hidden_size")), size(config, "vocab_size")
+    heads = size(config, "num_attention_heads")
+    inner = size(config, "ffn_hidden_size", 4 * hidden)
+    new, parallel = (
+        bool(config.get(key, key == "parallel_attn")) for key in ("new_decoder_architecture", "parallel_attn")
+    )
+    norms = size(config, "num_ln_in_parallel_attn", 2 if new else 1) if parallel else 2
+    if (new and not parallel) or (not new and parallel and norms != 1) or norms not in (1, 2):
+        # transformers builds such a model, and then fails in its forward.
+        raise ValueError(
+            "new_decoder_architecture, parallel_attn and num_ln_in_parallel_attn (they do not go together)"
+        )
+    head_dim = hidden // heads
+    key_value = head_dim if config.get("multi_query", True) else hidden
+    if new:
+        key_value = size(config, "num_kv_heads", heads) * head_dim
+    fused = hidden + 2 * key_value
+    biases = fused + hidden + inner + hidden if config.get("bias", False) else 0
+    tied = bool(config.get("tie_word_embeddings", True))
+    return ModelShape(
+        model_type="falcon",
+        family="falcon",
+        num_blocks=block_count(config),
+        hidden_size=hidden,
+        vocab_size=vocab,
+        context_length=size(config, "max_position_embeddings", 2048),
+        tied_embeddings=tied,
+        linears=_fused_linears("self_attention", hidden, fused, inner),
+        block_other_parameters=norms * 2 * hidden + biases,
+        other_parameters=vocab * hidden * (1 if tied else 2) + 2 * hidden,
+        # The distance bias comes as a mask of every head.
+        score_heads=heads if config.get("alibi") else 0,
+    )
+
+
+_READERS: dict[FamilyName, Callable[[dict[str, Any]], ModelShape]] = {
+    "llama": _llama,
+    "opt": _opt,
+    "gpt2": _gpt2,
+    "gemma": _gemma,
+    "phi3": _phi3,
+    "gpt_neox": _gpt_neox,
+    "bloom": _bloom,
+    "falcon": _falcon,
+}
+
+__all__ = [
+    "BLOCK_PREFIXES",
+    "MODEL_TYPES",
+    "FamilyName",
+    "LinearShape",
+    "ModelShape",
+    "UnsupportedArchitecture",
+    "family_of",
+    "shape_from_config",
+    "stored_name",
+]

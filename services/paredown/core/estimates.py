@@ -132,15 +132,20 @@ def memory_of(shape: ModelShape, spec: JobSpec, device: str) -> Memory:
     # One token's activations inside a block: residual, normed input, queries, keys, values, the mixed heads and the
     # MLP's gate, up and product; what a paused forward may hold at its widest.
     inside = number * (3 * shape.hidden_size + 3 * max(linear.out_features for linear in shape.linears))
+    # Where attention is not fused, a block holds its scores of every pair of tokens while its forward waits, and twice
+    # as much for one micro-batch, partly in float32, while they are computed.
+    length = max(spec.evaluation.sequence_length, spec.calibration.sequence_length if calibrated else 0)
+    inside += number * shape.score_heads * length
     micro_batch = min(_MICRO_BATCH_TOKENS, max(calibrated, evaluated))
     # Logits of so many positions in float32, and three more of that size inside the loss.
     logits = 4 * 4 * shape.vocab_size * _HEAD_TOKENS
     evaluation = outer + block_parameters * (number + 2) + evaluated * states + micro_batch * inside + logits
     writing = min(output_bytes(shape, spec.recipe, spec.resolved_format), _SHARD_BYTES)
     compression = outer + block + (statistics + calibrated * states if calibrated else 0)
+    scores = micro_batch * shape.score_heads * length * (number + 4)
 
     def peak(activations: int) -> int:
-        return process + int(_FRAGMENTATION * max(compression + activations, evaluation, writing))
+        return process + int(_FRAGMENTATION * max(scores + max(compression + activations, evaluation), writing))
 
     one_batch = peak(min(calibrated, micro_batch) * inside)
     # Only linear stages pause forwards; a survey of blocks runs one micro-batch after the other.

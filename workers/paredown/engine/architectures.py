@@ -14,7 +14,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from paredown.contracts.families import MODEL_TYPES, FamilyName
+from paredown.contracts.families import FamilyName, UnsupportedArchitecture, family_of, stored_name
 from paredown.engine.errors import ArchitectureUnsupported
 from paredown.engine.shuffle import Exchange
 
@@ -34,6 +34,8 @@ class Architecture:
     produced: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     # Of these, those that read attention's heads: channels stay within their head.
     in_heads: frozenset[str] = frozenset()
+    # A block returns (hidden states, attention scores).
+    returns_tuple: bool = False
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -44,21 +46,46 @@ class Architecture:
         return weight.T if self.transposed else weight
 
 
+_ATTENTION = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.o_proj",))
+_GATED = (("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",))
+_PRODUCED = {"self_attn.o_proj": ("self_attn.v_proj",), "mlp.down_proj": ("mlp.gate_proj", "mlp.up_proj")}
+_IN_HEADS = frozenset({"self_attn.o_proj"})
+# Heads' rows of a fused projection that lie between those of others cannot be reordered by themselves.
+_PRODUCED_FUSED = {"mlp.dense_4h_to_h": ("mlp.dense_h_to_4h",)}
+
+
+def _fused(attention: str) -> tuple[tuple[str, ...], ...]:
+    """GPT-NeoX and its relatives. Where attention and feed-forward part run side by side, they still run in this order,
+    and whether they read the same tensor depends on the configuration; so each has its own statistics."""
+    return (
+        (f"{attention}.query_key_value",),
+        (f"{attention}.dense",),
+        ("mlp.dense_h_to_4h",),
+        ("mlp.dense_4h_to_h",),
+    )
+
+
 ARCHITECTURES: dict[FamilyName, Architecture] = {
     "llama": Architecture(
         base="model",
         blocks="model.layers",
-        groups=(
-            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-            ("self_attn.o_proj",),
-            ("mlp.gate_proj", "mlp.up_proj"),
-            ("mlp.down_proj",),
-        ),
-        produced={
-            "self_attn.o_proj": ("self_attn.v_proj",),
-            "mlp.down_proj": ("mlp.gate_proj", "mlp.up_proj"),
-        },
-        in_heads=frozenset({"self_attn.o_proj"}),
+        groups=_ATTENTION + _GATED,
+        produced=_PRODUCED,
+        in_heads=_IN_HEADS,
+    ),
+    "gemma": Architecture(
+        base="model",
+        blocks="model.layers",
+        groups=_ATTENTION + _GATED,
+        produced=_PRODUCED,
+        in_heads=_IN_HEADS,
+    ),
+    "phi3": Architecture(
+        base="model",
+        blocks="model.layers",
+        groups=(("self_attn.qkv_proj",), ("self_attn.o_proj",), ("mlp.gate_up_proj",), ("mlp.down_proj",)),
+        produced={"self_attn.o_proj": ("self_attn.qkv_proj",)},
+        in_heads=_IN_HEADS,
     ),
     "opt": Architecture(
         base="model",
@@ -80,18 +107,36 @@ ARCHITECTURES: dict[FamilyName, Architecture] = {
         produced={"attn.c_proj": ("attn.c_attn",), "mlp.c_proj": ("mlp.c_fc",)},
         in_heads=frozenset({"attn.c_proj"}),
     ),
+    "gpt_neox": Architecture(
+        base="gpt_neox", blocks="gpt_neox.layers", groups=_fused("attention"), produced=_PRODUCED_FUSED
+    ),
+    "bloom": Architecture(
+        base="transformer",
+        blocks="transformer.h",
+        groups=_fused("self_attention"),
+        produced=_PRODUCED_FUSED,
+        returns_tuple=True,
+    ),
+    "falcon": Architecture(
+        base="transformer",
+        blocks="transformer.h",
+        groups=_fused("self_attention"),
+        produced=_PRODUCED_FUSED,
+        returns_tuple=True,
+    ),
 }
 
 
 def architecture_of(config: Any) -> Architecture:
     """The family of a transformers configuration. Raises ArchitectureUnsupported."""
-    family = MODEL_TYPES.get(config.model_type)
-    if family is None:
-        raise ArchitectureUnsupported(
-            f"model_type {config.model_type!r} is not supported; this release takes {', '.join(sorted(MODEL_TYPES))}.",
-            field="model",
-        )
-    return ARCHITECTURES[family]
+    return ARCHITECTURES[_family_of(config)]
+
+
+def _family_of(config: Any) -> FamilyName:
+    try:
+        return family_of(config.model_type)
+    except UnsupportedArchitecture as error:
+        raise ArchitectureUnsupported(f"{error}.", field="model") from error
 
 
 class Skeleton:
@@ -104,7 +149,8 @@ class Skeleton:
         self.hidden_size = int(config.hidden_size)
         # Rotary tables and such are computed at construction and are in no file, so buffers are built for real.
         with init_empty_weights(include_buffers=False):
-            self.model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+            # Whatever config.json asks for, transformers' own choice for the family: sdpa, or eager where it must be.
+            self.model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=None)
         self.model.tie_weights()
         self.model.eval()
         blocks = self.model.get_submodule(self.architecture.blocks)
@@ -124,12 +170,22 @@ class Skeleton:
     def num_blocks(self) -> int:
         return len(self.blocks)
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What the head makes of the base model's output, in float32."""
+        logits: Tensor = self.head(hidden).float()
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
     def block_prefix(self, index: int) -> str:
         return f"{self.architecture.blocks}.{index}."
 
     def parameter_shapes(self) -> dict[str, torch.Size]:
         """Every parameter, tied ones once, under transformers' name."""
         return {name: parameter.shape for name, parameter in self.model.named_parameters()}
+
+    def stored_name(self, name: str) -> str:
+        """A parameter's name in checkpoints, where transformers changes it while it loads them."""
+        return stored_name(_family_of(self.config), name)
 
     def outer_names(self) -> list[str]:
         """Parameters outside the blocks: embeddings, final norm, head."""

@@ -20,16 +20,18 @@ _Call = tuple[tuple[Any, ...], dict[str, Any]]
 class _Recorder(nn.Module):
     """Stands in for a block: notes how it is called, and returns what it was given, or `answer` where that is set."""
 
-    def __init__(self, answer: Tensor | None = None) -> None:
+    def __init__(self, returns_tuple: bool, answer: Tensor | None = None) -> None:
         super().__init__()
+        self.returns_tuple = returns_tuple
         self.answer = answer
         self.hidden: Tensor | None = None
         self.call: _Call = ((), {})
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, None]:
         self.hidden = hidden_states
         self.call = (args, kwargs)
-        return hidden_states if self.answer is None else self.answer
+        answer = hidden_states if self.answer is None else self.answer
+        return (answer, None) if self.returns_tuple else answer
 
 
 class BlockForward:
@@ -42,6 +44,7 @@ class BlockForward:
         """Runs the embeddings; the skeleton's outer weights must be present."""
         self.device = device
         self._skeleton = skeleton
+        self._returns_tuple = skeleton.architecture.returns_tuple
         self._calls: dict[torch.Size, list[_Call]] = {}
         size = max(1, MICRO_BATCH_TOKENS // tokens_NT.shape[1])
         self.tokens = torch.split(tokens_NT, size)
@@ -50,7 +53,7 @@ class BlockForward:
         self.states: list[Tensor] = [self._embed(tokens_BT) for tokens_BT in self.tokens]
 
     def _embed(self, tokens_BT: Tensor) -> Tensor:
-        recorders = [_Recorder() for _ in self._skeleton.blocks]
+        recorders = [_Recorder(self._returns_tuple) for _ in self._skeleton.blocks]
         with _standing_in(self._skeleton.blocks, recorders):
             self._skeleton.base(input_ids=tokens_BT.to(self.device), use_cache=False)
         self._calls.setdefault(tokens_BT.shape, [recorder.call for recorder in recorders])
@@ -62,8 +65,9 @@ class BlockForward:
         """The block's output for one micro-batch."""
         args, kwargs = self._calls[self.tokens[micro_batch].shape][block]
         output = self._skeleton.blocks[block](self.states[micro_batch].to(self.device), *args, **kwargs)
-        assert isinstance(output, Tensor)
-        return output
+        hidden = output[0] if self._returns_tuple else output
+        assert isinstance(hidden, Tensor)
+        return hidden
 
     def keep(self, micro_batch: int, output: Tensor) -> None:
         """Make a block's output the next block's input."""
@@ -72,7 +76,7 @@ class BlockForward:
     def final(self, micro_batch: int) -> Tensor:
         """What the head reads, once the last block is through: the base model's own steps after its blocks."""
         answer = self.states[micro_batch].to(self.device)
-        recorders = [_Recorder(answer) for _ in self._skeleton.blocks]
+        recorders = [_Recorder(self._returns_tuple, answer) for _ in self._skeleton.blocks]
         with _standing_in(self._skeleton.blocks, recorders):
             output = self._skeleton.base(input_ids=self.tokens[micro_batch].to(self.device), use_cache=False)
         hidden: Tensor = output.last_hidden_state

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from paredown.engine.errors import ArchitectureUnsupported, NotAModel
 
+# Those whose values GGUF keeps as transformers does, but for the row order and orientation that are undone below; of
+# others it shifts norms (gemma) or reorders fused rows (bloom).
+_ARCHITECTURES = ("llama", "qwen2", "qwen3", "gpt2")
 # Stored as they are; every other type is a block format that dequantizes to float32.
 _PLAIN = {GGMLQuantizationType.F32: torch.float32, GGMLQuantizationType.F16: torch.float16}
 
@@ -40,6 +43,12 @@ class GgufWeights:
         self._config = config
         reader = GGUFReader(path)
         self._architecture = str(reader.fields["general.architecture"].contents())
+        if self._architecture not in _ARCHITECTURES:
+            raise ArchitectureUnsupported(
+                f"{path.name} holds the architecture {self._architecture!r}; from GGUF this release takes "
+                f"{', '.join(_ARCHITECTURES)}. Another model may be had as safetensors.",
+                field="model",
+            )
         stored = {
             tensor.name: _Entry(
                 tensor.name,
@@ -64,10 +73,8 @@ class GgufWeights:
             self._entries[name] = entry
 
     def _name_map(self, num_blocks: int) -> Any:
-        for architecture, name in MODEL_ARCH_NAMES.items():
-            if name == self._architecture:
-                return get_tensor_name_map(architecture, num_blocks)
-        raise ArchitectureUnsupported(f"The GGUF architecture {self._architecture!r} is not known.", field="model")
+        [architecture] = [key for key, name in MODEL_ARCH_NAMES.items() if name == self._architecture]
+        return get_tensor_name_map(architecture, num_blocks)
 
     def dtype(self, name: str) -> torch.dtype:
         """The dtype that the file stores; float32 for quantized tensors."""

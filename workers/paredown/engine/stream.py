@@ -43,6 +43,8 @@ class CompressedModel:
             layer for index in range(skeleton.num_blocks) for layer in checkpoint.layers(index)
         )
         self.stages = stages
+        # A parameter's name in the files of an artifact, which are those of checkpoints.
+        self.stored_name = skeleton.stored_name
         self._files = files
         self._architecture = skeleton.architecture
         self._shards: dict[str, BlockShard] = {}

@@ -65,7 +65,9 @@ class _SafetensorsWeights:
         prefix = f"{skeleton.architecture.base}."
         for name, shape in skeleton.parameter_shapes().items():
             # Checkpoints of the bare model, as GPT-2's and OPT's are, leave the base model's name out.
-            tensor = stored.get(name) or stored.get(name.removeprefix(prefix))
+            full = (skeleton.stored_name(name), name)
+            names = (*full, *(other.removeprefix(prefix) for other in full))
+            tensor = next((stored[other] for other in names if other in stored), None)
             if tensor is None:
                 raise NotAModel(f"The weight files have no tensor {name}, which config.json asks for.", field="model")
             if tensor.shape != tuple(shape):

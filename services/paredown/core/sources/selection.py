@@ -61,6 +61,11 @@ _EMBEDDINGS = {
     "llama": ("model.embed_tokens.weight", "embed_tokens.weight"),
     "opt": ("model.decoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
     "gpt2": ("transformer.wte.weight", "wte.weight"),
+    "gemma": ("model.embed_tokens.weight", "embed_tokens.weight"),
+    "phi3": ("model.embed_tokens.weight", "embed_tokens.weight"),
+    "gpt_neox": ("gpt_neox.embed_in.weight", "embed_in.weight"),
+    "bloom": ("transformer.word_embeddings.weight", "word_embeddings.weight"),
+    "falcon": ("transformer.word_embeddings.weight", "word_embeddings.weight"),
 }
 _MAX_SHARDS = 10_000
 

@@ -56,6 +56,6 @@ def _loss(skeleton: Skeleton, hidden_BTH: Tensor, tokens_BT: Tensor) -> float:
     hidden_PH, target_P = hidden_BTH[:, :-1].flatten(0, 1), tokens_BT[:, 1:].flatten()
     total = 0.0
     for part_PH, part_P in zip(torch.split(hidden_PH, _HEAD_TOKENS), torch.split(target_P, _HEAD_TOKENS), strict=True):
-        logits_PV = skeleton.head(part_PH).float()
+        logits_PV = skeleton.logits(part_PH)
         total += float(functional.cross_entropy(logits_PV, part_P, reduction="none").sum(dtype=torch.float64))
     return total

@@ -64,9 +64,9 @@ def _tensors(model: CompressedModel, quantized: frozenset[str]) -> Iterator[tupl
             linear = model.quantized(linear_name)
             assert linear is not None
             for leaf, tensor in packed(linear).items():
-                yield f"{linear_name}.{leaf}", tensor
+                yield model.stored_name(f"{linear_name}.{leaf}"), tensor
         else:
-            yield name, model.tensor(name).to(model.storage_dtype)
+            yield model.stored_name(name), model.tensor(name).to(model.storage_dtype)
 
 
 def packed(linear: QuantizedLinear) -> dict[str, Tensor]:
@@ -102,7 +102,9 @@ def _quantization_config(model: CompressedModel, quantized: list[str]) -> dict[s
         group_size=first.group_size,
     )
     modules = Skeleton(model.config, model.storage_dtype).model.named_modules()
-    ignored = [name for name, module in modules if isinstance(module, nn.Linear) and name not in set(quantized)]
+    dense = [name for name, module in modules if isinstance(module, nn.Linear) and name not in set(quantized)]
+    # Under both names: transformers matches its own, other runtimes those of the files.
+    ignored = list(dict.fromkeys(other for name in dense for other in (name, model.stored_name(f"{name}.")[:-1])))
     config = QuantizationConfig(
         config_groups={"group_0": QuantizationScheme(targets=["Linear"], weights=arguments)},
         format=CompressionFormat.pack_quantized.value,

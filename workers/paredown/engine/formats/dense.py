@@ -9,6 +9,7 @@ from paredown.engine.stream import CompressedModel
 def write(model: CompressedModel, directory: Path) -> int:
     """Weight files and config.json; returns the bytes of the weight files. Tied weights are stored once."""
     dtype = model.storage_dtype
-    size_bytes = write_weights(((name, model.tensor(name).to(dtype)) for name in model.names), directory)
+    tensors = ((model.stored_name(name), model.tensor(name).to(dtype)) for name in model.names)
+    size_bytes = write_weights(tensors, directory)
     write_config(model.config, str(dtype).removeprefix("torch."), directory)
     return size_bytes
