@@ -44,6 +44,8 @@ FALCON = {
     "max_position_embeddings": 64,
 }
 
+MIXTURE = LLAMA | {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", LLAMA),
     "llama tied": ("llama", LLAMA | {"tie_word_embeddings": True}),
@@ -77,6 +79,11 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         {"vocab_size": 96, "n_embed": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "seq_length": 64},
     ),
     "falcon": ("falcon", FALCON),
+    "mixtral": ("mixtral", MIXTURE),
+    "qwen2_moe": ("qwen2_moe", MIXTURE | {"shared_expert_intermediate_size": 40}),
+    "qwen2_moe unbiased": ("qwen2_moe", MIXTURE | {"shared_expert_intermediate_size": 40, "qkv_bias": False}),
+    "qwen3_moe": ("qwen3_moe", MIXTURE | {"head_dim": 16}),
+    "olmoe": ("olmoe", MIXTURE | {"pad_token_id": 0, "attention_bias": True}),
     "falcon new": ("falcon", FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}),
     "falcon new, one norm": (
         "falcon",
@@ -102,16 +109,25 @@ def test_a_shape_has_the_parameters_and_linears_of_the_real_model(name: str, tmp
     shape = shape_from_config(json.loads((tmp_path / "config.json").read_text()))
     assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
     modules = dict(model.named_modules())
-    for linear_name, linear in shape.named_linears():
+    named = dict(shape.named_linears())
+    experts = {linear_name: linear for linear_name, linear in named.items() if ".experts." in linear_name}
+    for linear_name, linear in experts.items():
+        block, _, index = linear_name.rpartition(".")[0].rpartition(".")
+        fused = modules[block].down_proj if linear_name.endswith(("down_proj", "w2")) else modules[block].gate_up_proj
+        rows = linear.out_features * (1 if fused is modules[block].down_proj else 2)
+        assert tuple(fused[int(index)].shape) == (rows, linear.in_features)
+    for linear_name in named.keys() - experts.keys():
+        linear = named[linear_name]
         weight = modules[linear_name].weight
         expected = (linear.out_features, linear.in_features)
         assert tuple(weight.shape) == (expected[::-1] if isinstance(modules[linear_name], Conv1D) else expected)
-    named = {linear_name for linear_name, _ in shape.named_linears()}
     heads = {"lm_head", "model.decoder.project_in", "model.decoder.project_out"}
     weights = {key: getattr(module, "weight", None) for key, module in modules.items()}
     every = {key for key, weight in weights.items() if weight is not None and weight.ndim == 2}
     embeddings = {key for key in every if "embed" in key or key.endswith(("wte", "wpe"))}
-    assert every - embeddings - heads == named
+    # Which expert a token goes to, and how much of the shared one it takes, is decided by what no method touches.
+    routers = {key for key in every if key.endswith(("mlp.gate", "mlp.shared_expert_gate"))}
+    assert every - embeddings - heads - routers == named.keys() - experts.keys()
     assert shape.tied_embeddings == bool(model.config.tie_word_embeddings)
     assert shape.context_length == 64
 
@@ -120,6 +136,7 @@ SWITCHES = (
     "tie_word_embeddings",
     "attention_bias",
     "mlp_bias",
+    "qkv_bias",
     "bias",
     "multi_query",
     "new_decoder_architecture",
@@ -165,8 +182,12 @@ def random_fields(model_type: str, draw: random.Random) -> dict[str, Any]:
                 "num_key_value_heads": key_value_heads,
                 "num_kv_heads": key_value_heads,
                 "max_position_embeddings": context,
+                "num_experts": draw.randrange(2, 6),
+                "num_experts_per_tok": draw.randrange(1, 3),
+                "moe_intermediate_size": draw.randrange(8, 40),
+                "shared_expert_intermediate_size": draw.randrange(8, 40),
             }
-            if model_type not in ("phi3", "falcon") and draw.random() < 0.5:
+            if model_type not in ("phi3", "falcon", "olmoe") and draw.random() < 0.5:
                 sizes["head_dim"] = head_dim
     if model_type == "falcon":
         switches["parallel_attn"] = switches["new_decoder_architecture"] or draw.random() < 0.5
@@ -178,6 +199,10 @@ def random_fields(model_type: str, draw: random.Random) -> dict[str, Any]:
     [
         ({"model_type": "gemma3", "text_config": {}}, "save its language model alone"),
         ({"model_type": "gemma3_text", **GEMMA, "use_bidirectional_attention": True}, "predict the next token"),
+        ({"model_type": "qwen2_moe", **MIXTURE, "mlp_only_layers": [0]}, "blocks are alike"),
+        ({"model_type": "qwen3_moe", **MIXTURE, "decoder_sparse_step": 2}, "blocks are alike"),
+        ({"model_type": "mixtral", **MIXTURE, "num_experts_per_tok": 7}, r"num_experts_per_tok \(7 of 6"),
+        ({"model_type": "mixtral", **MIXTURE, "num_experts": 2**16}, r"num_experts \(2 blocks"),
         ({"model_type": "falcon", **FALCON, "num_ln_in_parallel_attn": 2}, "do not go together"),
         (
             {"model_type": "falcon", **FALCON, "new_decoder_architecture": True, "parallel_attn": False},

@@ -47,6 +47,12 @@ OPT = {
 NEOX = {name: value for name, value in LLAMA.items() if name != "num_key_value_heads"} | {"model_type": "gpt_neox"}
 # Written for real, so small.
 TINY = LLAMA | {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+MIXTURE = TINY | {
+    "intermediate_size": 64,
+    "moe_intermediate_size": 64,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+}
 # What the packaged 135 M model is, without reading it.
 SMOL = LLAMA | {
     "vocab_size": 49152,
@@ -175,6 +181,37 @@ def test_patterns_of_later_stages_go_by_the_numbers_that_are_left() -> None:
     assert "1 of 1 blocks" in again.detail
 
 
+@pytest.mark.parametrize(
+    ("recipe", "more", "field"),
+    [
+        ([{"method": "rtn", "symmetric": False}], {}, "recipe.0.symmetric"),
+        ([{"method": "wanda"}, {"method": "rtn", "skip": ["*.experts.5.*"]}], {}, "recipe.1.skip"),
+        ([{"method": "gptq"}], {"calibration": {"unreached_experts": "dense"}}, "calibration.unreached_experts"),
+    ],
+)
+def test_experts_that_transformers_could_not_join_are_refused(
+    recipe: list[dict[str, Any]], more: dict[str, Any], field: str
+) -> None:
+    mixture = MIXTURE | {"model_type": "qwen3_moe"}
+    error = refusal(mixture, job(*recipe, **more))
+    assert (type(error), error.field) == (RecipeRefused, field)
+    assert "set format to safetensors" in error.detail
+    check_recipe(shape_from_config(mixture), job(*recipe, **more, format="safetensors"))
+    check_recipe(shape_from_config(TINY), job(*(stage | {"skip": []} for stage in recipe), **more))
+
+
+def test_an_expert_costs_only_the_tokens_that_reach_it() -> None:
+    """A mixture of the same parameters runs as fast as its experts for one token, and solves as much."""
+    spec = job({"method": "gptq", "group_size": 32})
+    every, few = (
+        seconds_of(
+            shape_from_config(MIXTURE | {"model_type": "olmoe", "num_experts_per_tok": used}), spec, "cpu", None, True
+        )
+        for used in (6, 1)
+    )
+    assert few < every
+
+
 def test_sequences_longer_than_the_context_are_refused() -> None:
     long = {"sequence_length": 1025}
     calibrated = refusal(LLAMA, job({"method": "gptq"}, calibration=long, evaluation=long))
@@ -241,6 +278,8 @@ def test_the_artifacts_bytes_are_foretold_within_two_percent(grid: dict[str, Any
         (TINY | {"model_type": "gemma2", "head_dim": 32}, job(RTN)),
         (TINY | {"model_type": "phi3", "pad_token_id": 0}, job(RTN | {"symmetric": False})),
         (NEOX, job(RTN | {"bits": 8})),
+        (MIXTURE | {"model_type": "mixtral"}, job(RTN)),
+        (MIXTURE | {"model_type": "qwen2_moe", "shared_expert_intermediate_size": 64}, job({"method": "magnitude"})),
         (GPT2, job(RTN, format="safetensors")),
         (GPT2, job({"method": "magnitude"})),
         (TINY, job({"method": "magnitude"}, RTN)),
@@ -256,6 +295,8 @@ def test_the_artifacts_bytes_are_foretold_within_two_percent(grid: dict[str, Any
         "gemma2",
         "phi3",
         "gpt_neox",
+        "mixtral",
+        "qwen2_moe",
         "gpt2-rtn",
         "gpt2-magnitude",
         "chain",

@@ -56,10 +56,12 @@ def test_every_method_and_its_settings_are_documented(method: str) -> None:
 def test_every_model_type_is_documented_with_its_linears(model_type: str) -> None:
     [row] = [row for row in read("models.md").splitlines() if row.startswith("| `") and f"`{model_type}`" in row]
     prefixes = ("self_attn.", "self_attention.", "attention.", "attn.", "mlp.")
+    architecture = ARCHITECTURES[MODEL_TYPES[model_type]]
+    groups = architecture.groups + (architecture.experts.groups(1) if architecture.experts else ())
     if "| the same |" not in row:
-        for name in ARCHITECTURES[MODEL_TYPES[model_type]].linears:
+        for name in (name for group in groups for name in group):
             leaf = next((name.removeprefix(prefix) for prefix in prefixes if name.startswith(prefix)), name)
-            assert re.search(rf"[`.]{leaf}`", row), name
+            assert re.search(rf"[`.]{re.escape(leaf.rpartition('.')[2])}`", row), name
 
 
 def test_every_dependency_is_explained() -> None:

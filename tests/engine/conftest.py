@@ -1,6 +1,7 @@
 """Tiny random models of every family, and short ways to run the engine over them."""
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -53,6 +54,13 @@ FALCON = {
     "max_position_embeddings": 64,
     "ffn_hidden_size": 128,
 }
+MIXTURE = LLAMA | {
+    "num_hidden_layers": 2,
+    "intermediate_size": 32,
+    "moe_intermediate_size": 32,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+}
 GPT2 = {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 64}
 
 # family → (model_type, configuration, dtype of the checkpoint)
@@ -80,6 +88,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], torch.dtype]] = {
         FALCON | {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
         torch.float32,
     ),
+    "mixtral": ("mixtral", MIXTURE, torch.bfloat16),
+    "qwen2_moe": ("qwen2_moe", MIXTURE | {"shared_expert_intermediate_size": 64}, torch.bfloat16),
+    # So many experts that a small micro-batch skips some.
+    "qwen3_moe": ("qwen3_moe", MIXTURE | {"head_dim": 32, "num_experts": 6, "num_experts_per_tok": 1}, torch.bfloat16),
+    "olmoe": ("olmoe", MIXTURE | {"norm_topk_prob": True, "pad_token_id": 0}, torch.float32),
 }
 
 
@@ -102,6 +115,46 @@ def random_model(family: str) -> PreTrainedModel:
             is_norm = parameter.ndim == 1 and not name.endswith("bias")
             parameter.normal_(1.0 if is_norm else 0.0, 0.1)
     return model.to(dtype).eval()
+
+
+_EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj|w1|w3|w2)\.weight")
+_FUSED = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj", "w1": "gate_up_proj", "w3": "gate_up_proj"}
+
+
+def folded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters as transformers' modules keep them: all experts of a block in two 3-D tensors."""
+    result: dict[str, Tensor] = {}
+    rows: dict[str, dict[int, list[Tensor]]] = {}
+    for name, tensor in tensors.items():
+        if match := _EXPERT.fullmatch(name):
+            fused = f"{match[1]}.{_FUSED.get(match[3], 'down_proj')}"
+            rows.setdefault(fused, {}).setdefault(int(match[2]), []).append(tensor)
+        else:
+            result[name] = tensor
+    fused_tensors = {
+        name: torch.stack([torch.cat(experts[index]) for index in sorted(experts)]) for name, experts in rows.items()
+    }
+    return result | fused_tensors
+
+
+def unfolded(model: PreTrainedModel) -> dict[str, Tensor]:
+    """A model's parameters under the engine's names, which give each expert's projections their own."""
+    result: dict[str, Tensor] = {}
+    gate, up, down = (
+        ("w1", "w3", "w2") if model.config.model_type == "mixtral" else ("gate_proj", "up_proj", "down_proj")
+    )
+    for name, parameter in model.named_parameters():
+        experts, _, leaf = name.rpartition(".")
+        if not experts.endswith(".experts"):
+            result[name] = parameter
+            continue
+        for index, weight in enumerate(parameter):
+            if leaf == "down_proj":
+                result[f"{experts}.{index}.{down}.weight"] = weight
+            else:
+                first, second = weight.chunk(2)
+                result |= {f"{experts}.{index}.{gate}.weight": first, f"{experts}.{index}.{up}.weight": second}
+    return result
 
 
 @pytest.fixture(scope="session")

@@ -15,11 +15,15 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
+    OlmoeConfig,
     OPTConfig,
     Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -85,6 +89,16 @@ def config_of(model_type: str, *, hidden: int = 64, blocks: int = 2, tied: bool 
                 new_decoder_architecture=model_type == "falcon-new",
                 max_position_embeddings=CONTEXT,
             )
+        case "mixtral" | "qwen2_moe" | "qwen3_moe" | "olmoe":
+            classes = {
+                "mixtral": MixtralConfig,
+                "qwen2_moe": Qwen2MoeConfig,
+                "qwen3_moe": Qwen3MoeConfig,
+                "olmoe": OlmoeConfig,
+            }
+            mixture = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": hidden}
+            shared = {"shared_expert_intermediate_size": hidden, "pad_token_id": 0}
+            return classes[model_type](**llama, **mixture, **shared)
     raise AssertionError(model_type)
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tests.engine.conftest import folded
 from tests.engine.orders import config_of, save_model
 from transformers import PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -87,6 +88,9 @@ CASES = [
             ("bloom", True),
             ("falcon", True),
             ("falcon-new", False),
+            ("mixtral", False),
+            ("qwen2_moe", False),
+            ("olmoe", True),
         )
     ),
     quantized("llama", config_of("llama", tied=False), bits=4, skip=("*.down_proj", "model.layers.0.*")),
@@ -169,17 +173,18 @@ def test_transformers_reads_back_exactly_the_weights_that_were_evaluated(
     artifacts: dict[str, Written], name: str
 ) -> None:
     written = artifacts[name]
-    assert set(written.model.names) == set(written.reloaded) - {"logits"}
-    for parameter in written.model.names:
+    expected = folded({parameter: written.model.tensor(parameter) for parameter in written.model.names})
+    assert set(expected) == set(written.reloaded) - {"logits"}
+    for parameter, value in expected.items():
         assert written.reloaded[parameter].dtype == written.model.storage_dtype
-        assert torch.equal(written.reloaded[parameter], written.model.tensor(parameter)), parameter
+        assert torch.equal(written.reloaded[parameter], value), parameter
 
 
 @each_case
 def test_the_reloaded_model_computes_what_the_dense_weights_compute(artifacts: dict[str, Written], name: str) -> None:
     written = artifacts[name]
     dense = MODEL_FOR_CAUSAL_LM_MAPPING[type(written.case.config)](written.case.config)
-    dense.load_state_dict({name: written.model.tensor(name) for name in written.model.names}, strict=False)
+    dense.load_state_dict(folded({name: written.model.tensor(name) for name in written.model.names}), strict=False)
     dense.tie_weights()
     with torch.inference_mode():
         logits = dense.eval()(torch.arange(48)[None] * 5 % 256).logits
@@ -231,6 +236,15 @@ def test_names_in_the_files_are_those_of_checkpoints(artifacts: dict[str, Writte
     name = "gpt_neox-bits=4-group_size=64"
     with safe_open(artifacts[name].directory / "model.safetensors", "pt") as file:
         assert "embed_out.weight" in file.keys()  # noqa: SIM118
+    with safe_open(artifacts["dense-mixtral"].directory / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+        assert {
+            "model.layers.1.block_sparse_moe.gate.weight",
+            "model.layers.1.block_sparse_moe.experts.3.w2.weight",
+        } < names
+        assert not any(".mlp." in name for name in names)
+    mixture = json.loads((artifacts["mixtral-bits=4-group_size=64"].directory / "config.json").read_text())
+    assert "model.layers.1.block_sparse_moe.gate" in mixture["quantization_config"]["ignore"]
     config = json.loads((artifacts[name].directory / "config.json").read_text())
     assert set(config["quantization_config"]["ignore"]) == {"lm_head", "embed_out"}
 
@@ -331,6 +345,15 @@ def test_gpt2_is_refused_for_its_conv1d(tmp_path: Path) -> None:
     model = compress(tmp_path, config_of("gpt2"), (Rtn(),), torch.bfloat16)
 
     with pytest.raises(FormatRefused, match="Conv1D") as caught:
+        WRITERS[Format.COMPRESSED_TENSORS](model, tmp_path)
+    assert caught.value.field == "format"
+
+
+@pytest.mark.parametrize("stage", [Rtn(symmetric=False), Rtn(skip=("*.experts.1.*",))], ids=["asymmetric", "skip"])
+def test_experts_that_transformers_could_not_join_are_refused(tmp_path: Path, stage: Rtn) -> None:
+    model = compress(tmp_path, config_of("olmoe"), (stage,), torch.bfloat16)
+
+    with pytest.raises(FormatRefused, match="only if all are quantized symmetrically") as caught:
         WRITERS[Format.COMPRESSED_TENSORS](model, tmp_path)
     assert caught.value.field == "format"
 

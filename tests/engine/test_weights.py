@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.engine.conftest import FAMILIES, random_model
+from tests.engine.conftest import FAMILIES, random_model, unfolded
 from transformers import AutoModelForCausalLM
 
+from paredown.contracts.families import shape_from_config
+from paredown.core.sources.headers import read_safetensors_header
+from paredown.core.sources.selection import check_tensors
 from paredown.engine.errors import ArchitectureUnsupported, NotAModel
 from paredown.engine.weights import ModelFiles, open_model
 
@@ -21,7 +24,7 @@ from paredown.engine.weights import ModelFiles, open_model
 def assert_equal_to_transformers(files: ModelFiles, directory: Path, gguf_file: str | None = None) -> None:
     options: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, **options)
-    expected = dict(model.named_parameters())
+    expected = unfolded(model)
     assert set(files.names) == set(expected)
     for name, value in expected.items():
         assert torch.equal(files.tensor(name).float(), value), name
@@ -31,6 +34,9 @@ def assert_equal_to_transformers(files: ModelFiles, directory: Path, gguf_file: 
 def test_every_tensor_equals_transformers(family: str, model_dir: Callable[[str], Path]) -> None:
     files = open_model(model_dir(family))
     assert_equal_to_transformers(files, model_dir(family))
+    # And before anything is loaded, the header is found to be what config.json promises.
+    config = json.loads((model_dir(family) / "config.json").read_text())
+    check_tensors(read_safetensors_header(model_dir(family) / "model.safetensors"), shape_from_config(config))
     dtype = FAMILIES[family][2]
     assert files.storage_dtype == (torch.bfloat16 if dtype == torch.float32 else dtype)
 

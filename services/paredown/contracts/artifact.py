@@ -85,6 +85,7 @@ class LayerReport(Contract):
     zeros: int = 0
     bits: float = 16.0
     error: float | None = None
+    tokens: int | None = Field(None, description="Calibration tokens that reached it; of a mixture's experts only.")
 
 
 class BlockReport(Contract):

@@ -7,6 +7,7 @@ for refusing a recipe before it is queued. Tests hold the two together.
 from collections.abc import Callable
 from typing import Any
 
+from paredown.contracts.mixtures import mixture
 from paredown.contracts.shapes import (
     BLOCK_PREFIXES,
     FamilyName,
@@ -36,6 +37,10 @@ MODEL_TYPES: dict[str, FamilyName] = {
     "gpt_neox": "gpt_neox",
     "bloom": "bloom",
     "falcon": "falcon",
+    "mixtral": "mixtral",
+    "qwen2_moe": "qwen2_moe",
+    "qwen3_moe": "qwen3_moe",
+    "olmoe": "qwen3_moe",
 }
 
 # Known relatives that are not taken, each with what to do instead.
@@ -310,6 +315,9 @@ _READERS: dict[FamilyName, Callable[[dict[str, Any]], ModelShape]] = {
     "gpt_neox": _gpt_neox,
     "bloom": _bloom,
     "falcon": _falcon,
+    "mixtral": mixture,
+    "qwen2_moe": mixture,
+    "qwen3_moe": mixture,
 }
 
 __all__ = [

@@ -36,6 +36,14 @@ class Calibration(Contract):
     samples: int = Field(32, ge=1, le=4096, description="Sequences.")
     sequence_length: int = Field(512, ge=16, le=131072, description="Tokens in each sequence.")
     seed: int = Field(0, ge=0, lt=2**32, description="Which sequences are drawn.")
+    unreached_experts: Literal["uniform", "dense", "fail"] = Field(
+        "uniform",
+        description="Experts of a mixture that too few tokens reach: uniform compresses them as if every input channel "
+        "were equally active, dense leaves them as they are, fail ends the job.",
+    )
+    min_expert_tokens: int = Field(
+        32, ge=1, le=65536, description="Calibration tokens from which on an expert counts as reached."
+    )
 
 
 class EvaluationSettings(Contract):

@@ -5,7 +5,19 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-FamilyName = Literal["llama", "opt", "gpt2", "gemma", "phi3", "gpt_neox", "bloom", "falcon"]
+FamilyName = Literal[
+    "llama",
+    "opt",
+    "gpt2",
+    "gemma",
+    "phi3",
+    "gpt_neox",
+    "bloom",
+    "falcon",
+    "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+]
 
 # Where transformers keeps block k of a family: its linears are f"{prefix}{k}.{name}", which `skip` patterns match.
 BLOCK_PREFIXES: dict[FamilyName, str] = {
@@ -17,10 +29,16 @@ BLOCK_PREFIXES: dict[FamilyName, str] = {
     "gpt_neox": "gpt_neox.layers.",
     "bloom": "transformer.h.",
     "falcon": "transformer.h.",
+    "mixtral": "model.layers.",
+    "qwen2_moe": "model.layers.",
+    "qwen3_moe": "model.layers.",
 }
 
 # Parts of names that transformers changes while it loads a checkpoint: (transformers', the checkpoint's).
-_RENAMED: dict[FamilyName, tuple[tuple[str, str], ...]] = {"gpt_neox": (("lm_head.", "embed_out."),)}
+_RENAMED: dict[FamilyName, tuple[tuple[str, str], ...]] = {
+    "gpt_neox": (("lm_head.", "embed_out."),),
+    "mixtral": ((".mlp.", ".block_sparse_moe."),),
+}
 
 
 class UnsupportedArchitecture(ValueError):
@@ -37,10 +55,17 @@ class LinearShape(BaseModel):
     in_features: int
     # Reads the same input as the linear before it, and so shares its statistics.
     shares_input: bool = False
+    # Share of the tokens that reach it: below 1 for a mixture's experts.
+    share: float = 1.0
 
     @property
     def weights(self) -> int:
         return self.out_features * self.in_features
+
+    @property
+    def of_expert(self) -> bool:
+        """Whether a router decides which tokens it sees."""
+        return ".experts." in self.name
 
 
 class ModelShape(BaseModel):
@@ -68,6 +93,11 @@ class ModelShape(BaseModel):
     @property
     def linear_parameters(self) -> int:
         return self.num_blocks * sum(linear.weights for linear in self.linears)
+
+    @property
+    def active_parameters(self) -> float:
+        """Of `linear_parameters`, those that one token goes through."""
+        return self.num_blocks * sum(linear.weights * linear.share for linear in self.linears)
 
     @property
     def parameters(self) -> int:
@@ -119,8 +149,12 @@ def block_count(config: dict[str, Any], key: str = "num_hidden_layers") -> int:
     return size(config, key, limit=_MAX_BLOCKS)
 
 
-def linear(name: str, out_features: int, in_features: int, *, shares_input: bool = False) -> LinearShape:
-    return LinearShape(name=name, out_features=out_features, in_features=in_features, shares_input=shares_input)
+def linear(
+    name: str, out_features: int, in_features: int, *, shares_input: bool = False, share: float = 1.0
+) -> LinearShape:
+    return LinearShape(
+        name=name, out_features=out_features, in_features=in_features, shares_input=shares_input, share=share
+    )
 
 
 def attention_widths(
@@ -150,12 +184,16 @@ def attention_linears(hidden: int, query: int, key_value: int) -> tuple[LinearSh
 
 
 def gated_linears(
-    prefix: str, hidden: int, inner: int, names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+    prefix: str,
+    hidden: int,
+    inner: int,
+    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    share: float = 1.0,
 ) -> tuple[LinearShape, ...]:
     """A gated feed-forward part: gate and up read the same input."""
     gate, up, down = names
     return (
-        linear(f"{prefix}.{gate}", inner, hidden),
-        linear(f"{prefix}.{up}", inner, hidden, shares_input=True),
-        linear(f"{prefix}.{down}", hidden, inner),
+        linear(f"{prefix}.{gate}", inner, hidden, share=share),
+        linear(f"{prefix}.{up}", inner, hidden, shares_input=True, share=share),
+        linear(f"{prefix}.{down}", hidden, inner, share=share),
     )

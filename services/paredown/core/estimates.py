@@ -227,11 +227,11 @@ def seconds_of(shape: ModelShape, spec: JobSpec, device: str, threads: int | Non
     tokens = calibration_tokens(spec) if _streams(spec) else 0
     surveys = _survey_flops(shape, spec)
     base, shape = shape, shape_left(shape, spec.recipe)
-    forward = 2 * shape.linear_parameters * tokens
+    forward = 2 * shape.active_parameters * tokens
     # Without pausing, the block runs once more for each group of linears that share an input.
     forward *= 1 if pausing else 1 + sum(not linear.shares_input for linear in shape.linears)
     # XᵀX a little more than above the diagonal, for each distinct input, in float32 whatever the forward's dtype.
-    squares = sum(linear.in_features**2 for linear in shape.linears if not linear.shares_input)
+    squares = sum(linear.share * linear.in_features**2 for linear in shape.linears if not linear.shares_input)
     solves = _needs_hessian(spec)
     hessian = 1.2 * squares * shape.num_blocks * tokens if solves else 0
     solving = shape.linear_parameters / (speed.solved_weights if solves else speed.quantized_weights) / scale
@@ -242,6 +242,6 @@ def seconds_of(shape: ModelShape, spec: JobSpec, device: str, threads: int | Non
         solving = 0
     # Base and artifact by the block stream, and the artifact once more by the runtime that proves it.
     head = 3 * shape.vocab_size * shape.hidden_size
-    measured = 2 * (base.linear_parameters + 2 * shape.linear_parameters + head) * _evaluation_tokens(spec)
+    measured = 2 * (base.active_parameters + 2 * shape.active_parameters + head) * _evaluation_tokens(spec)
     running = (surveys + forward + measured) / flops
     return speed.start_seconds + running + hessian / (speed.flops["float32"] * scale) + solving

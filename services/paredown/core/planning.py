@@ -53,7 +53,30 @@ def check_recipe(shape: ModelShape, spec: JobSpec) -> None:
             "artifact; set format to safetensors, which stores the quantized weights dense.",
             field="format",
         )
+    if spec.resolved_format is Format.COMPRESSED_TENSORS:
+        _check_experts(shape, spec)
     _check_context(shape, spec)
+
+
+def _check_experts(shape: ModelShape, spec: JobSpec) -> None:
+    """transformers joins a block's experts while it loads them, and can do so only if all are packed, symmetrically."""
+    experts = [name for name, linear in shape.named_linears() if linear.of_expert]
+    for index, stage in enumerate(spec.recipe if experts else ()):
+        if not isinstance(stage, WeightGrid):
+            continue
+        reason = None
+        if not stage.symmetric:
+            reason, field = "whose grid is not symmetric", f"recipe.{index}.symmetric"
+        elif any(skipped(stage, name) for name in experts):
+            reason, field = "of which only some are quantized", f"recipe.{index}.skip"
+        elif stage.needs_calibration and spec.calibration.unreached_experts == "dense":
+            reason, field = "of which only some are quantized", "calibration.unreached_experts"
+        if reason:
+            raise RecipeRefused(
+                f"transformers loads no experts from compressed-tensors {reason}; quantize all of them symmetrically, "
+                "or set format to safetensors, which stores the quantized weights dense.",
+                field=field,
+            )
 
 
 def _check_skip(shape: ModelShape, stage: Stage, field: str) -> None:

@@ -6,7 +6,7 @@ Shapes: O out_features, I in_features.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from paredown.contracts.families import FamilyName, UnsupportedArchitecture, family_of, stored_name
+from paredown.contracts.mixtures import num_experts
 from paredown.engine.errors import ArchitectureUnsupported
+from paredown.engine.experts import ExpertNames, UnfoldedExperts
 from paredown.engine.shuffle import Exchange
 
 
@@ -36,6 +38,8 @@ class Architecture:
     in_heads: frozenset[str] = frozenset()
     # A block returns (hidden states, attention scores).
     returns_tuple: bool = False
+    # Of a mixture: `architecture_of` adds the experts' linears, which follow all others, to the groups and to `produced`.
+    experts: ExpertNames | None = None
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -48,7 +52,8 @@ class Architecture:
 
 _ATTENTION = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.o_proj",))
 _GATED = (("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",))
-_PRODUCED = {"self_attn.o_proj": ("self_attn.v_proj",), "mlp.down_proj": ("mlp.gate_proj", "mlp.up_proj")}
+_PRODUCED_HEADS = {"self_attn.o_proj": ("self_attn.v_proj",)}
+_PRODUCED = {**_PRODUCED_HEADS, "mlp.down_proj": ("mlp.gate_proj", "mlp.up_proj")}
 _IN_HEADS = frozenset({"self_attn.o_proj"})
 # Heads' rows of a fused projection that lie between those of others cannot be reordered by themselves.
 _PRODUCED_FUSED = {"mlp.dense_4h_to_h": ("mlp.dense_h_to_4h",)}
@@ -124,12 +129,49 @@ ARCHITECTURES: dict[FamilyName, Architecture] = {
         produced=_PRODUCED_FUSED,
         returns_tuple=True,
     ),
+    "mixtral": Architecture(
+        base="model",
+        blocks="model.layers",
+        groups=_ATTENTION,
+        produced=_PRODUCED_HEADS,
+        in_heads=_IN_HEADS,
+        experts=ExpertNames(gate="w1", up="w3", down="w2"),
+    ),
+    "qwen2_moe": Architecture(
+        base="model",
+        blocks="model.layers",
+        groups=(
+            *_ATTENTION,
+            ("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"),
+            ("mlp.shared_expert.down_proj",),
+        ),
+        produced={
+            **_PRODUCED_HEADS,
+            "mlp.shared_expert.down_proj": ("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"),
+        },
+        in_heads=_IN_HEADS,
+        experts=ExpertNames(),
+    ),
+    "qwen3_moe": Architecture(
+        base="model",
+        blocks="model.layers",
+        groups=_ATTENTION,
+        produced=_PRODUCED_HEADS,
+        in_heads=_IN_HEADS,
+        experts=ExpertNames(),
+    ),
 }
 
 
 def architecture_of(config: Any) -> Architecture:
     """The family of a transformers configuration. Raises ArchitectureUnsupported."""
-    return ARCHITECTURES[_family_of(config)]
+    architecture = ARCHITECTURES[_family_of(config)]
+    if architecture.experts is None:
+        return architecture
+    groups = architecture.experts.groups(num_experts(config.to_dict()))
+    # Of an expert's two groups, gate and up make what down reads.
+    produced = {down: makers for makers, (down,) in zip(groups[::2], groups[1::2], strict=True)}
+    return replace(architecture, groups=architecture.groups + groups, produced={**architecture.produced, **produced})
 
 
 def _family_of(config: Any) -> FamilyName:
@@ -152,10 +194,13 @@ class Skeleton:
             # Whatever config.json asks for, transformers' own choice for the family: sdpa, or eager where it must be.
             self.model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=None)
         self.model.tie_weights()
-        self.model.eval()
         blocks = self.model.get_submodule(self.architecture.blocks)
         assert isinstance(blocks, nn.ModuleList)
         self.blocks = blocks
+        if names := self.architecture.experts:
+            for block in blocks:
+                block.set_submodule(names.module, UnfoldedExperts(block.get_submodule(names.module), names))
+        self.model.eval()
 
     @property
     def base(self) -> nn.Module:

@@ -14,9 +14,10 @@ from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
 from paredown.contracts.artifact import LayerReport
+from paredown.contracts.job import Calibration
 from paredown.contracts.recipes import Stage
 from paredown.engine.architectures import Skeleton
-from paredown.engine.errors import NanFound
+from paredown.engine.errors import ExpertsUnreached, NanFound
 from paredown.engine.forward import BlockForward
 from paredown.engine.method import LinearWeight, joined, take_apart
 from paredown.engine.methods import METHODS
@@ -34,7 +35,13 @@ class BlockRun:
     """Compresses one block. `dense`, `quantized` and `layers` are complete afterwards."""
 
     def __init__(
-        self, files: ModelReader, skeleton: Skeleton, index: int, recipe: Sequence[Stage], device: torch.device
+        self,
+        files: ModelReader,
+        skeleton: Skeleton,
+        index: int,
+        recipe: Sequence[Stage],
+        device: torch.device,
+        calibration: Calibration,
     ) -> None:
         self.dense: dict[str, Tensor] = {}
         self.quantized: dict[str, QuantizedLinear] = {}
@@ -44,6 +51,7 @@ class BlockRun:
         self._index = index
         self._recipe = recipe
         self._device = device
+        self._calibration = calibration
         prefix = skeleton.block_prefix(index)
         self._groups = [[prefix + name for name in group] for group in skeleton.architecture.groups]
         weights = {f"{name}.weight" for name in skeleton.linear_names(index)}
@@ -61,6 +69,8 @@ class BlockRun:
         self._load_dense()
         gathered: dict[int, InputStatistics] = {}
         waiting: dict[int, tuple[int, greenlet]] = {}
+        # Inputs that came before those of an earlier micro-batch, which a mixture's experts bring about.
+        early: dict[int, dict[int, Tensor]] = {}
 
         def run(micro_batch: int) -> None:
             forward.keep(micro_batch, forward.call(self._index, micro_batch))
@@ -73,10 +83,19 @@ class BlockRun:
                 waiting.pop(micro_batch, None)
                 return
             group, inputs_TI = arrived
+            waiting[micro_batch] = (group, run)
+            early.setdefault(group, {})[micro_batch] = inputs_TI
+            take_in(group)
+
+        def take_in(group: int) -> None:
+            """Always in the order of micro-batches, whoever arrives first: sums in another order are other sums."""
             if group not in gathered:
                 gathered[group] = self._statistics(group)
-            gathered[group].add(inputs_TI)
-            waiting[micro_batch] = (group, run)
+            for micro_batch, inputs_TI in sorted(early.get(group, {}).items()):
+                if any(at < group for other, (at, _) in waiting.items() if other < micro_batch):
+                    break
+                gathered[group].add(inputs_TI)
+                del early[group][micro_batch]
 
         def pause(group: int, inputs: Tensor) -> None:
             getcurrent().parent.switch((group, inputs.flatten(0, -2)))
@@ -85,13 +104,14 @@ class BlockRun:
             try:
                 for micro_batch in range(len(forward.tokens)):
                     go_on(micro_batch, greenlet(run), micro_batch)
-                while waiting:
+                for group in range(len(self._groups)):
                     # A micro-batch that skips a group waits at a later one and holds nobody up.
-                    group = min(group for group, _ in waiting.values())
+                    take_in(group)
                     self._compress(group, gathered.pop(group))
                     for micro_batch, (at, paused) in list(waiting.items()):
                         if at == group:
                             go_on(micro_batch, paused)
+                assert not waiting, "groups are in order of execution"
             finally:
                 # After a failure: unwind the forwards that still wait, and let go of their activations.
                 for _, paused in waiting.values():
@@ -138,6 +158,9 @@ class BlockRun:
     def _compress(self, group: int, statistics: InputStatistics) -> None:
         """All stages on all linears of a group; then the linears can run."""
         statistics.complete()
+        unreached = self._is_unreached(group, statistics)
+        if unreached:
+            statistics.assume_uniform()
         oriented = self._skeleton.architecture.oriented
         storage_dtype = self._files.storage_dtype
         linears = [
@@ -148,8 +171,11 @@ class BlockRun:
             )
             for name in self._groups[group]
         ]
-        originals = [linear.weight_OI.clone() if statistics.has_hessian else None for linear in linears]
-        for stage, following in zip_longest(self._recipe, self._recipe[1:]):
+        known = statistics.has_hessian and not unreached
+        originals = [linear.weight_OI.clone() if known else None for linear in linears]
+        left_out = unreached and self._calibration.unreached_experts == "dense"
+        recipe = [stage for stage in self._recipe if not (left_out and METHODS[stage.method].needs)]
+        for stage, following in zip_longest(recipe, recipe[1:]):
             self._apply(stage, following, linears, statistics)
         for linear, original_OI in zip(linears, originals, strict=True):
             stored_OI = linear.weight_OI.to(storage_dtype)
@@ -168,10 +194,31 @@ class BlockRun:
                     zeros=int((stored_OI == 0).sum()),
                     bits=linear.quantized.stored_bits if linear.quantized else 16.0,
                     error=None if original_OI is None else _output_error(original_OI, running_OI.float(), statistics),
+                    tokens=statistics.num_tokens if self._is_expert(group) and statistics.needs else None,
                 )
             )
             if linear.order_BC is not None:
                 self._follow(linear)
+
+    def _is_expert(self, group: int) -> bool:
+        experts = self._skeleton.architecture.experts
+        return experts is not None and f".{experts.module}." in self._groups[group][0]
+
+    def _is_unreached(self, group: int, statistics: InputStatistics) -> bool:
+        """Whether a stage looks at activations of which there are too few. Raises ExpertsUnreached, if that ends it."""
+        wanted = self._calibration.min_expert_tokens
+        if not statistics.needs or statistics.num_tokens >= wanted:
+            return False
+        if not self._is_expert(group):
+            assert statistics.num_tokens > 0, f"no token reached {statistics.name}"
+            return False
+        if self._calibration.unreached_experts == "fail":
+            raise ExpertsUnreached(
+                f"{statistics.num_tokens} calibration tokens reached {statistics.name}, fewer than the {wanted} asked "
+                "for. Calibrate on more or more varied text, or set unreached_experts to uniform or dense.",
+                field="calibration.unreached_experts",
+            )
+        return True
 
     def _apply(
         self, stage: Stage, following: Stage | None, linears: list[LinearWeight], statistics: InputStatistics

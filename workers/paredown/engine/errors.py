@@ -70,6 +70,12 @@ class CalibrationTooShort(EngineError):
     code = "calibration_too_short"
 
 
+class ExpertsUnreached(EngineError):
+    """Calibration reached an expert with fewer tokens than asked for, and the job says to end then."""
+
+    code = "experts_unreached"
+
+
 class TextUnusable(EngineError):
     """Calibration or evaluation text that is not UTF-8 text or JSON lines with a text field."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from paredown.contracts.artifact import Evaluation, Report, RuntimeProof, Speed
-from paredown.contracts.job import Contract, Phase, Progress
+from paredown.contracts.job import Calibration, Contract, Phase, Progress
 from paredown.contracts.recipes import Gptq, Stage, quantizer
 from paredown.contracts.work import EngineResult, WorkOrder
 from paredown.engine import data
@@ -22,6 +22,7 @@ from paredown.engine.checkpoint import identity_hash
 from paredown.engine.errors import DeviceUnavailable, NanFound, OrderInvalid
 from paredown.engine.evaluation.perplexity import perplexity
 from paredown.engine.evaluation.speed import Role
+from paredown.engine.experts import coverage_warnings
 from paredown.engine.formats import WRITERS
 from paredown.engine.formats.files import write_companions, write_json
 from paredown.engine.inputs import Inputs, fingerprint, read_inputs, resolved_format
@@ -107,7 +108,7 @@ def run(
             stages=compressed.stages,
             phase_seconds=journey.seconds,
             peak_memory_bytes=peak,
-            warnings=(*inputs.warnings, *warnings),
+            warnings=(*inputs.warnings, *coverage_warnings(layers, _calibration(order)), *warnings),
         ),
         calibration_tokens_sha256=inputs.calibration.sha256 if inputs.calibration else None,
         evaluation_tokens_sha256=inputs.evaluation.sha256 if inputs.evaluation else None,
@@ -156,6 +157,7 @@ def _identity(order: WorkOrder, inputs: Inputs, device: torch.device) -> str:
     return identity_hash(
         [stage.identity() for stage in order.recipe],
         [stage.version for stage in order.recipe],
+        (_calibration(order).unreached_experts, _calibration(order).min_expert_tokens),
         inputs.calibration.sha256 if inputs.calibration else None,
         fingerprint(order.model_dir),
         order.dtype,
@@ -164,6 +166,10 @@ def _identity(order: WorkOrder, inputs: Inputs, device: torch.device) -> str:
         torch.get_num_threads(),
         tools(),
     )
+
+
+def _calibration(order: WorkOrder) -> Calibration:
+    return order.calibration or Calibration()
 
 
 def _compress(
@@ -186,6 +192,7 @@ def _compress(
             device=device,
             dtype=getattr(torch, order.dtype),
             pausing=order.pausing,
+            calibration=_calibration(order),
             work_dir=order.work_dir,
             identity=identity,
             on_progress=on_progress,

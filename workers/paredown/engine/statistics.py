@@ -35,6 +35,7 @@ class InputStatistics:
 
     def __init__(self, name: str, in_features: int, needs: AbstractSet[Statistic], device: torch.device) -> None:
         self.name = name
+        self.needs = needs
         self.num_tokens = 0
         self._hessian_II: Tensor | None = None
         self._energy_I: Tensor | None = None
@@ -65,6 +66,18 @@ class InputStatistics:
         energy_I = self._hessian_II.diagonal() if self._hessian_II is not None else self._energy_I
         if energy_I is not None and not all_finite(energy_I):
             raise NanFound(f"The inputs of {self.name} are not finite over the calibration text.")
+
+    def assume_uniform(self) -> None:
+        """In place of what was gathered: inputs whose channels are independent and equally active.
+
+        With it a method does what it would do without calibration: GPTQ rounds to nearest, Wanda goes by magnitude.
+        """
+        if self._hessian_II is not None:
+            self._hessian_II.zero_().fill_diagonal_(1)
+        if self._energy_I is not None:
+            self._energy_I.fill_(1)
+        if self._histogram is not None:
+            self._histogram.level(self.energy_I)
 
     @property
     def has_hessian(self) -> bool:
@@ -166,6 +179,11 @@ class _Histogram:
         bins_TI = ((inputs_TI - self._low_I) / self._width_I).clamp_(0, _BINS - 1).long()
         bins_TI += torch.arange(channels, device=inputs_TI.device) * _BINS
         self._counts_IK += torch.bincount(bins_TI.flatten(), minlength=channels * _BINS).view(channels, _BINS)
+
+    def level(self, like_I: Tensor) -> None:
+        """As if every channel's values fell into all bins alike."""
+        self._low_I, self._width_I = torch.zeros_like(like_I), torch.ones_like(like_I)
+        self._counts_IK = torch.ones(len(like_I), _BINS, dtype=torch.int64, device=like_I.device)
 
     def entropy_I(self) -> Tensor:
         share_IK = self._counts_IK / self._counts_IK.sum(1, keepdim=True)

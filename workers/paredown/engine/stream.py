@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from paredown.contracts.artifact import LayerReport, StageReport
+from paredown.contracts.job import Calibration
 from paredown.contracts.recipes import Stage
 from paredown.engine.architectures import Skeleton
 from paredown.engine.block import BlockRun
@@ -76,6 +77,7 @@ def compress_model(
     device: torch.device,
     dtype: torch.dtype,
     pausing: bool = True,
+    calibration: Calibration | None = None,
     work_dir: Path,
     identity: str,
     on_progress: Callable[[int, int], None],
@@ -84,6 +86,7 @@ def compress_model(
     """Run a recipe over a model, block by block; `tokens_NT` may be None where no stage looks at activations.
 
     Stages that look across blocks come first; the linear ones then stream over the model that those hand on.
+    `calibration` says what becomes of a mixture's experts that hardly any token reaches.
 
     Finished blocks are durable in `work_dir`; a run with an equal `identity` (hash of all that decides the bytes) goes
     on after them, and its files equal an uninterrupted run's. `on_progress` is told finished and all blocks. Raises
@@ -127,7 +130,7 @@ def compress_model(
         for index in todo:
             if should_drain():
                 raise Drained
-            block = BlockRun(files, skeleton, index, recipe, device)
+            block = BlockRun(files, skeleton, index, recipe, device, calibration or Calibration())
             if forward is None:
                 block.compress_all()
             elif pausing:

@@ -10,7 +10,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from paredown.contracts.artifact import JsonObject
-from paredown.contracts.families import BLOCK_PREFIXES, ModelShape, UnsupportedArchitecture, shape_from_config
+from paredown.contracts.families import (
+    BLOCK_PREFIXES,
+    ModelShape,
+    UnsupportedArchitecture,
+    shape_from_config,
+    stored_name,
+)
 from paredown.core.errors import (
     ArchitectureUnsupported,
     GgufInvalid,
@@ -66,6 +72,9 @@ _EMBEDDINGS = {
     "gpt_neox": ("gpt_neox.embed_in.weight", "embed_in.weight"),
     "bloom": ("transformer.word_embeddings.weight", "word_embeddings.weight"),
     "falcon": ("transformer.word_embeddings.weight", "word_embeddings.weight"),
+    "mixtral": ("model.embed_tokens.weight", "embed_tokens.weight"),
+    "qwen2_moe": ("model.embed_tokens.weight", "embed_tokens.weight"),
+    "qwen3_moe": ("model.embed_tokens.weight", "embed_tokens.weight"),
 }
 _MAX_SHARDS = 10_000
 
@@ -231,7 +240,8 @@ def check_tensors(tensors: dict[str, TensorHeader], shape: ModelShape) -> None:
         )
     prefix = _stored_prefix(tensors, shape)
     for name, linear in shape.named_linears():
-        stored = tensors.get(f"{prefix}{name.removeprefix(BLOCK_PREFIXES[shape.family])}.weight")
+        within = stored_name(shape.family, name).removeprefix(BLOCK_PREFIXES[shape.family])
+        stored = tensors.get(f"{prefix}{within}.weight")
         # GPT-2's Conv1D stores (in, out).
         expected = (linear.out_features, linear.in_features)
         expected = expected[::-1] if shape.family == "gpt2" else expected

@@ -47,6 +47,7 @@ def write(model: CompressedModel, directory: Path) -> int:
             "No linear layer was quantized, so compressed-tensors has nothing to hold; use format safetensors.",
             field="format",
         )
+    _check_experts(model, frozenset(quantized))
     size_bytes = write_weights(_tensors(model, frozenset(quantized)), directory)
     write_config(
         model.config,
@@ -55,6 +56,19 @@ def write(model: CompressedModel, directory: Path) -> int:
         quantization_config=_quantization_config(model, quantized),
     )
     return size_bytes
+
+
+def _check_experts(model: CompressedModel, quantized: frozenset[str]) -> None:
+    """transformers joins a block's experts while it loads them, and can do so only if all are packed, symmetrically."""
+    experts = [name for name in model.linear_names if ".experts." in name]
+    for name in experts:
+        linear = model.quantized(name) if name in quantized else None
+        if linear is None or not linear.symmetric:
+            raise FormatRefused(
+                f"{name} is {'dense' if linear is None else 'on a grid that is not symmetric'}, and transformers loads "
+                "experts from compressed-tensors only if all are quantized symmetrically; use format safetensors.",
+                field="format",
+            )
 
 
 def _tensors(model: CompressedModel, quantized: frozenset[str]) -> Iterator[tuple[str, Tensor]]:
@@ -102,7 +116,13 @@ def _quantization_config(model: CompressedModel, quantized: list[str]) -> dict[s
         group_size=first.group_size,
     )
     modules = Skeleton(model.config, model.storage_dtype).model.named_modules()
-    dense = [name for name, module in modules if isinstance(module, nn.Linear) and name not in set(quantized)]
+    # Routers too: they are no Linear to transformers, but they are to other runtimes.
+    dense = [
+        name
+        for name, module in modules
+        if isinstance(module, nn.Linear) or name.endswith("mlp.gate")
+        if name not in set(quantized)
+    ]
     # Under both names: transformers matches its own, other runtimes those of the files.
     ignored = list(dict.fromkeys(other for name in dense for other in (name, model.stored_name(f"{name}.")[:-1])))
     config = QuantizationConfig(
