@@ -67,6 +67,23 @@ def test_evaluation_is_the_start_of_the_text(text: Path, model_dir: Path) -> Non
     assert blocks.tokens_NT.flatten().tolist() == all_tokens(text.read_text(), model_dir)[:150]
 
 
+def test_a_first_token_stands_before_one_token_of_text_less(text: Path, model_dir: Path) -> None:
+    tokenizer = data.load_tokenizer(model_dir, None)
+    tokens = all_tokens(text.read_text(), model_dir)
+
+    evaluation = data.evaluation_blocks(
+        text, EvaluationSettings(samples=2, sequence_length=50), tokenizer, VOCABULARY, 256, first_token=0
+    )
+    calibration = data.calibration_blocks(
+        text, Calibration(samples=3, sequence_length=50), tokenizer, VOCABULARY, 256, first_token=0
+    )
+
+    assert evaluation.tokens_NT.tolist() == [[0, *tokens[:49]], [0, *tokens[49:98]]]
+    windows = [[0, *tokens[start : start + 49]] for start in range(0, len(tokens) - 48, 49)]
+    assert calibration.tokens_NT.shape == (3, 50)
+    assert all(row in windows for row in calibration.tokens_NT.tolist())
+
+
 def test_a_text_of_many_pieces_gives_the_same_tokens(
     text: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

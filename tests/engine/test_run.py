@@ -23,6 +23,7 @@ from paredown.engine.errors import (
     NotAModel,
     OrderInvalid,
 )
+from paredown.engine.inputs import read_inputs
 from paredown.engine.run import run
 
 GPTQ = {"method": "gptq", "bits": 4, "group_size": 32}
@@ -157,6 +158,7 @@ def test_a_run_drained_while_it_measures_keeps_what_it_knows(tmp_path: Path) -> 
     [
         {"recipe": [{**GPTQ, "damping": 0.02}]},
         {"calibration": Calibration(samples=4, sequence_length=64, seed=1)},
+        {"calibration": Calibration(samples=4, sequence_length=64, unreached_experts="dense")},
         {"dtype": "bfloat16"},
     ],
     ids=str,
@@ -259,6 +261,32 @@ def test_a_directory_that_holds_something_is_not_written_to(tmp_path: Path) -> N
 def test_a_gpu_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(DeviceUnavailable):
         carry_out(order(tmp_path, [RTN], device="cuda"))
+
+
+def test_experts_that_the_text_hardly_reached_stand_in_the_report(tmp_path: Path) -> None:
+    save_model(tmp_path / "model", config_of("qwen3_moe", tied=False))
+    calibration = Calibration(samples=2, sequence_length=64, min_expert_tokens=65)
+
+    report = carry_out(order(tmp_path, [GPTQ], calibration=calibration)).report
+
+    counts = {layer.name.rpartition(".")[0]: layer.tokens for layer in report.layers if layer.tokens is not None}
+    assert sum(counts.values()) == 2 * 2 * 64 * 2, "blocks, sequences, tokens, experts of each"
+    few = sum(tokens < 65 for tokens in counts.values())
+    assert 0 < few < 8
+    [warning] = report.warnings
+    assert warning.startswith(f"{few} of 8 experts, such as model.layers.")
+    assert report.artifact is not None
+
+
+@pytest.mark.parametrize(("model_type", "begins"), [("gemma2", True), ("llama", False)])
+def test_gemma_reads_every_sequence_from_its_beginning(tmp_path: Path, model_type: str, begins: bool) -> None:
+    save_model(tmp_path / "model", config_of(model_type))
+
+    inputs = read_inputs(order(tmp_path, [GPTQ]), Format.COMPRESSED_TENSORS)
+
+    for blocks in (inputs.calibration, inputs.evaluation):
+        assert blocks is not None
+        assert bool((blocks.tokens_NT[:, 0] == 0).all()) is begins
 
 
 def test_gpt2_is_refused_for_compressed_tensors_before_any_work(tmp_path: Path) -> None:

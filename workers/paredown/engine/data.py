@@ -2,7 +2,9 @@
 
 A text is UTF-8, plain or JSON lines with a `text` field (documents are joined by a blank line). It is tokenized without
 special tokens, in pieces of about a million characters that end where a line ends, so that a large text needs little
-memory. Nothing is cut short in silence: too little text is an error that says how much there is.
+memory. Where a family was never trained without one (gemma), every sequence begins with the token for a text's
+beginning, and holds one token of text less. Nothing is cut short in silence: too little text is an error that says
+how much there is.
 
 Shapes: N sequences, T tokens in each.
 """
@@ -55,8 +57,10 @@ def load_tokenizer(model_dir: Path, gguf_file: str | None) -> Any:
         raise NotAModel(f"The model's tokenizer cannot be loaded: {reason}", field="model") from error
 
 
-def calibration_blocks(path: Path, settings: Calibration, tokenizer: Any, vocab_size: int, context: int) -> TokenBlocks:
-    """Draw `samples` of the text's windows of `sequence_length` tokens, without replacement.
+def calibration_blocks(
+    path: Path, settings: Calibration, tokenizer: Any, vocab_size: int, context: int, first_token: int | None = None
+) -> TokenBlocks:
+    """Draw `samples` of the text's windows of `sequence_length` tokens, `first_token` included, without replacement.
 
     The text is cut into windows that do not overlap. They are taken in the order of SHA-256("seed:index"), which no
     library's random generator can change. Raises CalibrationTooShort, CalibrationUnfit, TextUnusable.
@@ -64,26 +68,33 @@ def calibration_blocks(path: Path, settings: Calibration, tokenizer: Any, vocab_
     _check_context(settings.sequence_length, context, "calibration.sequence_length")
     pieces = _tokenized(_bounded(_pieces(path, "calibration.source"), CALIBRATION_CHARACTERS), tokenizer)
     tokens_T = numpy.concatenate([numpy.empty(0, numpy.int64), *pieces])
-    num_windows = len(tokens_T) // settings.sequence_length
+    width = _text_width(settings.sequence_length, first_token)
+    num_windows = len(tokens_T) // width
     if num_windows < settings.samples:
-        raise _too_short("calibration", len(tokens_T), settings.samples, settings.sequence_length)
+        raise _too_short("calibration", len(tokens_T), settings.samples, width)
     preferred = sorted(range(num_windows), key=lambda index: _draw(settings.seed, index))[: settings.samples]
-    windows_NT = tokens_T[: num_windows * settings.sequence_length].reshape(num_windows, settings.sequence_length)
+    windows_NT = tokens_T[: num_windows * width].reshape(num_windows, width)
     warnings: tuple[str, ...] = ()
     if path.stat().st_size > 4 * CALIBRATION_CHARACTERS:  # at most four bytes a character
         warnings = (f"Calibration was drawn from the first {CALIBRATION_CHARACTERS:,} characters of its text.",)
-    return TokenBlocks.of(_checked(windows_NT[preferred], vocab_size), warnings)
+    return TokenBlocks.of(_checked(_begun(windows_NT[preferred], first_token), vocab_size), warnings)
 
 
 def evaluation_blocks(
-    path: Path, settings: EvaluationSettings, tokenizer: Any, vocab_size: int, context: int
+    path: Path,
+    settings: EvaluationSettings,
+    tokenizer: Any,
+    vocab_size: int,
+    context: int,
+    first_token: int | None = None,
 ) -> TokenBlocks:
-    """The first `samples` × `sequence_length` tokens of the text.
+    """The first `samples` × `sequence_length` tokens of the text, `first_token` of each sequence included.
 
     Raises CalibrationTooShort, CalibrationUnfit, TextUnusable.
     """
     _check_context(settings.sequence_length, context, "evaluation.sequence_length")
-    wanted = settings.samples * settings.sequence_length
+    width = _text_width(settings.sequence_length, first_token)
+    wanted = settings.samples * width
     gathered: list[numpy.ndarray[Any, Any]] = []
     count = 0
     for piece in _tokenized(_pieces(path, "evaluation.source"), tokenizer):
@@ -92,9 +103,20 @@ def evaluation_blocks(
         if count >= wanted:
             break
     if count < wanted:
-        raise _too_short("evaluation", count, settings.samples, settings.sequence_length)
-    tokens_T = numpy.concatenate(gathered)[:wanted]
-    return TokenBlocks.of(_checked(tokens_T.reshape(settings.samples, settings.sequence_length), vocab_size))
+        raise _too_short("evaluation", count, settings.samples, width)
+    windows_NT = numpy.concatenate(gathered)[:wanted].reshape(settings.samples, width)
+    return TokenBlocks.of(_checked(_begun(windows_NT, first_token), vocab_size))
+
+
+def _text_width(sequence_length: int, first_token: int | None) -> int:
+    """Tokens of text in a sequence."""
+    return sequence_length - (first_token is not None)
+
+
+def _begun(windows_NT: "numpy.ndarray[Any, Any]", first_token: int | None) -> "numpy.ndarray[Any, Any]":
+    if first_token is None:
+        return windows_NT
+    return numpy.insert(windows_NT, 0, first_token, axis=1)
 
 
 def protocol(settings: EvaluationSettings, blocks: TokenBlocks, dtype: DType) -> Protocol:

@@ -67,13 +67,17 @@ def read_inputs(order: WorkOrder, output_format: Format) -> Inputs:
             raise
         warnings.append(f"{error.detail} The artifact has none either.")
     calibration = evaluation = None
+    # Without the token that begins a text, gemma predicts next to nothing.
+    first_token = tokenizer.bos_token_id if tokenizer is not None and shape.family == "gemma" else None
     if calibrated:
         settings, text = calibrated
-        calibration = data.calibration_blocks(text, settings, tokenizer, shape.vocab_size, shape.context_length)
+        calibration = data.calibration_blocks(
+            text, settings, tokenizer, shape.vocab_size, shape.context_length, first_token
+        )
         warnings += calibration.warnings
     if order.evaluation and order.evaluation_text:
         evaluation = data.evaluation_blocks(
-            order.evaluation_text, order.evaluation, tokenizer, shape.vocab_size, shape.context_length
+            order.evaluation_text, order.evaluation, tokenizer, shape.vocab_size, shape.context_length, first_token
         )
     return Inputs(files, shape, tokenizer, calibration, evaluation, tuple(warnings))
 
