@@ -13,6 +13,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
+from transformers.initialization import no_init_weights
 
 from paredown.contracts.families import FamilyName, UnsupportedArchitecture, family_of, stored_name
 from paredown.contracts.mixtures import num_experts
@@ -38,7 +39,7 @@ class Architecture:
     in_heads: frozenset[str] = frozenset()
     # A block returns (hidden states, attention scores).
     returns_tuple: bool = False
-    # Of a mixture: `architecture_of` adds the experts' linears, which follow all others, to the groups and to `produced`.
+    # Of a mixture: `architecture_of` adds the experts' linears, which follow all others, to what is written above.
     experts: ExpertNames | None = None
 
     @property
@@ -189,17 +190,18 @@ class Skeleton:
         self.config = config
         self.dtype = dtype
         self.hidden_size = int(config.hidden_size)
-        # Rotary tables and such are computed at construction and are in no file, so buffers are built for real.
-        with init_empty_weights(include_buffers=False):
+        # Rotary tables and such are computed at construction and are in no file, so buffers are built for real. To
+        # draw random weights takes longer than all else, even where there is no memory to draw them into.
+        with init_empty_weights(include_buffers=False), no_init_weights():
             # Whatever config.json asks for, transformers' own choice for the family: sdpa, or eager where it must be.
             self.model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=None)
+            blocks = self.model.get_submodule(self.architecture.blocks)
+            assert isinstance(blocks, nn.ModuleList)
+            self.blocks = blocks
+            if names := self.architecture.experts:
+                for block in blocks:
+                    block.set_submodule(names.module, UnfoldedExperts(block.get_submodule(names.module), names))
         self.model.tie_weights()
-        blocks = self.model.get_submodule(self.architecture.blocks)
-        assert isinstance(blocks, nn.ModuleList)
-        self.blocks = blocks
-        if names := self.architecture.experts:
-            for block in blocks:
-                block.set_submodule(names.module, UnfoldedExperts(block.get_submodule(names.module), names))
         self.model.eval()
 
     @property
