@@ -35,27 +35,27 @@ OPT = {
     "max_position_embeddings": 64,
     "word_embed_proj_dim": 64,
 }
-GEMMA = LLAMA | {"num_hidden_layers": 2, "head_dim": 16, "sliding_window": 8}
-PHI3 = LLAMA | {"num_hidden_layers": 2, "pad_token_id": 0, "eos_token_id": 1}
+GEMMA = LLAMA | {"head_dim": 16, "sliding_window": 8}
+GEMMA_LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
+PHI3 = LLAMA | {"pad_token_id": 0, "eos_token_id": 1}
 NEOX = {
     "vocab_size": VOCABULARY,
     "hidden_size": 64,
     "intermediate_size": 128,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "max_position_embeddings": 64,
 }
-BLOOM = {"vocab_size": VOCABULARY, "hidden_size": 64, "n_layer": 2, "n_head": 4, "seq_length": 64}
+BLOOM = {"vocab_size": VOCABULARY, "hidden_size": 64, "n_layer": 3, "n_head": 4, "seq_length": 64}
 FALCON = {
     "vocab_size": VOCABULARY,
     "hidden_size": 64,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "max_position_embeddings": 64,
     "ffn_hidden_size": 128,
 }
 MIXTURE = LLAMA | {
-    "num_hidden_layers": 2,
     "intermediate_size": 32,
     "moe_intermediate_size": 32,
     "num_experts": 4,
@@ -76,10 +76,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], torch.dtype]] = {
     # Caps small enough to bend scores and logits.
     "gemma2": ("gemma2", GEMMA | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}, torch.bfloat16),
     # Every second block looks eight tokens back, the others at all of them, each with rotary tables of its own.
-    "gemma3": ("gemma3_text", GEMMA | {"layer_types": ["sliding_attention", "full_attention"]}, torch.bfloat16),
+    "gemma3": ("gemma3_text", GEMMA | {"layer_types": GEMMA_LAYERS}, torch.bfloat16),
     "phi3": ("phi3", PHI3 | {"sliding_window": 8}, torch.bfloat16),
     "gpt_neox": ("gpt_neox", NEOX, torch.bfloat16),
-    "gpt_neox-sequential": ("gpt_neox", NEOX | {"use_parallel_residual": False}, torch.float16),
     "bloom": ("bloom", BLOOM, torch.bfloat16),
     "falcon": ("falcon", FALCON, torch.bfloat16),
     "falcon-new": ("falcon", FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}, torch.bfloat16),

@@ -59,10 +59,10 @@ def test_every_token_is_counted_once_for_each_of_its_experts(
     counts = tokens_of(result)
     per_token = FAMILIES[family][1]["num_experts_per_tok"]
     assert sum(count for name, count in counts.items() if name.endswith(("down_proj", "w2"))) == (
-        2 * tokens_NT.numel() * per_token
+        3 * tokens_NT.numel() * per_token
     )
     assert all(".experts." in name for name in counts)
-    assert len(counts) == 2 * 3 * FAMILIES[family][1]["num_experts"]
+    assert len(counts) == 3 * 3 * FAMILIES[family][1]["num_experts"]
 
 
 @pytest.mark.usefixtures("small_batches")
@@ -178,7 +178,7 @@ def test_the_report_says_how_many_experts_were_hardly_reached(
     result = compress(files, GPTQ, FEW_TOKENS, calibration=ANY)
     [warning] = coverage_warnings(result.layers, ANY)
     experts = {name.rpartition(".")[0] for name in few(result)}
-    assert warning.startswith(f"{len(experts)} of 12 experts, such as model.layers.0.mlp.experts.")
+    assert warning.startswith(f"{len(experts)} of 18 experts, such as model.layers.0.mlp.experts.")
     assert f"({len(experts)} saw none)" in warning
     assert "equally active" in warning
     assert coverage_warnings(compress(tiny("olmoe"), GPTQ, tokens_NT, "all").layers, Calibration()) == ()

@@ -175,12 +175,12 @@ def surveyed_states(shape: ModelShape, spec: JobSpec) -> int:
     )
 
 
-def _survey_flops(shape: ModelShape, spec: JobSpec) -> int:
+def _survey_flops(shape: ModelShape, spec: JobSpec) -> float:
     # laco tries a merge at most blocks, mostly at two thresholds, and runs half of the model each time.
     return sum(
         (1 + (given.num_blocks if isinstance(stage, Laco) else 0))
         * 2
-        * given.linear_parameters
+        * given.active_parameters
         * _surveyed_tokens(stage, spec)
         for stage, given in _depth_stages(shape, spec.recipe)
     )
