@@ -96,7 +96,7 @@ UNFIT_JOBS: list[tuple[dict[str, Any], str, str | None]] = [
     ({"model": "gopher://x/y"}, "scheme_unknown", "model"),
     ({"model": "file:///etc"}, "source_not_allowed", "model"),
     ({"model": "pkg://os/x.gguf"}, "source_not_allowed", "model"),
-    ({"recipe": [{"method": "rtn", "bits": 5}]}, "request_invalid", "recipe.0.bits"),
+    ({"recipe": [{"method": "rtn", "bits": 7}]}, "request_invalid", "recipe.0.bits"),
     ({"recipe": [{"method": "rtm"}]}, "request_invalid", "recipe.0"),
     ({"recipe": [{"bits": 4}]}, "request_invalid", "recipe.0"),
     ({"recipe": [{"method": "wanda", "sparsitty": 0.5}]}, "request_invalid", "recipe.0.sparsitty"),
