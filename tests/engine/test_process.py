@@ -299,7 +299,7 @@ def test_an_order_that_is_none_is_refused(tmp_path: Path) -> None:
         b"[]": "the order",
         hostile(values, recipe=[]): "recipe",
         hostile(values, recipe=[{"method": "magic"}]): "recipe",
-        hostile(values, recipe=[{"method": "rtn", "bits": 5}]): "bits",
+        hostile(values, recipe=[{"method": "rtn", "bits": 7}]): "bits",
         hostile(values, credentials="secret"): "credentials",
         hostile(values, model_dir=str(tmp_path / "nothing")): "model_dir is not a directory",
         hostile(values, calibration_text=str(tmp_path / "nothing.txt")): "nothing.txt, which is not there",
