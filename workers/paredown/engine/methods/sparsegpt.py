@@ -3,7 +3,9 @@
 Paper: Frantar & Alistarh, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot", arXiv:2301.00774.
 What goes is decided on the way, from the weights as updated by then: for `sparsity`, among all weights of the next 128
 columns of a layer; for an N:M pattern, in each row's next M. A weight's score is the loss that dropping it alone would
-cause once later columns have made up for it, w² / [inv(H)]ⱼⱼ.
+cause once later columns have made up for it, w² / [inv(H)]ⱼⱼ. How many of 128 columns' weights go is not the same share
+everywhere, as in the paper, but what the scores of the whole layer say before the sweep: columns that hardly matter
+leave more to those that do.
 Followed by `gptq` it is solved jointly (the paper's section 3.5): one sweep drops and rounds, so each column also makes
 up for the rounding of those before it. Columns go in the order that `gptq` asks for, an N:M group as one; every scale
 is found beforehand, from the weights that are expected to stay.
@@ -48,8 +50,7 @@ def compress_jointly(linear: LinearWeight, inputs: InputStatistics, pruning: Spa
     upper_II, order_I = inputs.inverse_factor(rounding_to.damping, rounding_to.activation_order, neighbours)
     decisions = _Decisions(linear, pruning, upper_II, order_I)
     rounding = Rounding(linear, rounding_to, order_I, channel_importance(inputs.energy_I), decisions.pruned_IO)
-    decisions.decide_all()
-    rounding.fit_all(linear.weight_OI.masked_fill(restored(decisions.pruned_IO, order_I).T, 0))
+    rounding.fit_all(linear.weight_OI.masked_fill(restored(decisions.expected_IO, order_I).T, 0))
     decisions.sweep(upper_II, rounding.settle)
     linear.prune(restored(decisions.pruned_IO, order_I).T.contiguous())
     linear.quantize(rounding.quantized())
@@ -64,37 +65,39 @@ class _Decisions:
         # What an earlier stage pruned is gone already, and counts.
         self._gone_IO = None if linear.pruned_OI is None else ordered(linear.pruned_OI.T, order_I)
         self._divisor_I = upper_II.diagonal().square()
-        self._sparsity = config.sparsity
         self._pattern = parse_pattern(config.pattern) if config.pattern else None
         self._run = self._pattern[1] if self._pattern else LAZY_COLUMNS
+        score_IO = self._scores(0, len(self.weight_IO))
+        self.expected_IO = (
+            _lowest_in_groups(score_IO, *self._pattern)
+            if self._pattern
+            else lowest(score_IO, int(score_IO.numel() * config.sparsity + 1e-9))
+        )
 
     def decide(self, first: int, last: int) -> None:
         """For the columns from `first` until before `last`."""
-        score_BO = self.weight_IO[first:last].square() / self._divisor_I[first:last].unsqueeze(1)
-        if self._gone_IO is not None:
-            score_BO.masked_fill_(self._gone_IO[first:last], -1)
+        score_BO = self._scores(first, last)
         if self._pattern is not None:
-            kept, of = self._pattern
-            dropped = score_BO.topk(of - kept, dim=0, largest=False).indices
-            mask_BO = torch.zeros_like(score_BO, dtype=torch.bool).scatter_(0, dropped, True)
+            mask_BO = _lowest_in_groups(score_BO, *self._pattern)
         else:
-            rows = score_BO.shape[1]
-            # Counted from the first column on, so that the layer loses exactly its share.
-            mask_BO = lowest(score_BO, self._count(rows * last) - self._count(rows * first))
+            mask_BO = lowest(score_BO, int(self.expected_IO[first:last].sum()))
         self.pruned_IO[first:last] = mask_BO if self._gone_IO is None else mask_BO | self._gone_IO[first:last]
-
-    def decide_all(self) -> None:
-        """For all columns, from the weights as they are now."""
-        for first in range(0, len(self.weight_IO), self._run):
-            self.decide(first, min(first + self._run, len(self.weight_IO)))
 
     def sweep(self, upper_II: Tensor, settle: Callable[[int, Tensor], Tensor]) -> None:
         """Decide and settle all columns."""
         step = LAZY_COLUMNS // self._run * self._run
         sweep(self.weight_IO, upper_II, settle, prepare=self.decide, step=step, run=self._run)
 
-    def _count(self, weights: int) -> int:
-        return int(weights * self._sparsity + 1e-9)
+    def _scores(self, first: int, last: int) -> Tensor:
+        score_BO = self.weight_IO[first:last].square() / self._divisor_I[first:last].unsqueeze(1)
+        return score_BO if self._gone_IO is None else score_BO.masked_fill_(self._gone_IO[first:last], -1)
+
+
+def _lowest_in_groups(score_BO: Tensor, kept: int, of: int) -> Tensor:
+    """True for all but the `kept` highest scores of every `of` columns."""
+    score_GMO = score_BO.view(-1, of, score_BO.shape[1])
+    dropped = score_GMO.topk(of - kept, dim=1, largest=False).indices
+    return torch.zeros_like(score_GMO, dtype=torch.bool).scatter_(1, dropped, True).view_as(score_BO)
 
 
 METHOD = LinearMethod(
