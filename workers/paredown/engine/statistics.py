@@ -22,7 +22,7 @@ class Statistic(StrEnum):
     HESSIAN = "hessian"  # XᵀX, of the least-squares loss of the layer's output: O(T I²)
 
 
-# Bins of equal width into which a channel's values fall when their entropy is taken; the number of the E-Sparse paper.
+# Bins of equal width into which a channel's values fall when their entropy is taken.
 _BINS = 100
 # Columns of a symmetric product computed at once: the part above the diagonal blocks is never computed.
 _PANELS = 6

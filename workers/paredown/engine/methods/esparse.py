@@ -1,10 +1,10 @@
 """E-Sparse: N:M pruning that also counts how much information an input channel carries, with channels shuffled to suit.
 
 Paper: Li et al., "E-Sparse: Boosting the Large Language Model Inference through Entropy-based N:M Sparsity",
-arXiv:2310.15929. A weight's score is |weight| × (norm + entropy_weight × entropy) of its input channel, both relative
-to the layer's mean; no weight changes. Channels are then shuffled, globally and locally, so that those that matter do
-not share a group of M, where that can be folded into the rows of the linears before: the paper's runtime shuffles
-activations of every layer, which stock runtimes do not (engine/shuffle.py).
+arXiv:2310.15929. A weight's score is |weight| × (norm + entropy_weight × entropy) of its input channel, both as a share
+of the layer's mean, so that one weight suits every layer; no weight changes. Channels are then shuffled, globally and
+locally, so that those that matter do not share a group of M, where that can be folded into the rows of the linears
+before: the paper's runtime shuffles activations of every layer, which stock runtimes do not (engine/shuffle.py).
 Shapes: O out_features, I in_features, B blocks of channels that may change places, R rows that score them.
 """
 

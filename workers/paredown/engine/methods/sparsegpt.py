@@ -5,7 +5,8 @@ What goes is decided on the way, from the weights as updated by then: for `spars
 columns of a layer; for an N:M pattern, in each row's next M. A weight's score is the loss that dropping it alone would
 cause once later columns have made up for it, w² / [inv(H)]ⱼⱼ. How many of 128 columns' weights go is not the same share
 everywhere, as in the paper, but what the scores of the whole layer say before the sweep: columns that hardly matter
-leave more to those that do.
+leave more to those that do. An N:M group takes the same from every column, so those with the largest activations go
+first, while there are most columns left to make up for them; for `sparsity` columns go as they lie.
 Followed by `gptq` it is solved jointly (the paper's section 3.5): one sweep drops and rounds, so each column also makes
 up for the rounding of those before it. Columns go in the order that `gptq` asks for, an N:M group as one; every scale
 is found beforehand, from the weights that are expected to stay.
@@ -28,32 +29,37 @@ from paredown.engine.statistics import InputStatistics, Statistic
 
 def compress(linear: LinearWeight, inputs: InputStatistics, config: Sparsegpt) -> None:
     """Raises HessianSingular, RecipeUnfit."""
-    if config.pattern:
-        check_pattern(config.pattern, linear.weight_OI.shape[1], linear.name)
-    upper_II, _ = inputs.inverse_factor(config.damping, activation_order=False)
-    decisions = _Decisions(linear, config, upper_II, None)
+    neighbours = _neighbours(linear, config)
+    upper_II, order_I = inputs.inverse_factor(config.damping, neighbours is not None, neighbours or 1)
+    decisions = _Decisions(linear, config, upper_II, order_I)
     kept_IO = torch.empty_like(decisions.weight_IO)
 
     def settle(column: int, weight_O: Tensor) -> Tensor:
         return torch.mul(weight_O, ~decisions.pruned_IO[column], out=kept_IO[column])
 
     decisions.sweep(upper_II, settle)
-    linear.weight_OI = kept_IO.T.contiguous()
-    linear.prune(decisions.pruned_IO.T.contiguous())
+    linear.weight_OI = restored(kept_IO, order_I).T.contiguous()
+    linear.prune(restored(decisions.pruned_IO, order_I).T.contiguous())
 
 
 def compress_jointly(linear: LinearWeight, inputs: InputStatistics, pruning: Sparsegpt, rounding_to: Gptq) -> None:
     """Both stages in one sweep. Raises HessianSingular, RecipeUnfit, GroupSizeUnfit."""
-    if pruning.pattern:
-        check_pattern(pruning.pattern, linear.weight_OI.shape[1], linear.name)
-    neighbours = parse_pattern(pruning.pattern)[1] if pruning.pattern else 1
-    upper_II, order_I = inputs.inverse_factor(rounding_to.damping, rounding_to.activation_order, neighbours)
+    neighbours = _neighbours(linear, pruning)
+    upper_II, order_I = inputs.inverse_factor(rounding_to.damping, rounding_to.activation_order, neighbours or 1)
     decisions = _Decisions(linear, pruning, upper_II, order_I)
     rounding = Rounding(linear, rounding_to, order_I, channel_importance(inputs.energy_I), decisions.pruned_IO)
     rounding.fit_all(linear.weight_OI.masked_fill(restored(decisions.expected_IO, order_I).T, 0))
     decisions.sweep(upper_II, rounding.settle)
     linear.prune(restored(decisions.pruned_IO, order_I).T.contiguous())
     linear.quantize(rounding.quantized())
+
+
+def _neighbours(linear: LinearWeight, config: Sparsegpt) -> int | None:
+    """Columns that a pattern holds together."""
+    if config.pattern is None:
+        return None
+    check_pattern(config.pattern, linear.weight_OI.shape[1], linear.name)
+    return parse_pattern(config.pattern)[1]
 
 
 class _Decisions:
