@@ -3,7 +3,7 @@
     PARE_TEST_DATA=… python benchmarks/quality.py sparsegpt-50% wanda-50% '[{"method": "gptq", "bits": 3}]' …
 
 Calibration is on 32 × 512 tokens of WikiText-2's validation text, evaluation on 20 × 1024 of the first half of its test
-text, as in the issue's figures for llm-compressor. Seconds are those of compressing. A recipe is a label of RECIPES or
+text. Seconds are those of compressing. A recipe is a label of RECIPES or
 JSON. Without PARE_TEST_DATA both texts are Python's own documentation, and figures compare only with each other.
 """
 
