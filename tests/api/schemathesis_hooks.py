@@ -5,6 +5,8 @@ from typing import Any
 
 import schemathesis
 
+schemathesis.serializer.alias("application/jsonl", "application/json")
+
 
 @schemathesis.hook
 def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwargs: dict[str, Any]) -> None:

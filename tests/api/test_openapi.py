@@ -24,19 +24,27 @@ def configuration(artifact_id: UUID) -> str:
 [checks]
 positive_data_acceptance.enabled = false
 
+# The parts of a form are text, whatever type they are meant to violate.
+[[operations]]
+include-operation-id = "uploadDataset"
+checks = {{ negative_data_rejection.enabled = false }}
+
 # A stream of a queued job does not end; test_events.py follows streams.
 [[operations]]
 include-operation-id = "getJobEvents"
 parameters = {{ "query.format" = "json" }}
 
-# Nobody's: the run would otherwise revoke its own key, and delete the artifact whose files it reads.
+# Nobody's: the run would otherwise revoke its own key, and delete the artifact whose files it reads. Nobody's is not
+# what a call before made, so that it is not found says nothing.
 [[operations]]
 include-operation-id = "revokeKey"
 parameters = {{ "path.key_id" = "{NOBODY}" }}
+checks = {{ ensure_resource_availability.enabled = false }}
 
 [[operations]]
 include-operation-id = "deleteArtifact"
 parameters = {{ "path.artifact_id" = "{NOBODY}" }}
+checks = {{ ensure_resource_availability.enabled = false }}
 
 [[operations]]
 include-operation-id-regex = "downloadFile|inspectFile"
@@ -66,7 +74,7 @@ def test_schemathesis_finds_no_difference(
             *("--phases", "examples,coverage,fuzzing,stateful"),
             *("--max-examples", "6"),
             *("--seed", "1"),
-            *("--workers", "2"),
+            *("--workers", "1"),
             "--continue-on-failure",
             *("--request-timeout", "20"),
         ],
