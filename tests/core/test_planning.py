@@ -212,6 +212,38 @@ def test_an_expert_costs_only_the_tokens_that_reach_it() -> None:
     assert few < every
 
 
+@pytest.mark.parametrize(
+    ("config", "stage", "field", "sentence"),
+    [
+        (LLAMA, {"method": "llm-pruner", "head_groups": 2}, ".head_groups", "at most 1 can go"),
+        (LLAMA, {"method": "llm-pruner", "mlp_share": 0.01}, ".mlp_share", "512 MLP channels is too little"),
+        (OPT, {"method": "llm-pruner"}, "", "gated MLP"),
+        (GPT2, {"method": "llm-pruner"}, "", "gated MLP"),
+    ],
+)
+def test_widths_that_cannot_be_are_refused(
+    config: dict[str, Any], stage: dict[str, Any], field: str, sentence: str
+) -> None:
+    error = refusal(config, job(stage))
+    assert (type(error), error.field) == (RecipeRefused, f"recipe.0{field}")
+    assert sentence in error.detail
+
+
+def test_a_width_that_drops_nothing_is_no_recipe() -> None:
+    with pytest.raises(ValueError, match="nothing to drop"):
+        job({"method": "llm-pruner", "mlp_share": 0})
+
+
+def test_later_stages_meet_the_narrower_layers() -> None:
+    # 512 channels become 336, which groups of 64 do not divide.
+    narrow = {"method": "llm-pruner", "mlp_share": 0.35}
+    error = refusal(LLAMA, job(narrow, {"method": "rtn"}))
+    assert isinstance(error, GroupSizeUnfit)
+    assert error.field == "recipe.1.group_size"
+    assert "336 input channels of model.layers.0.mlp.down_proj" in error.detail
+    check_recipe(shape_from_config(LLAMA), job(narrow | {"mlp_share": 0.25}, {"method": "rtn"}))
+
+
 def test_sequences_longer_than_the_context_are_refused() -> None:
     long = {"sequence_length": 1025}
     calibrated = refusal(LLAMA, job({"method": "gptq"}, calibration=long, evaluation=long))
@@ -285,6 +317,8 @@ def test_the_artifacts_bytes_are_foretold_within_two_percent(grid: dict[str, Any
         (TINY, job({"method": "magnitude"}, RTN)),
         (TINY | {"num_hidden_layers": 6}, job({"method": "shortgpt", "share": 0.4}, RTN)),
         (GPT2, job({"method": "deeper", "blocks": 1}, {"method": "wanda"})),
+        (TINY | {"model_type": "qwen2"}, job({"method": "llm-pruner", "head_groups": 1})),
+        (TINY | {"attention_bias": True, "mlp_bias": True}, job({"method": "llm-pruner"}, RTN)),
         (TINY | {"num_hidden_layers": 6}, job({"method": "deeper"}, {"method": "shortgpt"})),
     ],
     ids=[
@@ -302,6 +336,8 @@ def test_the_artifacts_bytes_are_foretold_within_two_percent(grid: dict[str, Any
         "chain",
         "shortgpt-chain",
         "gpt2-deeper",
+        "qwen2-narrow",
+        "narrow-chain",
         "depth-twice",
     ],
 )
@@ -365,6 +401,17 @@ def test_a_plan_of_fewer_blocks() -> None:
     assert alone.seconds < made.seconds
     assert alone.seconds < plan(SMOL, job({"method": "laco"})).seconds
     assert plan(SMOL, job({"method": "laco"})).disk_bytes > alone.disk_bytes
+
+
+def test_a_plan_of_narrower_blocks() -> None:
+    made = plan(SMOL, job({"method": "llm-pruner", "mlp_share": 1 / 3}))
+    assert made.recipe_name == "llm-pruner-33%"
+    # 1024 of 1536 channels are left in each of 30 blocks.
+    assert made.output_bytes == pytest.approx(made.base_bytes - 2 * 30 * 3 * 512 * 576, rel=0.001)
+    survey = plan(SMOL, job({"method": "shortgpt"}))
+    assert made.seconds > survey.seconds
+    assert made.memory_bytes > survey.memory_bytes
+    assert made.disk_bytes > survey.disk_bytes
 
 
 def test_cost_follows_the_pool() -> None:

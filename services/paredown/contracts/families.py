@@ -87,9 +87,9 @@ def _llama(config: dict[str, Any]) -> ModelShape:
     # llama and qwen3 write the switch down; qwen2 always has biases on q, k and v; mistral never has any.
     attention_bias = bool(config.get("attention_bias", False)) and model_type in ("llama", "qwen3")
     norms = 2 * hidden + (2 * head_dim if model_type == "qwen3" else 0)
-    biases = (query + 2 * key_value if attention_bias or model_type == "qwen2" else 0) + hidden * attention_bias
-    if config.get("mlp_bias") and model_type == "llama":
-        biases += 2 * inner + hidden
+    query_bias = attention_bias or model_type == "qwen2"
+    mlp_bias = bool(config.get("mlp_bias", False)) and model_type == "llama"
+    biases = (query + 2 * key_value) * query_bias + hidden * attention_bias + (2 * inner + hidden) * mlp_bias
     tied = bool(config.get("tie_word_embeddings", False))
     return ModelShape(
         model_type=model_type,
@@ -99,7 +99,9 @@ def _llama(config: dict[str, Any]) -> ModelShape:
         vocab_size=vocab,
         context_length=size(config, "max_position_embeddings", _CONTEXT.get(model_type, 2048)),
         tied_embeddings=tied,
-        linears=attention_linears(hidden, query, key_value) + gated_linears("mlp", hidden, inner),
+        linears=attention_linears(hidden, query, key_value, bias=query_bias)
+        + gated_linears("mlp", hidden, inner, bias=mlp_bias),
+        kv_heads=key_value // head_dim,
         block_other_parameters=norms + biases,
         other_parameters=vocab * hidden * (1 if tied else 2) + hidden,
     )
@@ -177,7 +179,8 @@ def _gemma(config: dict[str, Any]) -> ModelShape:
     hidden, inner, vocab = (size(config, key) for key in ("hidden_size", "intermediate_size", "vocab_size"))
     query, key_value, head_dim = attention_widths(config, hidden, kv_heads=4, head_dim=256)
     head_norms = 2 * head_dim if model_type == "gemma3_text" else 0
-    biases = query + 2 * key_value + hidden if config.get("attention_bias") else 0
+    attention_bias = bool(config.get("attention_bias", False))
+    biases = (query + 2 * key_value + hidden) * attention_bias
     tied = bool(config.get("tie_word_embeddings", True))
     return ModelShape(
         model_type=model_type,
@@ -187,7 +190,8 @@ def _gemma(config: dict[str, Any]) -> ModelShape:
         vocab_size=vocab,
         context_length=size(config, "max_position_embeddings", 8192 if model_type == "gemma2" else 131072),
         tied_embeddings=tied,
-        linears=attention_linears(hidden, query, key_value) + gated_linears("mlp", hidden, inner),
+        linears=attention_linears(hidden, query, key_value, bias=attention_bias) + gated_linears("mlp", hidden, inner),
+        kv_heads=key_value // head_dim,
         block_other_parameters=4 * hidden + head_norms + biases,
         other_parameters=vocab * hidden * (1 if tied else 2) + hidden,
         # gemma 2 caps its attention scores, which no fused kernel of transformers does.

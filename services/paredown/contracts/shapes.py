@@ -55,6 +55,8 @@ class LinearShape(BaseModel):
     in_features: int
     # Reads the same input as the linear before it, and so shares its statistics.
     shares_input: bool = False
+    # Has a bias, noted where rows can be cut; it is counted in `block_other_parameters`.
+    bias: bool = False
     # Share of the tokens that reach it: below 1 for a mixture's experts.
     share: float = 1.0
 
@@ -89,6 +91,8 @@ class ModelShape(BaseModel):
     numbered_blocks: bool = False
     # Heads whose scores of every pair of tokens lie in memory, where the family's attention is not one fused kernel.
     score_heads: int = 0
+    # Key-value heads, where heads and the channels of a gated MLP can be cut; else 0.
+    kv_heads: int = 0
 
     @property
     def linear_parameters(self) -> int:
@@ -117,6 +121,39 @@ class ModelShape(BaseModel):
     def without_blocks(self, count: int) -> "ModelShape":
         """The shape of what is left when so many blocks are dropped."""
         return self.model_copy(update={"num_blocks": self.num_blocks - count})
+
+    @property
+    def mlp_channels(self) -> int:
+        """Channels of the gated MLP; 0 where there is none."""
+        return next((linear.out_features for linear in self.linears if linear.name == "mlp.gate_proj"), 0)
+
+    def narrowed(self, channels: int, kv_heads: int) -> "ModelShape":
+        """The shape with so many MLP channels and key-value heads left in every block."""
+
+        def narrower(linear: LinearShape) -> LinearShape:
+            rows, columns = linear.out_features, linear.in_features
+            match linear.name.rpartition(".")[2]:
+                case "q_proj" | "k_proj" | "v_proj":
+                    rows = rows // self.kv_heads * kv_heads
+                case "o_proj":
+                    columns = columns // self.kv_heads * kv_heads
+                case "gate_proj" | "up_proj":
+                    rows = channels
+                case "down_proj":
+                    columns = channels
+            return linear.model_copy(update={"out_features": rows, "in_features": columns})
+
+        linears = tuple(narrower(linear) for linear in self.linears)
+        pairs = zip(self.linears, linears, strict=True)
+        biases = sum(old.out_features - new.out_features for old, new in pairs if old.bias)
+        return self.model_copy(
+            update={
+                "linears": linears,
+                "kv_heads": kv_heads,
+                "score_heads": self.score_heads // self.kv_heads * kv_heads,
+                "block_other_parameters": self.block_other_parameters - biases,
+            }
+        )
 
     @property
     def base_bytes(self) -> int:
@@ -150,10 +187,21 @@ def block_count(config: dict[str, Any], key: str = "num_hidden_layers") -> int:
 
 
 def linear(
-    name: str, out_features: int, in_features: int, *, shares_input: bool = False, share: float = 1.0
+    name: str,
+    out_features: int,
+    in_features: int,
+    *,
+    shares_input: bool = False,
+    bias: bool = False,
+    share: float = 1.0,
 ) -> LinearShape:
     return LinearShape(
-        name=name, out_features=out_features, in_features=in_features, shares_input=shares_input, share=share
+        name=name,
+        out_features=out_features,
+        in_features=in_features,
+        shares_input=shares_input,
+        bias=bias,
+        share=share,
     )
 
 
@@ -173,12 +221,12 @@ def attention_widths(
     return heads * width, key_value_heads * width, width
 
 
-def attention_linears(hidden: int, query: int, key_value: int) -> tuple[LinearShape, ...]:
-    """Queries, keys, values and output as most families keep them."""
+def attention_linears(hidden: int, query: int, key_value: int, *, bias: bool = False) -> tuple[LinearShape, ...]:
+    """Queries, keys, values and output as most families keep them; `bias` is of the first three."""
     return (
-        linear("self_attn.q_proj", query, hidden),
-        linear("self_attn.k_proj", key_value, hidden, shares_input=True),
-        linear("self_attn.v_proj", key_value, hidden, shares_input=True),
+        linear("self_attn.q_proj", query, hidden, bias=bias),
+        linear("self_attn.k_proj", key_value, hidden, shares_input=True, bias=bias),
+        linear("self_attn.v_proj", key_value, hidden, shares_input=True, bias=bias),
         linear("self_attn.o_proj", hidden, query),
     )
 
@@ -189,11 +237,13 @@ def gated_linears(
     inner: int,
     names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
     share: float = 1.0,
+    *,
+    bias: bool = False,
 ) -> tuple[LinearShape, ...]:
-    """A gated feed-forward part: gate and up read the same input."""
+    """A gated feed-forward part: gate and up read the same input; `bias` is of these two."""
     gate, up, down = names
     return (
-        linear(f"{prefix}.{gate}", inner, hidden, share=share),
-        linear(f"{prefix}.{up}", inner, hidden, shares_input=True, share=share),
+        linear(f"{prefix}.{gate}", inner, hidden, bias=bias, share=share),
+        linear(f"{prefix}.{up}", inner, hidden, shares_input=True, bias=bias, share=share),
         linear(f"{prefix}.{down}", hidden, inner, share=share),
     )

@@ -8,10 +8,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import reduce
 
 from paredown.contracts.families import LinearShape, ModelShape
 from paredown.contracts.job import Format, JobSpec
-from paredown.contracts.recipes import Depth, Gptq, Laco, Stage, WeightGrid, quantizer
+from paredown.contracts.recipes import Depth, Gptq, Laco, Stage, WeightGrid, Width, quantizer
 
 # Methods that gather XᵀX of every layer's input, and solve with it.
 _HESSIAN_METHODS = ("gptq", "sparsegpt")
@@ -29,19 +30,18 @@ def is_calibrated(spec: JobSpec) -> bool:
     return any(stage.needs_calibration for stage in spec.recipe)
 
 
-def _depth_stages(shape: ModelShape, recipe: tuple[Stage, ...]) -> Iterator[tuple[Depth, ModelShape]]:
-    """Each stage that drops blocks, with the shape that it is given."""
-    for stage in recipe:
-        if isinstance(stage, Depth):
-            yield stage, shape
-            shape = shape.without_blocks(stage.dropped(shape.num_blocks))
+def shape_after(shape: ModelShape, stage: Stage) -> ModelShape:
+    """What a stage leaves of a shape that it is given."""
+    if isinstance(stage, Depth):
+        return shape.without_blocks(stage.dropped(shape.num_blocks))
+    if isinstance(stage, Width):
+        return shape.narrowed(stage.channels_left(shape.mlp_channels), shape.kv_heads - stage.head_groups)
+    return shape
 
 
 def shape_left(shape: ModelShape, recipe: tuple[Stage, ...]) -> ModelShape:
     """The shape of the artifact."""
-    for stage, given in _depth_stages(shape, recipe):
-        shape = given.without_blocks(stage.dropped(given.num_blocks))
-    return shape
+    return reduce(shape_after, recipe, shape)
 
 
 def output_bytes(shape: ModelShape, recipe: tuple[Stage, ...], file_format: Format) -> int:
@@ -143,6 +143,10 @@ def memory_of(shape: ModelShape, spec: JobSpec, device: str) -> Memory:
     writing = min(output_bytes(shape, spec.recipe, spec.resolved_format), _SHARD_BYTES)
     compression = outer + block + (statistics + calibrated * states if calibrated else 0)
     scores = micro_batch * shape.score_heads * length * (number + 4)
+    if any(isinstance(stage, Width) for stage in spec.recipe):
+        # The block and its gradient, both again in float32, a micro-batch's activations with theirs, and the loss.
+        gradients = 2 * block_parameters * (number + 4) + 2 * micro_batch * inside + logits
+        compression = max(compression, outer + gradients + calibrated * states)
 
     def peak(activations: int) -> int:
         return process + int(_FRAGMENTATION * max(scores + max(compression + activations, evaluation), writing))
@@ -158,31 +162,38 @@ def calibration_tokens(spec: JobSpec) -> int:
 
 def _streams(spec: JobSpec) -> bool:
     """Whether the calibration tokens run through the linear stages."""
-    return any(stage.needs_calibration and not isinstance(stage, Depth) for stage in spec.recipe)
+    return any(stage.needs_calibration and not isinstance(stage, Depth | Width) for stage in spec.recipe)
 
 
-def _surveyed_tokens(stage: Depth, spec: JobSpec) -> int:
-    samples = min(stage.samples, spec.calibration.samples) if isinstance(stage, Laco) else spec.calibration.samples
-    return samples * spec.calibration.sequence_length
+def _surveys(shape: ModelShape, spec: JobSpec) -> Iterator[tuple[Stage, ModelShape, int]]:
+    """Each stage that looks across blocks, the shape that it is given, and the tokens that it runs through it."""
+    for stage in spec.recipe:
+        if isinstance(stage, Depth | Width):
+            samples = spec.calibration.samples
+            samples = min(stage.samples, samples) if isinstance(stage, Laco) else samples
+            yield stage, shape, samples * spec.calibration.sequence_length
+        shape = shape_after(shape, stage)
 
 
 def surveyed_states(shape: ModelShape, spec: JobSpec) -> int:
-    """Hidden states, one token's each, that depth stages leave on disk."""
-    # To resume, what enters two blocks; to try merges, what enters every block.
+    """Hidden states, one token's each, that stages across blocks leave on disk."""
+    # To resume, what enters two blocks; to try merges and to go backwards, what enters every block.
     return sum(
-        (2 + (given.num_blocks if isinstance(stage, Laco) else 0)) * _surveyed_tokens(stage, spec)
-        for stage, given in _depth_stages(shape, spec.recipe)
+        tokens * (2 + (given.num_blocks if isinstance(stage, Laco | Width) else 0))
+        for stage, given, tokens in _surveys(shape, spec)
     )
 
 
 def _survey_flops(shape: ModelShape, spec: JobSpec) -> float:
-    # laco tries a merge at most blocks, mostly at two thresholds, and runs half of the model each time.
+    def passes(stage: Stage, given: ModelShape) -> int:
+        if isinstance(stage, Laco):
+            # It tries a merge at most blocks, mostly at two thresholds, and runs half of the model each time.
+            return 1 + given.num_blocks
+        # Backwards the block runs once more, and twice its work goes into the gradients.
+        return 4 if isinstance(stage, Width) else 1
+
     return sum(
-        (1 + (given.num_blocks if isinstance(stage, Laco) else 0))
-        * 2
-        * given.active_parameters
-        * _surveyed_tokens(stage, spec)
-        for stage, given in _depth_stages(shape, spec.recipe)
+        passes(stage, given) * 2 * given.active_parameters * tokens for stage, given, tokens in _surveys(shape, spec)
     )
 
 
@@ -238,7 +249,7 @@ def seconds_of(shape: ModelShape, spec: JobSpec, device: str, threads: int | Non
     if _searches_damping(spec):
         # A third of it is factorizing and the sweep over columns, once for each damping; scales are found once.
         solving *= 1 + (_DAMPINGS - 1) / 3
-    if all(isinstance(stage, Depth) for stage in spec.recipe):
+    if all(isinstance(stage, Depth | Width) for stage in spec.recipe):
         solving = 0
     # Base and artifact by the block stream, and the artifact once more by the runtime that proves it.
     head = 3 * shape.vocab_size * shape.hidden_size

@@ -9,7 +9,7 @@ from typing import get_args
 
 from paredown.contracts.families import LinearShape, ModelShape
 from paredown.contracts.job import Format, JobSpec, Plan
-from paredown.contracts.recipes import Deeper, Depth, Stage, WeightGrid, quantizer, recipe_hash, recipe_name
+from paredown.contracts.recipes import Deeper, Depth, Stage, WeightGrid, Width, quantizer, recipe_hash, recipe_name
 from paredown.contracts.recipes.pruning import Pruner, parse_pattern
 from paredown.contracts.recipes.quantization import GroupSize
 from paredown.core.errors import CalibrationUnfit, GroupSizeUnfit, PlanExceeded, PoolUnknown, RecipeRefused
@@ -21,6 +21,7 @@ from paredown.core.estimates import (
     memory_of,
     output_bytes,
     seconds_of,
+    shape_after,
     skipped,
     surveyed_states,
 )
@@ -46,7 +47,11 @@ def check_recipe(shape: ModelShape, spec: JobSpec) -> None:
         if isinstance(stage, Pruner) and stage.pattern is not None:
             _check_pattern(stage.pattern, linears, f"{field}.pattern")
         if isinstance(stage, Depth):
-            shape = _check_depth(shape, spec, stage, field)
+            _check_depth(shape, spec, stage, field)
+        if isinstance(stage, Width):
+            _check_width(shape, stage, field)
+        # Later stages meet what this one leaves, under its numbers.
+        shape = shape_after(shape, stage)
     if spec.resolved_format is Format.COMPRESSED_TENSORS and shape.family == "gpt2":
         raise RecipeRefused(
             "compressed-tensors does not know GPT-2's Conv1D layers, so neither vLLM nor transformers would load the "
@@ -93,8 +98,7 @@ def _check_skip(shape: ModelShape, stage: Stage, field: str) -> None:
         )
 
 
-def _check_depth(shape: ModelShape, spec: JobSpec, stage: Depth, field: str) -> ModelShape:
-    """The shape that the stage leaves to later ones; their layers go by its numbers."""
+def _check_depth(shape: ModelShape, spec: JobSpec, stage: Depth, field: str) -> None:
     if shape.numbered_blocks:
         raise RecipeRefused(
             "This model scales each block's attention by the block's number (scale_attn_by_inverse_layer_idx), so no "
@@ -115,7 +119,27 @@ def _check_depth(shape: ModelShape, spec: JobSpec, stage: Depth, field: str) -> 
             f"{spec.calibration.sequence_length}; lower last_tokens, or lengthen the calibration's sequences.",
             field=f"{field}.last_tokens",
         )
-    return shape.without_blocks(count)
+
+
+def _check_width(shape: ModelShape, stage: Width, field: str) -> None:
+    channels, heads = shape.mlp_channels, shape.kv_heads
+    if not channels or not heads:
+        raise RecipeRefused(
+            f"{stage.title} cannot take a {shape.model_type} model: it needs a gated MLP and separate query, key and "
+            "value projections.",
+            field=field,
+        )
+    if stage.head_groups >= heads:
+        raise RecipeRefused(
+            f"{stage.title} cannot drop {stage.head_groups} of {heads} key-value heads; at most {heads - 1} can go.",
+            field=f"{field}.head_groups",
+        )
+    left = stage.channels_left(channels)
+    if left > channels or (left == channels and not stage.head_groups):
+        raise RecipeRefused(
+            f"{stage.mlp_share:.1%} of {channels} MLP channels is too little to go: a multiple of 16 is left.",
+            field=f"{field}.mlp_share",
+        )
 
 
 def _touched(shape: ModelShape, stage: Stage) -> list[tuple[str, LinearShape]]:
@@ -242,7 +266,7 @@ def _warnings(shape: ModelShape, spec: JobSpec, output: int, memory_limit: int |
                     f"Dropping {gone} of {left.num_blocks} blocks without retraining usually breaks a model; most bear "
                     "a fifth."
                 )
-            left = left.without_blocks(gone)
+        left = shape_after(left, stage)
     tokens = calibration_tokens(spec)
     if 0 < tokens < FEW_TOKENS:
         yield f"{tokens} calibration tokens are few; from {FEW_TOKENS} on the statistics are steady."

@@ -12,6 +12,7 @@ from paredown.web import format as fmt
 FAMILY_COLOURS = {
     "base": "#64748b",
     "depth": "#be123c",
+    "width": "#4d7c0f",
     "pruning": "#d97706",
     "quantization": "#0d9488",
     "pruning + quantization": "#7c3aed",

@@ -29,7 +29,8 @@ class Field:
 
 
 def fields(schema: Mapping[str, Any]) -> list[Field]:
-    """The settings a person may change: constants, and versions of which there is only one, are left out."""
+    """The settings a person may change: constants, lists that stay empty, and versions of which there is only one, are
+    left out."""
     definitions = schema.get("$defs", {})
     found = []
     for name, described in schema["properties"].items():
@@ -45,7 +46,8 @@ def _field(name: str, described: Mapping[str, Any], definitions: Mapping[str, An
     if len(kinds) != 1:
         raise ValueError(f"{name}: a form field needs one type, not {len(kinds)}")
     kind = kinds[0]
-    if "const" in kind or (kind.get("minimum") is not None and kind.get("minimum") == kind.get("maximum")):
+    only_one = kind.get("minimum") is not None and kind.get("minimum") == kind.get("maximum")
+    if "const" in kind or only_one or kind.get("maxItems") == 0:
         return None
     low, high = kind.get("minimum", kind.get("exclusiveMinimum")), kind.get("maximum", kind.get("exclusiveMaximum"))
     examples = kind.get("examples") or described.get("examples") or ()

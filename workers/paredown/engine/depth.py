@@ -129,15 +129,18 @@ class Observations:
         return [shard.dense(name) for name in sorted(shard.dense_names)]
 
 
-def survey(model: ModelReader, tokens_NT: Tensor, work: ModelWork, observe: Observe) -> Observations:
+def survey(
+    model: ModelReader, tokens_NT: Tensor, work: ModelWork, observe: Observe, *, part_of: int = 1
+) -> Observations:
     """One forward pass over the tokens; goes on after the last block that an earlier run had observed.
 
-    Raises NanFound with the block, and Drained at a block boundary.
+    In the stage's progress it is one of `part_of` passes. Raises NanFound with the block, and Drained at a block
+    boundary.
     """
     skeleton = Skeleton(model.config, work.dtype)
     num_blocks = skeleton.num_blocks
     checkpoint = Checkpoint(work.directory, work.identity, num_blocks, sequential=True)
-    work.on_progress(len(checkpoint.finished), num_blocks)
+    work.on_progress(len(checkpoint.finished), part_of * num_blocks)
     todo = [index for index in range(num_blocks) if index not in checkpoint.finished]
     with torch.inference_mode():
         forward: BlockForward | None = None
@@ -159,7 +162,7 @@ def survey(model: ModelReader, tokens_NT: Tensor, work: ModelWork, observe: Obse
                 observed[f"{micro_batch:05d}"] = observe(before_BTH, after_BTH).cpu()
             hidden = forward.states if index + 1 < num_blocks else None
             checkpoint.save(index, observed, {}, (), hidden)
-            work.on_progress(len(checkpoint.finished), num_blocks)
+            work.on_progress(len(checkpoint.finished), part_of * num_blocks)
     return Observations(checkpoint, num_blocks)
 
 

@@ -11,9 +11,10 @@ from paredown.contracts.recipes.depth import Deeper, Depth, Laco, ShortGpt
 from paredown.contracts.recipes.pruning import Esparse, Magnitude, Pruner, Sparsegpt, Wanda
 from paredown.contracts.recipes.quantization import Gptq, Rtn, WeightGrid
 from paredown.contracts.recipes.stage import Family, Stage
+from paredown.contracts.recipes.width import LlmPruner, Width
 
 AnyStage = Annotated[
-    Rtn | Gptq | Magnitude | Wanda | Sparsegpt | Esparse | ShortGpt | Deeper | Laco,
+    Rtn | Gptq | Magnitude | Wanda | Sparsegpt | Esparse | ShortGpt | Deeper | Laco | LlmPruner,
     Field(discriminator="method"),
 ]
 
@@ -27,6 +28,7 @@ STAGES: dict[str, type[Stage]] = {
     "shortgpt": ShortGpt,
     "deeper": Deeper,
     "laco": Laco,
+    "llm-pruner": LlmPruner,
 }
 
 _ORDER = list(Family)
@@ -98,6 +100,8 @@ def _stage_name(stage: Stage) -> str:
         return f"{stage.method}-{stage.pattern or f'{stage.share:.0%}'}"
     if isinstance(stage, Depth):
         return f"{stage.method}-{f'{stage.blocks}-blocks' if stage.blocks else f'{stage.share:.0%}'}"
+    if isinstance(stage, Width):
+        return f"{stage.method}-{stage.mlp_share:.0%}" + (f"-{stage.head_groups}-heads" if stage.head_groups else "")
     return stage.method
 
 
@@ -115,6 +119,7 @@ __all__ = [
     "Family",
     "Gptq",
     "Laco",
+    "LlmPruner",
     "Magnitude",
     "Recipe",
     "Rtn",
@@ -123,6 +128,7 @@ __all__ = [
     "Stage",
     "Wanda",
     "WeightGrid",
+    "Width",
     "quantizer",
     "recipe_hash",
     "recipe_name",

@@ -10,6 +10,7 @@ class Family(StrEnum):
     """The kind of compression a method does. A recipe holds its stages in this order."""
 
     DEPTH = "depth"
+    WIDTH = "width"
     PRUNING = "pruning"
     QUANTIZATION = "quantization"
 

@@ -1,7 +1,18 @@
 """Compression methods, one file each, named as their papers name them. A test holds them to the recipes' stages."""
 
 from paredown.engine.method import LinearMethod, ModelMethod
-from paredown.engine.methods import deeper, esparse, gptq, laco, magnitude, rtn, shortgpt, sparsegpt, wanda
+from paredown.engine.methods import (
+    deeper,
+    esparse,
+    gptq,
+    laco,
+    llm_pruner,
+    magnitude,
+    rtn,
+    shortgpt,
+    sparsegpt,
+    wanda,
+)
 
 METHODS: dict[str, LinearMethod] = {
     "rtn": rtn.METHOD,
@@ -17,4 +28,5 @@ MODEL_METHODS: dict[str, ModelMethod] = {
     "shortgpt": shortgpt.METHOD,
     "deeper": deeper.METHOD,
     "laco": laco.METHOD,
+    "llm-pruner": llm_pruner.METHOD,
 }

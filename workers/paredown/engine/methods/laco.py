@@ -118,7 +118,7 @@ def apply(model: ModelReader, work: ModelWork, config: Laco) -> tuple[DepthView,
     """Raises RecipeUnfit, NanFound, Drained."""
     goal, protected = blocks_to_drop(model.config, config)
     tokens_NT = work.tokens_NT[: config.samples]
-    entering = survey(model, tokens_NT, work, lambda before_BTH, _after: before_BTH)
+    entering = survey(model, tokens_NT, work, lambda before_BTH, _after: before_BTH, part_of=2)
     num_blocks = entering.num_blocks
     similarity_of = _Trials(model, work, tokens_NT, entering)
 

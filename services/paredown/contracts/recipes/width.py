@@ -1,0 +1,51 @@
+"""Settings of the methods that make every block narrower."""
+
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from paredown.contracts.recipes.stage import Family, Stage
+
+# What kernels of stock runtimes want a width to be a multiple of.
+_MULTIPLE = 16
+
+
+class Width(Stage):
+    """How many channels and heads go, the same number from every block, as stock runtimes have one width for all."""
+
+    family: ClassVar[Family] = Family.WIDTH
+    needs_calibration: ClassVar[bool] = True
+
+    mlp_share: float = Field(
+        0.25, ge=0, lt=1, description="Share of each block's MLP channels dropped; a multiple of 16 is left."
+    )
+    head_groups: int = Field(
+        0,
+        ge=0,
+        le=1023,
+        description="Key-value heads dropped from each block, each with the query heads that share it.",
+    )
+    skip: tuple[str, ...] = Field(
+        (), max_length=0, description="Always empty: every block of a model has the same width."
+    )
+
+    @model_validator(mode="after")
+    def _something_goes(self) -> Self:
+        if self.mlp_share == 0 and self.head_groups == 0:
+            raise ValueError("give mlp_share or head_groups; with both at 0 there is nothing to drop")
+        return self
+
+    def channels_left(self, channels: int) -> int:
+        """How many of so many MLP channels stay."""
+        if self.mlp_share == 0:
+            return channels
+        return max(1, int(channels * (1 - self.mlp_share) / _MULTIPLE + 0.5)) * _MULTIPLE
+
+
+class LlmPruner(Width):
+    """Drop coupled channels and heads of least weight times gradient. arXiv:2305.11627"""
+
+    title: ClassVar[str] = "LLM-Pruner"
+    paper: ClassVar[str] = "arXiv:2305.11627"
+
+    method: Literal["llm-pruner"] = "llm-pruner"

@@ -1,0 +1,85 @@
+"""LLM-Pruner: drop the MLP channels and heads whose weights times their gradients are smallest.
+
+Paper: Ma et al., "LLM-Pruner: On the Structural Pruning of Large Language Models", arXiv:2305.11627. What must go
+together is one group: a channel's rows of gate and up with its column of down, a key-value head's rows of k and v with
+its query heads' rows of q and their columns of o. A group's importance is the sum of |w · ∂L/∂w| over its weights, the
+first-order estimate of what the loss would change, with the loss over the calibration tokens.
+The paper leaves the first and last blocks whole; here every block loses the same number, because stock runtimes have
+one width for all blocks. The paper heals the model afterwards; this stage alone does not.
+Shapes: C MLP channels, G key-value heads.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from paredown.contracts.artifact import BlockReport, StageReport
+from paredown.contracts.recipes import LlmPruner
+from paredown.engine.architectures import Skeleton
+from paredown.engine.depth import survey
+from paredown.engine.errors import RecipeUnfit
+from paredown.engine.method import ModelMethod, ModelWork
+from paredown.engine.weights import ModelReader
+from paredown.engine.width import CHANNELS, HEADS, WidthView, backward, check_blocks
+
+
+def importance(linears: Mapping[str, tuple[Tensor, Tensor]], sides: Mapping[str, int], groups: int) -> Tensor:
+    """Sum of |w · ∂L/∂w| for each of so many groups; `sides` says which side of a linear they divide."""
+    total = torch.zeros(groups)
+    for name, (weight, gradient) in linears.items():
+        linear, _, leaf = name.rpartition(".")
+        side = sides.get(linear)
+        # A bias is divided with the rows, and belongs to no column.
+        if side is not None and (leaf == "weight" or side == 0):
+            product = (weight * gradient).abs()
+            total += product.movedim(side, 0).reshape(groups, -1).sum(1).cpu()
+    return total
+
+
+def apply(model: ModelReader, work: ModelWork, config: LlmPruner) -> tuple[WidthView, StageReport]:
+    """Raises RecipeUnfit, NanFound, Drained."""
+    skeleton = Skeleton(model.config, torch.float32)
+    check_blocks(skeleton)
+    channels, heads = int(model.config.intermediate_size), int(model.config.num_key_value_heads)
+    channels_left, heads_left = config.channels_left(channels), heads - config.head_groups
+    if heads_left < 1 or channels_left > channels or (channels_left, heads_left) == (channels, heads):
+        raise RecipeUnfit(
+            f"Blocks of {channels} MLP channels and {heads} key-value heads cannot become blocks of {channels_left} "
+            f"and {heads_left}.",
+            field="head_groups" if heads_left < 1 else "mlp_share",
+        )
+    entering = survey(model, work.tokens_NT, work, lambda before_BTH, _after: before_BTH, part_of=2)
+    scores = backward(
+        model,
+        work.tokens_NT,
+        work,
+        entering,
+        lambda linears: {
+            "channels": importance(linears, CHANNELS, channels),
+            "heads": importance(linears, HEADS, heads),
+        },
+    )
+    kept: dict[str, list[Tensor]] = {"channels": [], "heads": []}
+    totals: list[float] = []
+    lost = 0.0
+    for block in range(skeleton.num_blocks):
+        found = scores(block)
+        totals.append(float(found["channels"].sum() + found["heads"].sum()))
+        lost += totals[-1]
+        for kind, left in (("channels", channels_left), ("heads", heads_left)):
+            stays = found[kind].topk(left).indices.sort().values
+            kept[kind].append(stays)
+            lost -= float(found[kind][stays].sum())
+    report = StageReport(
+        stage=work.stage,
+        method=config.method,
+        summary=f"Every block has {channels_left} of {channels} MLP channels and {heads_left} of {heads} key-value "
+        f"heads. With the others went {lost / max(sum(totals), 1e-30):.1%} of all importance.",
+        measure="the sum of |weight × gradient| over a block's channels and heads",
+        blocks=tuple(BlockReport(block=block, importance=total, kept=True) for block, total in enumerate(totals)),
+    )
+    return WidthView(model, kept["channels"], kept["heads"]), report
+
+
+METHOD = ModelMethod(config=LlmPruner, apply=apply)
