@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy
 import pytest
-import torch
 from transformers import AutoTokenizer
 
 from paredown.contracts.families import shape_from_config
@@ -21,12 +20,7 @@ from paredown.contracts.recipes import Deeper, Esparse, Gptq, Magnitude, Recipe,
 from paredown.contracts.work import WorkOrder
 from paredown.core.estimates import output_bytes
 from paredown.engine import data
-from paredown.engine.depth import Blend, DepthView
-from paredown.engine.evaluation.perplexity import perplexity
-from paredown.engine.method import ModelWork
-from paredown.engine.methods import MODEL_METHODS
 from paredown.engine.run import run
-from paredown.engine.weights import ModelReader, open_model
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -131,12 +125,40 @@ def test_an_artifact_gives_the_reported_perplexity_in_plain_transformers(
     assert report.average_bits == pytest.approx(4.25)
 
 
+@pytest.mark.slow
+def test_a_chain_over_families_loads_with_fewer_layers(tmp_path: Path, model_dir: Path, texts: dict[str, Path]) -> None:
+    recipe: Recipe = (ShortGpt(blocks=3), Wanda(pattern="2:4"), Gptq(bits=4, group_size=64))
+    report = run(order_of(tmp_path, model_dir, texts, recipe, 8, 4), lambda _progress: None, lambda: False).report
+
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["num_hidden_layers"] == 27
+    assert report.runtimes[0].loads
+    assert report.artifact is not None
+    reloaded = reload(tmp_path, model_dir, texts, 4, "")
+    assert reloaded["perplexity"] == pytest.approx(report.artifact.perplexity, rel=0.005)
+    [found] = report.stages
+    assert sum(not block.kept for block in found.blocks) == 3
+    base = shape_from_config(config | {"num_hidden_layers": 30})
+    assert report.base_bytes == base.base_bytes
+    assert report.size_bytes == pytest.approx(output_bytes(base, recipe, Format.COMPRESSED_TENSORS), rel=0.02)
+    assert report.average_bits == pytest.approx(4.25)
+    assert 0.5 <= report.sparsity < 0.6
+
+
+# Three blocks, of which the patterns leave no choice: the first, and any.
+FIRST = ShortGpt(blocks=3, skip=("model.layers.[3-9].*", "model.layers.[12]?.*"))
+ANY = ShortGpt(blocks=3, skip=("model.layers.[0-35-9].*", "model.layers.1[0-24-9].*", "model.layers.2[0-57-9].*"))
+
 # What each pair's papers promise, on the real model: the first recipe's perplexity is below the second's.
 ORDER: dict[str, tuple[Recipe, Recipe]] = {
     "sparsegpt and wanda": ((Sparsegpt(),), (Wanda(),)),
     "wanda and magnitude": ((Wanda(),), (Magnitude(),)),
     "e-sparse and wanda, 2:4": ((Esparse(),), (Wanda(pattern="2:4"),)),
     "one sweep and prune-then-round": ((Sparsegpt(), Gptq()), (Sparsegpt(), Rtn())),
+    "shortgpt and the first blocks": ((ShortGpt(blocks=3),), (FIRST,)),
+    "shortgpt and any blocks": ((ShortGpt(blocks=3),), (ANY,)),
+    "deeper and the first blocks": ((Deeper(blocks=3),), (FIRST,)),
+    "deeper and any blocks": ((Deeper(blocks=3),), (ANY,)),
     "damping searched and given": ((Gptq(bits=3, damping_search=True),), (Gptq(bits=3),)),
 }
 
@@ -165,59 +187,6 @@ def perplexity_of(
 def test_methods_keep_the_order_of_their_papers(pair: str, perplexity_of: Callable[[Recipe], float]) -> None:
     better, worse = ORDER[pair]
     assert perplexity_of(better) < perplexity_of(worse)
-
-
-@pytest.mark.slow
-def test_a_chain_over_families_loads_with_fewer_layers(tmp_path: Path, model_dir: Path, texts: dict[str, Path]) -> None:
-    recipe: Recipe = (ShortGpt(blocks=3), Wanda(pattern="2:4"), Gptq(bits=4, group_size=64))
-    order = order_of(tmp_path, model_dir, texts, recipe, 8, 4)
-    report = run(order, lambda _progress: None, lambda: False).report
-
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["num_hidden_layers"] == 27
-    assert report.runtimes[0].loads
-    assert report.artifact is not None
-    assert reload(tmp_path, model_dir, texts, 4, "")["perplexity"] == pytest.approx(
-        report.artifact.perplexity, rel=0.005
-    )
-    [found] = report.stages
-    assert sum(not block.kept for block in found.blocks) == 3
-    base = shape_from_config(config | {"num_hidden_layers": 30})
-    assert report.base_bytes == base.base_bytes
-    assert report.size_bytes == pytest.approx(output_bytes(base, recipe, Format.COMPRESSED_TENSORS), rel=0.02)
-    assert report.average_bits == pytest.approx(4.25)
-    assert 0.5 <= report.sparsity < 0.6
-
-
-@pytest.mark.slow
-def test_blocks_of_little_influence_are_missed_less_than_the_first_or_any(
-    tmp_path: Path, model_dir: Path, texts: dict[str, Path]
-) -> None:
-    files = open_model(model_dir, GGUF)
-    tokenizer = data.load_tokenizer(model_dir, GGUF)
-    calibration = data.calibration_blocks(texts["calibration"], Calibration(samples=8), tokenizer, 49152, 8192)
-    evaluation = data.evaluation_blocks(texts["evaluation"], EvaluationSettings(samples=4), tokenizer, 49152, 8192)
-
-    def measured(model: ModelReader) -> float:
-        return perplexity(model, evaluation.tokens_NT, device=torch.device("cpu"), dtype=torch.bfloat16)[0]
-
-    def without(*gone: int) -> float:
-        return measured(DepthView(files, [Blend.of(block) for block in range(30) if block not in gone]))
-
-    careless = min(without(0, 1, 2), without(4, 13, 26))
-    for stage in (ShortGpt(blocks=3), Deeper(blocks=3)):
-        work = ModelWork(
-            stage=0,
-            tokens_NT=calibration.tokens_NT,
-            device=torch.device("cpu"),
-            dtype=torch.bfloat16,
-            directory=tmp_path / stage.method,
-            identity="test",
-            on_progress=lambda _done, _all: None,
-            should_drain=lambda: False,
-        )
-        model, _ = MODEL_METHODS[stage.method].apply(files, work, stage)
-        assert measured(files) < measured(model) < careless
 
 
 def test_the_artifact_of_a_gguf_file_brings_its_tokenizer(
