@@ -116,11 +116,13 @@ class ModelMethod:
     """A method that looks across blocks: it makes one model of another, before any linear is compressed.
 
     The model that it returns is read as lazily as the one that it was given, so memory stays that of one block. Raises
-    EngineError subclasses, and Drained once `should_drain` says so.
+    EngineError subclasses, and Drained once `should_drain` says so. `passes` is about how many forward passes over the
+    calibration tokens it takes: for the time left.
     """
 
     config: type[Stage]
     apply: Callable[[ModelReader, ModelWork, Any], tuple[ModelReader, StageReport]]
+    passes: float = 1
 
 
 def joined(linears: list[LinearWeight]) -> LinearWeight:

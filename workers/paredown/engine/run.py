@@ -27,7 +27,7 @@ from paredown.engine.formats import WRITERS
 from paredown.engine.formats.files import write_companions, write_json
 from paredown.engine.inputs import Inputs, fingerprint, read_inputs, resolved_format
 from paredown.engine.memory import peak_memory_bytes
-from paredown.engine.methods import METHODS
+from paredown.engine.methods import METHODS, MODEL_METHODS
 from paredown.engine.progress import Journey, Part
 from paredown.engine.proof import prove_artifact
 from paredown.engine.runtimes import unclaimed
@@ -126,8 +126,9 @@ _GATHERING_HESSIANS = 0.75  # of each calibration token
 def _compress_cost(recipe: tuple[Stage, ...], calibration_tokens: int) -> float:
     linear = [METHODS[stage.method] for stage in recipe if stage.method in METHODS]
     solves = any(Statistic.HESSIAN in method.needs for method in linear)
-    # A pass for each stage that looks across blocks, and one through the linear ones where they look at activations.
-    passes = len(recipe) - len(linear) + any(method.needs for method in linear)
+    # Those of stages that look across blocks, and one through the linear ones where they look at activations.
+    passes = sum(MODEL_METHODS[stage.method].passes for stage in recipe if stage.method in MODEL_METHODS)
+    passes += any(method.needs for method in linear)
     grid = quantizer(recipe)
     sweeps = 5 if any(isinstance(stage, Gptq) and stage.damping_search for stage in recipe) else 1
     cost = _READING + calibration_tokens * (passes + solves * _GATHERING_HESSIANS) + solves * sweeps * _SOLVING_COLUMNS

@@ -160,4 +160,4 @@ def apply(model: ModelReader, work: ModelWork, config: Laco) -> tuple[DepthView,
     return DepthView(model, blocks), report
 
 
-METHOD = ModelMethod(config=Laco, apply=apply)
+METHOD = ModelMethod(config=Laco, apply=apply, passes=5)

@@ -82,4 +82,4 @@ def apply(model: ModelReader, work: ModelWork, config: LlmPruner) -> tuple[Width
     return WidthView(model, kept["channels"], kept["heads"]), report
 
 
-METHOD = ModelMethod(config=LlmPruner, apply=apply)
+METHOD = ModelMethod(config=LlmPruner, apply=apply, passes=4)
