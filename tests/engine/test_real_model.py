@@ -147,7 +147,7 @@ def test_a_chain_over_families_loads_with_fewer_layers(tmp_path: Path, model_dir
 
 # Three blocks, of which the patterns leave no choice: the first, and any.
 FIRST = ShortGpt(blocks=3, skip=("model.layers.[3-9].*", "model.layers.[12]?.*"))
-ANY = ShortGpt(blocks=3, skip=("model.layers.[0-35-9].*", "model.layers.1[0-24-9].*", "model.layers.2[0-57-9].*"))
+ANY = ShortGpt(blocks=3, skip=("model.layers.[0-9].*", "model.layers.1[013-9].*", "model.layers.2[0-35689].*"))
 
 # What each pair's papers promise, on the real model: the first recipe's perplexity is below the second's.
 ORDER: dict[str, tuple[Recipe, Recipe]] = {
