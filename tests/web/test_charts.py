@@ -86,6 +86,19 @@ def test_layers_know_their_block_and_kind():
     assert charts.layers_chart([lines[0] | {"error": None}]) is None
 
 
+def test_of_a_blocks_experts_the_worst_is_drawn():
+    names = [f"model.layers.{block}.mlp.experts.{expert}.up_proj" for block in (1, 0) for expert in (0, 1, 2)]
+    names.append("model.layers.0.mlp.shared_expert.up_proj")
+    errors = [0.1, 0.3, None, 0.2, 0.02, 0.01, 0.05]
+    layers = [LayerReport(name=name, weights=8, error=error) for name, error in zip(names, errors, strict=True)]
+    points = charts.layers_chart(charts.layer_lines(layers)).to_dict()["data"]["values"]
+    assert {(point["block"], point["kind"], point["error"]) for point in points} == {
+        (0, "up_proj", 0.05),
+        (0, "up_proj of experts", 0.2),
+        (1, "up_proj of experts", 0.3),
+    }
+
+
 def test_every_block_that_was_measured_has_a_bar_and_those_dropped_stand_out():
     blocks = tuple(
         BlockReport(block=block, importance=value, kept=block != 1) for block, value in enumerate((0.3, 0.1, 0.2, None))

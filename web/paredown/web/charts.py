@@ -192,15 +192,19 @@ def _fill(point: Point, colours: Mapping[str, str]) -> str:
 
 
 def layer_lines(layers: Sequence[LayerReport]) -> list[dict[str, Any]]:
-    """Errors by block and kind of linear; `model.layers.3.mlp.up_proj` is block 3, kind `up_proj`."""
+    """Errors by block and kind of linear; `model.layers.3.mlp.up_proj` is block 3, kind `up_proj`.
+
+    The experts of a mixture are kinds of their own: `up_proj of experts`.
+    """
     lines = []
     for position, layer in enumerate(layers):
         numbers = [part for part in layer.name.split(".") if part.isdigit()]
+        leaf = layer.name.rsplit(".", 1)[-1]
         lines.append(
             {
                 "name": layer.name,
                 "block": int(numbers[0]) if numbers else position,
-                "kind": layer.name.rsplit(".", 1)[-1],
+                "kind": f"{leaf} of experts" if ".experts." in layer.name else leaf,
                 "error": layer.error,
                 "bits": layer.bits,
                 "zeros": layer.zeros / layer.weights if layer.weights else 0.0,
@@ -210,8 +214,15 @@ def layer_lines(layers: Sequence[LayerReport]) -> list[dict[str, Any]]:
 
 
 def layers_chart(lines: Sequence[Mapping[str, Any]]) -> alt.Chart | None:
-    """Relative output error of each linear along the depth of the model; nothing where none is known."""
-    known = [dict(line) for line in lines if line["error"]]
+    """Relative output error of each linear along the depth of the model; nothing where none is known.
+
+    A block has many experts, of which the worst is shown.
+    """
+    points: dict[tuple[str, ...], dict[str, Any]] = {}
+    for line in sorted((line for line in lines if line["error"]), key=lambda line: float(line["error"])):
+        of_experts = line["kind"].endswith(" of experts")
+        points[(str(line["block"]), line["kind"]) if of_experts else (line["name"],)] = dict(line)
+    known = sorted(points.values(), key=lambda line: int(line["block"]))
     if not known:
         return None
     return (
