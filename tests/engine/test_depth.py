@@ -336,7 +336,7 @@ def test_a_view_reads_nothing_until_it_is_asked(tmp_path: Path) -> None:
     read: list[str] = []
 
     class Watched:
-        config, names, storage_dtype = files.config, files.names, files.storage_dtype
+        config, names, storage_dtype, source = files.config, files.names, files.storage_dtype, files.source
 
         def tensor(self, name: str) -> Tensor:
             read.append(name)

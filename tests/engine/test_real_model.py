@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy
 import pytest
-from transformers import AutoTokenizer
+from gguf import GGUFReader
+from transformers import AutoConfig, AutoTokenizer
 
 from paredown.contracts.families import shape_from_config
 from paredown.contracts.job import Calibration, EvaluationSettings, Format
@@ -64,7 +65,13 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def order_of(
-    root: Path, model_dir: Path, texts: dict[str, Path], recipe: Recipe, calibration: int, evaluation: int
+    root: Path,
+    model_dir: Path,
+    texts: dict[str, Path],
+    recipe: Recipe,
+    calibration: int,
+    evaluation: int,
+    output_format: Format = Format.AUTO,
 ) -> WorkOrder:
     return WorkOrder(
         model_dir=model_dir,
@@ -74,7 +81,7 @@ def order_of(
         calibration_text=texts["calibration"],
         evaluation=EvaluationSettings(samples=evaluation, speed=False),
         evaluation_text=texts["evaluation"],
-        format=Format.AUTO,
+        format=output_format,
         work_dir=root / "work",
         output_dir=root / "out",
     )
@@ -197,3 +204,29 @@ def test_the_artifact_of_a_gguf_file_brings_its_tokenizer(
 
     text = texts["evaluation"].read_text()[:5000] + " Größe 😀 <|im_start|>"
     assert AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"] == tokenizer(text)["input_ids"]
+
+
+def test_a_gguf_artifact_runs_in_llama_cpp_and_is_as_large_as_planned(
+    tmp_path: Path, model_dir: Path, texts: dict[str, Path]
+) -> None:
+    """From GGUF to GGUF: the tokenizer travels as it is."""
+    stage = Rtn(bits=4, group_size=32, scale_search="min_max")
+    order = order_of(tmp_path, model_dir, texts, (stage,), 1, 2, Format.GGUF)
+    report = run(order, lambda _progress: None, lambda: False).report
+
+    assert report.artifact is not None
+    assert report.average_bits == pytest.approx(4.5)
+    llama_cpp = report.runtimes[0]
+    assert (llama_cpp.runtime, llama_cpp.loads) == ("llama.cpp", True)
+    assert llama_cpp.perplexity == pytest.approx(report.artifact.perplexity, rel=0.02)
+    path = tmp_path / "out" / "model.gguf"
+    shape = shape_from_config(AutoConfig.from_pretrained(model_dir, gguf_file=GGUF).to_dict())
+    assert (
+        report.size_bytes == path.stat().st_size == pytest.approx(output_bytes(shape, (stage,), Format.GGUF), rel=0.02)
+    )
+    fields, source = (GGUFReader(file).fields for file in (path, model_dir / GGUF))
+    copied = [key for key in source if key.startswith("tokenizer.")]
+    assert copied
+    for key in copied:
+        assert fields[key].types == source[key].types
+        assert fields[key].contents() == source[key].contents()

@@ -184,4 +184,5 @@ def test_runtimes_that_were_not_tried_are_not_claimed() -> None:
         assert (vllm.runtime, vllm.loads) == ("vllm", False)
         assert hint in (vllm.detail or "")
         assert (llama_cpp.runtime, llama_cpp.loads) == ("llama.cpp", False)
+        assert "set the job's format to gguf" in (llama_cpp.detail or "")
         assert json.loads(vllm.model_dump_json())

@@ -8,7 +8,7 @@ import yaml
 from tests.web.house import make_manifest
 
 from paredown.client.recipe_files import parse_recipe
-from paredown.contracts.artifact import ArtifactView
+from paredown.contracts.artifact import ArtifactView, RuntimeProof
 from paredown.contracts.job import JobSpec
 from paredown.contracts.recipes import recipe_hash, recipe_name
 from paredown.web import snippets
@@ -65,6 +65,24 @@ def test_snippets_load_only_what_was_proven(name):
     assert directory == snippets.directory_name(view)
     assert "/" not in directory
     assert not directory.startswith(("-", "."))
+
+
+@pytest.mark.parametrize("name", ["gptq-4", "a b;rm -rf ~"])
+def test_a_gguf_artifact_is_loaded_in_llama_cpp(name):
+    spec = JobSpec.model_validate(
+        {"model": "hf://a/b", "recipe": [{"method": "gptq", "group_size": 32}], "format": "gguf"}
+    )
+    manifest = make_manifest("00000000-0000-4000-8000-000000000000", spec, {"model.gguf": b"w"}, 23.0)
+    proof = RuntimeProof(runtime="llama.cpp", version="xllamacpp 2026.10", loads=True)
+    report = manifest.report.model_copy(update={"runtimes": (proof,)})
+    manifest = manifest.model_copy(update={"report": report})
+    view = _view(manifest, name)
+    [(runtime, language, code)] = snippets.loaders(view, manifest)
+    assert (runtime, language) == ("llama.cpp", "bash")
+    lines = [line for line in code.splitlines() if line.startswith("llama-")]
+    assert [shlex.split(line)[0] for line in lines] == ["llama-completion", "llama-server"]
+    for line in lines:
+        assert shlex.split(line)[1:3] == ["--model", f"{snippets.directory_name(view)}/model.gguf"]
 
 
 def _view(manifest, name):

@@ -78,6 +78,7 @@ class Format(StrEnum):
     AUTO = "auto"
     COMPRESSED_TENSORS = "compressed-tensors"
     SAFETENSORS = "safetensors"
+    GGUF = "gguf"
 
 
 class JobSpec(Contract):
@@ -89,7 +90,8 @@ class JobSpec(Contract):
     evaluation: EvaluationSettings = EvaluationSettings()
     budget: Budget | None = None
     format: Format = Field(
-        Format.AUTO, description="auto: compressed-tensors when a stage quantizes, else safetensors."
+        Format.AUTO,
+        description="auto: compressed-tensors when a stage quantizes, else safetensors. gguf is for llama.cpp.",
     )
     dtype: DType = Field("float32", description="Number type of the forward passes.")
     pool: PoolName | None = Field(None, description="Worker pool; empty lets the plan choose.")

@@ -31,7 +31,9 @@ class WorkOrder(Contract):
     work_dir: Path = Field(description="Checkpoints; a directory left by an earlier epoch is resumed.")
     output_dir: Path = Field(description="Empty or absent; complete once the result is sent.")
     baseline: Evaluation | None = Field(None, description="The base's figures, when known under the same protocol.")
-    runtimes: tuple[Literal["transformers"], ...] = ("transformers",)
+    runtimes: tuple[Literal["transformers", "llama.cpp"], ...] = Field(
+        ("transformers", "llama.cpp"), description="Tried where they read the format; those of the format only."
+    )
     require_isolation: bool = False
     tick_timeout_seconds: float | None = Field(None, description="Exit when no line arrives on stdin for so long.")
     threads: int | None = Field(None, ge=1, description="torch threads; None leaves torch's own choice.")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import reduce
 
+from paredown.contracts import gguf
 from paredown.contracts.families import LinearShape, ModelShape
 from paredown.contracts.job import Format, JobSpec
 from paredown.contracts.recipes import Depth, Gptq, Laco, Stage, WeightGrid, Width, quantizer
@@ -47,6 +48,8 @@ def shape_left(shape: ModelShape, recipe: tuple[Stage, ...]) -> ModelShape:
 def output_bytes(shape: ModelShape, recipe: tuple[Stage, ...], file_format: Format) -> int:
     """Bytes of the artifact's weight files, safetensors headers included. `file_format` is resolved, not auto."""
     shape = shape_left(shape, recipe)
+    if file_format is Format.GGUF:
+        return _gguf_bytes(shape, quantizer(recipe))
     grid = quantizer(recipe) if file_format is Format.COMPRESSED_TENSORS else None
     total = 2 * (shape.other_parameters + shape.num_blocks * shape.block_other_parameters)
     header = _HEADER_FIXED_BYTES
@@ -79,6 +82,32 @@ def _packed_tensors(linear: LinearShape, grid: WeightGrid) -> Iterator[tuple[str
     yield ".weight_shape", "I64", (2,)
     if not grid.symmetric:
         yield ".weight_zero_point", "I32", (-(-rows * grid.bits // 32), groups)
+
+
+# Of the packaged model: 16 bytes of token, 16 of merge and 4 of type for each entry of the vocabulary.
+_VOCABULARY_ENTRY_BYTES = 36
+_GGUF_METADATA_BYTES = 2000
+_GGUF_TENSOR_BYTES = 64
+
+
+def _gguf_bytes(shape: ModelShape, grid: WeightGrid | None) -> int:
+    """One GGUF file: codes, embeddings in 8 bits where a stage quantizes, vectors in float32, and the tokenizer."""
+    embeddings = shape.vocab_size * (1 if shape.tied_embeddings else 2)
+    others = shape.other_parameters - embeddings * shape.hidden_size
+    total = 4 * (others + shape.num_blocks * shape.block_other_parameters)
+    total += embeddings * _gguf_row_bytes(gguf.embedding_type(grid, shape.hidden_size), shape.hidden_size)
+    for name, linear in shape.named_linears():
+        coded = grid is not None and not skipped(grid, name)
+        kind = gguf.GRID_TYPES[grid.bits, grid.symmetric] if grid is not None and coded else None
+        total += linear.out_features * _gguf_row_bytes(kind, linear.in_features)
+        total += _GGUF_TENSOR_BYTES
+    total += _GGUF_TENSOR_BYTES * _other_tensors(shape)
+    return total + _GGUF_METADATA_BYTES + _VOCABULARY_ENTRY_BYTES * shape.vocab_size
+
+
+def _gguf_row_bytes(kind: str | None, width: int) -> int:
+    """Bytes of a row in a block type, or in 16 bits."""
+    return 2 * width if kind is None else width // gguf.BLOCK_WEIGHTS * gguf.BLOCK_BYTES[kind]
 
 
 def _header_entry_bytes(name: str, dtype: str, dimensions: tuple[int, ...], offset: int) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import get_args
 
+from paredown.contracts import gguf
 from paredown.contracts.families import LinearShape, ModelShape
 from paredown.contracts.job import Format, JobSpec, Plan
 from paredown.contracts.recipes import Deeper, Depth, Stage, WeightGrid, Width, quantizer, recipe_hash, recipe_name
@@ -60,6 +61,8 @@ def check_recipe(shape: ModelShape, spec: JobSpec) -> None:
         )
     if spec.resolved_format is Format.COMPRESSED_TENSORS:
         _check_experts(shape, spec)
+    if spec.resolved_format is Format.GGUF:
+        _check_gguf(spec)
     _check_context(shape, spec)
 
 
@@ -81,6 +84,20 @@ def _check_experts(shape: ModelShape, spec: JobSpec) -> None:
                 f"transformers loads no experts from compressed-tensors {reason}; quantize all of them symmetrically, "
                 "or set format to safetensors, which stores the quantized weights dense.",
                 field=field,
+            )
+
+
+def _check_gguf(spec: JobSpec) -> None:
+    for index, stage in enumerate(spec.recipe):
+        if isinstance(stage, WeightGrid) and (refusal := gguf.grid_refusal(stage)):
+            field, reason = refusal
+            raise RecipeRefused(reason, field=f"recipe.{index}.{field}")
+        pruned = any(isinstance(earlier, Pruner) for earlier in spec.recipe[:index])
+        if isinstance(stage, WeightGrid) and not stage.symmetric and pruned:
+            raise RecipeRefused(
+                "GGUF's asymmetric types round each block's minimum, so pruned weights would not stay zero; use a "
+                "symmetric grid.",
+                field=f"recipe.{index}.symmetric",
             )
 
 
@@ -187,8 +204,10 @@ def _check_context(shape: ModelShape, spec: JobSpec) -> None:
 
 
 def make_plan(spec: JobSpec, description: ModelDescription, settings: Settings) -> Plan:
-    """What the job would need on its pool. Raises PoolUnknown, PlanExceeded."""
+    """What the job would need on its pool. Raises PoolUnknown, PlanExceeded, RecipeRefused."""
     shape = description.shape
+    if spec.resolved_format is Format.GGUF and (reason := gguf.model_refusal(description.config)):
+        raise RecipeRefused(reason, field="format")
     name, pool = _pool_of(spec, settings)
     memory = memory_of(shape, spec, pool.device)
     limit = pool.memory_bytes
@@ -207,6 +226,10 @@ def make_plan(spec: JobSpec, description: ModelDescription, settings: Settings) 
     # Checkpoint: the finished blocks, dense and packed, and the hidden states; then the artifact itself.
     checkpoint = 2 * shape.linear_parameters + output + calibration_tokens(spec) * shape.hidden_size * number
     checkpoint += surveyed_states(shape, spec) * shape.hidden_size * number
+    disk = description.download_bytes + checkpoint + output
+    if spec.resolved_format is Format.GGUF and spec.evaluation.speed:
+        # The base in GGUF, beside which speed is measured.
+        disk += shape.base_bytes
     return Plan(
         model=spec.model,
         model_type=shape.model_type,
@@ -217,7 +240,7 @@ def make_plan(spec: JobSpec, description: ModelDescription, settings: Settings) 
         format=spec.resolved_format,
         pool=name,
         memory_bytes=needed,
-        disk_bytes=description.download_bytes + checkpoint + output,
+        disk_bytes=disk,
         download_bytes=description.download_bytes,
         output_bytes=output,
         size_ratio=output / shape.base_bytes,
@@ -279,7 +302,8 @@ def _warnings(shape: ModelShape, spec: JobSpec, output: int, memory_limit: int |
             f"The artifact will have about {output / shape.base_bytes:.1%} of the base bytes; the budget allows "
             f"{spec.budget.max_size_ratio:.1%}, so the job will end rejected."
         )
-    whole = shape.parameters * (4 if spec.dtype == "float32" else 2) + PROCESS_BYTES
+    loaded = output if spec.resolved_format is Format.GGUF else shape.parameters * (4 if spec.dtype == "float32" else 2)
+    whole = loaded + PROCESS_BYTES
     if memory_limit is not None and whole > memory_limit:
         yield (
             f"Reloading the artifact in a clean process takes about {_gib(whole)}, more than a worker of the pool has, "

@@ -67,12 +67,18 @@ def loaders(artifact: ArtifactView, manifest: Manifest) -> list[tuple[str, str, 
     """(runtime, language, code) for each runtime that loaded this artifact and generated from it."""
     directory = directory_name(artifact)
     proven = [proof.runtime for proof in manifest.report.runtimes if proof.loads]
-    written = {
-        "transformers": ("python", _transformers(directory, manifest)),
-        "vllm": ("bash", f"# pip install vllm\nvllm serve ./{shlex.quote(directory)}\n"),
-        "llama.cpp": ("bash", _llama_cpp(directory, manifest)),
-    }
-    return [(runtime, *written[runtime]) for runtime in proven]
+    return [(runtime, *_loader(runtime, directory, manifest)) for runtime in proven]
+
+
+def _loader(runtime: str, directory: str, manifest: Manifest) -> tuple[str, str]:
+    match runtime:
+        case "transformers":
+            return "python", _transformers(directory, manifest)
+        case "vllm":
+            return "bash", f"# pip install vllm\nvllm serve ./{shlex.quote(directory)}\n"
+        case "llama.cpp":
+            return "bash", _llama_cpp(directory, manifest)
+    raise AssertionError(runtime)
 
 
 def _transformers(directory: str, manifest: Manifest) -> str:
@@ -91,5 +97,11 @@ print(tokenizer.decode(model.generate(**prompt, max_new_tokens=32)[0]))
 
 
 def _llama_cpp(directory: str, manifest: Manifest) -> str:
-    weights = next((file.path for file in manifest.files if file.path.endswith(".gguf")), "model.gguf")
-    return f"llama-cli --model {shlex.quote(f'{directory}/{weights}')} --prompt 'The three primary colours are'\n"
+    weights = next(file.path for file in manifest.files if file.path.endswith(".gguf"))
+    model = shlex.quote(f"{directory}/{weights}")
+    return f"""# brew install llama.cpp, or a release from https://github.com/ggml-org/llama.cpp/releases
+llama-completion --model {model} --prompt 'The three primary colours are' --n-predict 32 -no-cnv
+
+# The same behind an OpenAI-compatible API on port 8080:
+llama-server --model {model}
+"""

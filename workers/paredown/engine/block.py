@@ -162,12 +162,13 @@ class BlockRun:
         if unreached:
             statistics.assume_uniform()
         oriented = self._skeleton.architecture.oriented
-        storage_dtype = self._files.storage_dtype
+        storage_dtype, storage = self._files.storage_dtype, self._files.source.storage
         linears = [
             LinearWeight(
                 name,
                 oriented(self._read(f"{name}.weight")).to(self._device, torch.float32, copy=True).contiguous(),
-                storage_dtype,
+                storage.scale_dtype or storage_dtype,
+                wide=storage.wide,
             )
             for name in self._groups[group]
         ]
@@ -178,7 +179,8 @@ class BlockRun:
         for stage, following in zip_longest(recipe, recipe[1:]):
             self._apply(stage, following, linears, statistics)
         for linear, original_OI in zip(linears, originals, strict=True):
-            stored_OI = linear.weight_OI.to(storage_dtype)
+            # Codes stand for what the format's reader makes of them, which need not fit the storage dtype.
+            stored_OI = linear.weight_OI.to(storage_dtype) if linear.quantized is None else linear.weight_OI
             # The forward goes on in the model's own order of channels; only the artifact's is another.
             running_OI = linear.in_place(stored_OI)
             weight_name = f"{linear.name}.weight"

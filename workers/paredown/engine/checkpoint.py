@@ -205,7 +205,12 @@ def _pack(
         tensors[f"scales.{name}"] = linear.scales_OG
         if linear.zeros_OG is not None:
             tensors[f"zeros.{name}"] = linear.zeros_OG
-        grids[name] = {"bits": linear.bits, "group_size": linear.group_size, "symmetric": linear.symmetric}
+        grids[name] = {
+            "bits": linear.bits,
+            "group_size": linear.group_size,
+            "symmetric": linear.symmetric,
+            "wide": linear.wide,
+        }
     return tensors, {"grids": json.dumps(grids, sort_keys=True)}
 
 

@@ -53,6 +53,7 @@ class DepthView:
         """Raises RecipeUnfit where a block would not do at its new place what it does at its own."""
         self.config = _shortened(model.config, [block.own for block in blocks])
         self.storage_dtype = model.storage_dtype
+        self.source = model.source
         self._model = model
         before, after = Skeleton(model.config, torch.float32), Skeleton(self.config, torch.float32)
         shapes, wanted = before.parameter_shapes(), after.parameter_shapes()

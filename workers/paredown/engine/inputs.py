@@ -11,7 +11,7 @@ from paredown.contracts.work import WorkOrder
 from paredown.engine import data
 from paredown.engine.checkpoint import identity_hash
 from paredown.engine.errors import ArchitectureUnsupported, FormatRefused, NotAModel, OrderInvalid
-from paredown.engine.formats import compressed_tensors
+from paredown.engine.formats import compressed_tensors, gguf
 from paredown.engine.weights import ModelFiles, open_model
 
 
@@ -48,6 +48,8 @@ def _calibration_of(order: WorkOrder) -> tuple[Calibration, Path] | None:
 
 def read_inputs(order: WorkOrder, output_format: Format) -> Inputs:
     files = open_model(order.model_dir, order.gguf_file)
+    if output_format is Format.GGUF:
+        files = gguf.prepared(files, order.recipe)
     try:
         shape = shape_from_config(files.config.to_dict())
     except UnsupportedArchitecture as error:

@@ -5,7 +5,7 @@ Shapes: O out_features, I in_features.
 
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,13 @@ class LinearWeight:
 
     name: str
     weight_OI: Tensor  # float32; a stage changes it in place or replaces it
-    storage_dtype: torch.dtype
+    storage_dtype: torch.dtype  # of scales
     # True where a stage set the weight to zero for good; later stages keep it zero.
     pruned_OI: Tensor | None = None
     # Set by the stage that quantizes; weight_OI is then what it dequantizes to.
     quantized: QuantizedLinear | None = None
+    # The format's readers multiply codes and scales in float32.
+    wide: bool = False
     # Which input channels may change places, where any may.
     exchange: Exchange | None = None
     # The order that a stage gave them: weight_OI and all of the above are in it.
@@ -70,8 +72,8 @@ class LinearWeight:
 
     def quantize(self, quantized: QuantizedLinear) -> None:
         """Store the weight as codes; from here on it is what they stand for."""
-        self.quantized = quantized
-        self.weight_OI = quantized.dequantized().float()
+        self.quantized = replace(quantized, wide=self.wide)
+        self.weight_OI = self.quantized.dequantized().float()
 
 
 Compress = Callable[[LinearWeight, InputStatistics, Any], None]
@@ -139,6 +141,7 @@ def joined(linears: list[LinearWeight]) -> LinearWeight:
         weight_OI=torch.cat([linear.weight_OI for linear in linears]),
         storage_dtype=storage_dtype,
         pruned_OI=torch.cat(pruned) if any(linear.pruned_OI is not None for linear in linears) else None,
+        wide=linears[0].wide,
     )
 
 

@@ -28,7 +28,7 @@ def prove_artifact(
         )
         return proof, {}, (f"The artifact was not loaded in transformers: it {shortage}.",)
     settings = speed.SpeedSettings().within(shape.context_length)
-    prompt = _prompt(inputs, settings.prompt_tokens)
+    prompt = prompt_of(inputs, settings.prompt_tokens)
     speeds: dict[speed.Role, Speed] = {}
     warnings: tuple[str, ...] = ()
     with (
@@ -79,7 +79,7 @@ def _measure_speed(
             return {}, (f"Speed was not measured: {error}.",)
 
 
-def _prompt(inputs: Inputs, length: int) -> list[int]:
+def prompt_of(inputs: Inputs, length: int) -> list[int]:
     """The first tokens of the evaluation text, else of the calibration text, else the vocabulary's."""
     blocks = inputs.evaluation or inputs.calibration
     known = blocks.tokens_NT.flatten()[:length].tolist() if blocks else []

@@ -3,7 +3,8 @@
 Shapes: O out_features, I in_features, G groups along the input (1 where a whole row shares one scale).
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,9 +24,13 @@ class QuantizedLinear:
     bits: int
     group_size: int | None
     symmetric: bool
+    # GGUF's readers multiply in float32; compressed-tensors' in the scales' dtype.
+    wide: bool = False
 
     def dequantized(self) -> Tensor:
-        """weight_OI in the storage dtype, rounded at the same places as compressed-tensors' decompression rounds."""
+        """weight_OI, rounded at the same places as the format's reader rounds."""
+        if self.wide:
+            return self._dequantized_wide()
         dtype = self.scales_OG.dtype
         codes_OGS = self.codes_OI.to(dtype).view(*self.scales_OG.shape, -1)
         if self.zeros_OG is not None:
@@ -33,17 +38,24 @@ class QuantizedLinear:
         codes_OGS *= self.scales_OG.unsqueeze(-1)
         return codes_OGS.flatten(1)
 
+    def _dequantized_wide(self) -> Tensor:
+        codes_OGS = self.codes_OI.float().view(*self.scales_OG.shape, -1)
+        codes_OGS *= self.scales_OG.float().unsqueeze(-1)
+        if (minima_OG := self.minima_OG) is not None:
+            codes_OGS += minima_OG.float().unsqueeze(-1)
+        return codes_OGS.flatten(1)
+
+    @property
+    def minima_OG(self) -> Tensor | None:
+        """What code 0 stands for, as GGUF stores it; None where the grid is symmetric."""
+        if self.zeros_OG is None:
+            return None
+        return (-self.zeros_OG.float() * self.scales_OG.float()).to(self.scales_OG.dtype)
+
     def rows(self, start: int, count: int) -> "QuantizedLinear":
         """The part that belongs to some of the rows: linears solved together are taken apart with it."""
         rows = slice(start, start + count)
-        return QuantizedLinear(
-            self.codes_OI[rows],
-            self.scales_OG[rows],
-            None if self.zeros_OG is None else self.zeros_OG[rows],
-            self.bits,
-            self.group_size,
-            self.symmetric,
-        )
+        return self._with(lambda part: part[rows])
 
     def reordered(self, order_O: Tensor) -> "QuantizedLinear":
         """The rows in another order."""
@@ -72,17 +84,17 @@ class QuantizedLinear:
         )
 
     def to(self, device: torch.device) -> "QuantizedLinear":
-        return QuantizedLinear(
-            self.codes_OI.to(device),
-            self.scales_OG.to(device),
-            None if self.zeros_OG is None else self.zeros_OG.to(device),
-            self.bits,
-            self.group_size,
-            self.symmetric,
-        )
+        return self._with(lambda part: part.to(device))
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> "QuantizedLinear":
+        zeros_OG = None if self.zeros_OG is None else change(self.zeros_OG)
+        return replace(self, codes_OI=change(self.codes_OI), scales_OG=change(self.scales_OG), zeros_OG=zeros_OG)
 
     @property
     def stored_bits(self) -> float:
         """Bits for each weight, scales and zero points included."""
-        scale_bits = self.scales_OG.element_size() * 8 + (self.bits if self.zeros_OG is not None else 0)
+        number_bits = self.scales_OG.element_size() * 8
+        # GGUF stores a minimum where compressed-tensors stores a zero point.
+        zero_bits = 0 if self.zeros_OG is None else number_bits if self.wide else self.bits
+        scale_bits = number_bits + zero_bits
         return self.bits + scale_bits * self.scales_OG.numel() / self.codes_OI.numel()

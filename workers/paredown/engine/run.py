@@ -10,11 +10,12 @@ import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from paredown.contracts.artifact import Evaluation, Report, RuntimeProof, Speed
-from paredown.contracts.job import Calibration, Contract, Phase, Progress
+from paredown.contracts.job import Calibration, Contract, Format, Phase, Progress
 from paredown.contracts.recipes import Gptq, Stage, quantizer
 from paredown.contracts.work import EngineResult, WorkOrder
 from paredown.engine import data
@@ -26,6 +27,7 @@ from paredown.engine.experts import coverage_warnings
 from paredown.engine.formats import WRITERS
 from paredown.engine.formats.files import write_companions, write_json
 from paredown.engine.inputs import Inputs, fingerprint, read_inputs, resolved_format
+from paredown.engine.llama_cpp import prove_in_llama_cpp
 from paredown.engine.memory import peak_memory_bytes
 from paredown.engine.methods import METHODS, MODEL_METHODS
 from paredown.engine.progress import Journey, Part
@@ -71,12 +73,14 @@ def run(
     order.output_dir.mkdir(parents=True, exist_ok=True)
 
     inputs = read_inputs(order, output_format)
-    journey = Journey(_parts(order, inputs), report_progress, should_drain)
+    journey = Journey(_parts(order, inputs, output_format), report_progress, should_drain)
     identity = _identity(order, inputs, device)
     compressed = _compress(order, inputs, device, identity, journey)
     with journey.part("write"):
         size_bytes = WRITERS[output_format](compressed, order.output_dir)
-        write_companions(order.model_dir, order.gguf_file, inputs.files.config, inputs.tokenizer, order.output_dir)
+        # A GGUF file holds its tokenizer and settings itself.
+        if output_format is not Format.GGUF:
+            write_companions(order.model_dir, order.gguf_file, inputs.files.config, inputs.tokenizer, order.output_dir)
 
     base, artifact = _evaluate(order, inputs, compressed, device, identity, journey)
     # Before any runtime takes memory of its own: this is what compressing and evaluating took.
@@ -84,11 +88,14 @@ def run(
     runtimes: tuple[RuntimeProof, ...] = ()
     speeds: dict[Role, Speed] = {}
     warnings: tuple[str, ...] = ()
-    if "transformers" in order.runtimes:
+    if _runtime(output_format) in order.runtimes:
         if device.type == "cuda":
             # What this process no longer uses is the runtimes' to take.
             torch.cuda.empty_cache()
-        proof, speeds, warnings = prove_artifact(order, inputs, device, artifact, journey)
+        if output_format is Format.GGUF:
+            proof, speeds, warnings = prove_in_llama_cpp(order, inputs, artifact, journey)
+        else:
+            proof, speeds, warnings = prove_artifact(order, inputs, device, artifact, journey)
         stage = quantizer(order.recipe)
         runtimes = (proof, *unclaimed(output_format, stage.bits if stage else None))
 
@@ -115,6 +122,11 @@ def run(
     )
 
 
+def _runtime(output_format: Format) -> Literal["transformers", "llama.cpp"]:
+    """The runtime that proves a format."""
+    return "llama.cpp" if output_format is Format.GGUF else "transformers"
+
+
 # What a run's parts cost, in tokens that a forward pass would have read meanwhile (measured on two cores; whatever the
 # model's size, because all of it grows with the weights).
 _READING = 1500.0
@@ -135,7 +147,7 @@ def _compress_cost(recipe: tuple[Stage, ...], calibration_tokens: int) -> float:
     return cost + _SEARCHING_SCALES if grid and grid.scale_search == "least_squares" else cost
 
 
-def _parts(order: WorkOrder, inputs: Inputs) -> dict[str, Part]:
+def _parts(order: WorkOrder, inputs: Inputs, output_format: Format) -> dict[str, Part]:
     """The run's parts in their order."""
     calibration_tokens = inputs.calibration.tokens_NT.numel() if inputs.calibration is not None else 0
     parts = {
@@ -146,10 +158,11 @@ def _parts(order: WorkOrder, inputs: Inputs) -> dict[str, Part]:
     if evaluated:
         parts["evaluate_base"] = Part(Phase.EVALUATE, 1 if order.baseline else evaluated, "measuring the base")
         parts["evaluate_artifact"] = Part(Phase.EVALUATE, evaluated, "measuring the artifact")
-    if "transformers" in order.runtimes:
+    runtime = _runtime(output_format)
+    if runtime in order.runtimes:
         if order.evaluation and order.evaluation.speed:
             parts["speed"] = Part(Phase.EVALUATE, 4000.0, "measuring speed")
-        parts["prove"] = Part(Phase.EVALUATE, 2000.0 + evaluated, "loading the artifact in transformers")
+        parts["prove"] = Part(Phase.EVALUATE, 2000.0 + evaluated, f"loading the artifact in {runtime}")
     return parts
 
 
@@ -161,6 +174,8 @@ def _identity(order: WorkOrder, inputs: Inputs, device: torch.device) -> str:
         (_calibration(order).unreached_experts, _calibration(order).min_expert_tokens),
         inputs.calibration.sha256 if inputs.calibration else None,
         fingerprint(order.model_dir),
+        str(inputs.files.storage.scale_dtype),
+        sorted(inputs.files.storage.coded),
         order.dtype,
         device.type,
         torch.cuda.get_device_name() if device.type == "cuda" else torch.backends.cpu.get_cpu_capability(),

@@ -15,20 +15,22 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
 
 
-def main() -> None:
+def serve(make: Callable[[], Any]) -> None:
+    """Answer calls by the methods of what `make` gives, until the input ends."""
     answers = os.fdopen(os.dup(1), "w")
     # Whatever libraries print belongs to the log.
     os.dup2(2, 1)
     _die_with(int(sys.argv[1]))
     calls: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(calls,), daemon=True).start()
-    runtime = Runtime()
+    runtime = make()
     while True:
         call = calls.get()
         try:
@@ -52,6 +54,18 @@ def _die_with(parent: int) -> None:
         if os.getppid() != parent:
             # It ended before it could be watched.
             os._exit(0)
+
+
+def peak_memory_bytes() -> int:
+    """Of this process."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Not ru_maxrss: that counts the process from which this one was forked.
+        [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        return int(line.split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class Runtime:
@@ -148,14 +162,7 @@ class Runtime:
     def peak_memory_bytes(self) -> int:
         if self.model.device.type == "cuda":
             return int(self.torch.cuda.max_memory_allocated())
-        status = Path("/proc/self/status")
-        if status.is_file():
-            # Not ru_maxrss: that counts the process from which this one was forked.
-            [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
-            return int(line.split()[1]) * 1024
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return peak_memory_bytes()
 
     def _now(self) -> float:
         if self.model.device.type == "cuda":
@@ -164,4 +171,4 @@ class Runtime:
 
 
 if __name__ == "__main__":
-    main()
+    serve(Runtime)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 
@@ -32,11 +32,14 @@ class RuntimeFailed(Exception):
     """The child answered with an error, or ended."""
 
 
-class TransformersProcess:
-    """A clean child process with one model in transformers; see runtime_child. Killed on leaving the context.
+class RuntimeProcess:
+    """A clean child process with one model in a runtime. Killed on leaving the context.
 
     `scratch` is its home and working directory.
     """
+
+    name: ClassVar[str]
+    module: ClassVar[str]
 
     def __init__(self, scratch: Path, device: str, threads: int) -> None:
         self.device = device
@@ -46,9 +49,11 @@ class TransformersProcess:
         self.version = ""
         self.load_seconds = 0.0
 
-    def __enter__(self) -> "TransformersProcess":
+    def __enter__(self) -> Self:
         environment = {name: os.environ[name] for name in HARMLESS_VARIABLES if name in os.environ}
         environment |= {
+            # llama.cpp would call a debugger when it aborts.
+            "GGML_NO_BACKTRACE": "1",
             "HF_HOME": str(self.scratch),
             "HF_HUB_OFFLINE": "1",
             "HOME": str(self.scratch),
@@ -57,7 +62,7 @@ class TransformersProcess:
             "TRANSFORMERS_OFFLINE": "1",
         }
         self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and module
-            [sys.executable, "-P", "-m", "paredown.engine.runtime_child", str(os.getpid())],
+            [sys.executable, "-P", "-m", self.module, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
@@ -79,29 +84,6 @@ class TransformersProcess:
     def wait_until_ready(self) -> None:
         """Until the libraries are imported."""
         self._call("ready")
-
-    def load(self, directory: Path, *, gguf_file: str | None = None, dtype: torch.dtype | None = None) -> None:
-        """Load as a user would; `dtype` None leaves the choice to the model's configuration."""
-        loaded = self._call(
-            "load",
-            directory=str(directory),
-            gguf_file=gguf_file,
-            dtype=str(dtype).removeprefix("torch.") if dtype else "",
-            device=self.device,
-            threads=self.threads,
-        )
-        self.loaded = True
-        self.version = loaded["version"]
-        self.load_seconds = loaded["seconds"]
-
-    def generate(self, prompt: Sequence[int], new_tokens: int) -> str:
-        """What the model writes after the prompt, greedily; token numbers where there is no tokenizer."""
-        generated = self._call("generate", prompt=list(prompt), new_tokens=new_tokens)
-        return generated["text"] if generated["text"] is not None else " ".join(map(str, generated["ids"]))
-
-    def perplexity(self, tokens: Path, dtype: str) -> float:
-        """Over the sequences in a .npy file, with the forward pass in `dtype`."""
-        return float(self._call("perplexity", tokens=str(tokens), dtype=dtype)["perplexity"])
 
     def time(self, prompt: Sequence[int], new_tokens: int) -> tuple[float, float]:
         """Seconds of prefill and of decoding."""
@@ -126,6 +108,36 @@ class TransformersProcess:
         if "error" in answer:
             raise RuntimeFailed(answer["error"])
         return answer["ok"]
+
+
+class TransformersProcess(RuntimeProcess):
+    """One model in transformers; see runtime_child."""
+
+    name = "transformers"
+    module = "paredown.engine.runtime_child"
+
+    def load(self, directory: Path, *, gguf_file: str | None = None, dtype: torch.dtype | None = None) -> None:
+        """Load as a user would; `dtype` None leaves the choice to the model's configuration."""
+        loaded = self._call(
+            "load",
+            directory=str(directory),
+            gguf_file=gguf_file,
+            dtype=str(dtype).removeprefix("torch.") if dtype else "",
+            device=self.device,
+            threads=self.threads,
+        )
+        self.loaded = True
+        self.version = loaded["version"]
+        self.load_seconds = loaded["seconds"]
+
+    def generate(self, prompt: Sequence[int], new_tokens: int) -> str:
+        """What the model writes after the prompt, greedily; token numbers where there is no tokenizer."""
+        generated = self._call("generate", prompt=list(prompt), new_tokens=new_tokens)
+        return generated["text"] if generated["text"] is not None else " ".join(map(str, generated["ids"]))
+
+    def perplexity(self, tokens: Path, dtype: str) -> float:
+        """Over the sequences in a .npy file, with the forward pass in `dtype`."""
+        return float(self._call("perplexity", tokens=str(tokens), dtype=dtype)["perplexity"])
 
 
 def load_artifact(process: TransformersProcess, directory: Path) -> None:
@@ -172,18 +184,19 @@ def memory_shortage(parameters: int, bytes_each: int, device: str) -> str | None
 
 def unclaimed(format: Format, bits: int | None) -> tuple[RuntimeProof, ...]:  # noqa: A002  # the field's name
     """The runtimes that this release does not try, each with what it would take."""
+    if format is Format.GGUF:
+        return (
+            _unclaimed("transformers", "Not tried here. transformers reads the file dequantized, as gguf_file."),
+            _unclaimed("vllm", "Not tried here. vLLM reads GGUF through a plugin."),
+        )
     if format is Format.SAFETENSORS:
         vllm = "Not tried here. vLLM reads plain safetensors of this architecture."
     elif bits not in (4, 8):
         vllm = f"Not tried here. vLLM's kernels read this format in 4 and 8 bits; {bits} bits are for transformers."
     else:
         vllm = "Not tried here. vLLM reads this format in 4 and 8 bits, on a GPU."
-    return (
-        RuntimeProof(runtime="vllm", version="", loads=False, detail=vllm),
-        RuntimeProof(
-            runtime="llama.cpp",
-            version="",
-            loads=False,
-            detail="llama.cpp reads GGUF, a format that this release does not write.",
-        ),
-    )
+    return _unclaimed("vllm", vllm), _unclaimed("llama.cpp", "llama.cpp reads GGUF; set the job's format to gguf.")
+
+
+def _unclaimed(runtime: Literal["transformers", "vllm", "llama.cpp"], detail: str) -> RuntimeProof:
+    return RuntimeProof(runtime=runtime, version="", loads=False, detail=detail)

@@ -8,6 +8,7 @@ Shapes: N sequences, T tokens of each, B sequences of a micro-batch, H hidden si
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from paredown.engine.forward import BlockForward
 from paredown.engine.method import ModelWork
 from paredown.engine.methods import METHODS, MODEL_METHODS
 from paredown.engine.quantized import QuantizedLinear
-from paredown.engine.weights import ModelReader
+from paredown.engine.weights import ModelReader, stored
 
 __all__ = ["CompressedModel", "compress_model", "perplexity"]
 
@@ -40,14 +41,16 @@ class CompressedModel:
         self.names = files.names
         self.storage_dtype = files.storage_dtype
         self.linear_names = tuple(skeleton.all_linear_names())
+        self.shapes = skeleton.parameter_shapes()
         self.layers: tuple[LayerReport, ...] = tuple(
             layer for index in range(skeleton.num_blocks) for layer in checkpoint.layers(index)
         )
         self.stages = stages
         # A parameter's name in the files of an artifact, which are those of checkpoints.
         self.stored_name = skeleton.stored_name
+        self.source = files.source
         self._files = files
-        self._architecture = skeleton.architecture
+        self.architecture = skeleton.architecture
         self._shards: dict[str, BlockShard] = {}
         for index in range(skeleton.num_blocks):
             shard = checkpoint.block(index)
@@ -59,13 +62,13 @@ class CompressedModel:
         return shard.quantized(linear_name) if shard and linear_name in shard.quantized_names else None
 
     def tensor(self, name: str) -> Tensor:
-        """One parameter as the artifact gives it back: in the storage dtype, quantized linears dequantized."""
+        """One parameter as the artifact gives it back: in the storage dtype; codes, as they are read back."""
         shard = self._shards.get(name)
         if shard is None:
-            return self._files.tensor(name).to(self.storage_dtype)
+            return stored(self._files, name)
         linear = name.removesuffix(".weight")
         if linear in shard.quantized_names:
-            return self._architecture.oriented(shard.quantized(linear).dequantized()).contiguous()
+            return self.architecture.oriented(shard.quantized(linear).dequantized()).contiguous()
         return shard.dense(name)
 
 
@@ -122,7 +125,7 @@ def compress_model(
         forward: BlockForward | None = None
         if calibrated and todo:
             assert tokens_NT is not None, "a stage needs calibration, but there are no tokens"
-            skeleton.load_outer(files.tensor, device, files.storage_dtype)
+            skeleton.load_outer(partial(stored, files), device)
             forward = BlockForward(skeleton, tokens_NT, device)
             saved = checkpoint.hidden(todo[0], forward.states_device)
             if saved is not None:

@@ -4,7 +4,7 @@ Nothing here keeps a file mapped longer than its tensor lives, so a process's me
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,8 +37,20 @@ class ModelReader(Protocol):
     def storage_dtype(self) -> torch.dtype:
         """The 16-bit dtype of an artifact's unquantized tensors and scales."""
 
+    @property
+    def source(self) -> "ModelFiles":
+        """The model on disk that it is made of, which knows the format that it is on its way into."""
+
     def tensor(self, name: str) -> Tensor:
         """One parameter, dense, on the CPU, in transformers' orientation."""
+
+
+def stored(model: ModelReader, name: str) -> Tensor:
+    """One parameter outside the blocks as the artifact gives it back."""
+    storage = model.source.storage
+    if name in storage.coded and storage.code is not None:
+        return storage.code(model.tensor(name))
+    return model.tensor(name).to(model.storage_dtype)
 
 
 class _Container(Protocol):
@@ -127,11 +139,32 @@ def _headers(path: Path) -> Iterator[_Stored]:
         raise NotAModel(f"{path.name} is not a safetensors file: {error}", field="model") from error
 
 
+@dataclass(frozen=True)
+class Storage:
+    """How an artifact's format keeps numbers, as far as that decides what is measured.
+
+    `scale_dtype` None is the model's 16-bit dtype; `wide` says that the format's readers multiply codes and scales in
+    float32; `coded` names parameters outside the blocks that the format itself codes, and `code` gives such a tensor as
+    it is read back.
+    """
+
+    scale_dtype: torch.dtype | None = None
+    wide: bool = False
+    coded: frozenset[str] = frozenset()
+    code: Callable[[Tensor], Tensor] | None = None
+
+
 class ModelFiles:
     """A model on disk. Made by `open_model`."""
 
     def __init__(
-        self, directory: Path, gguf_file: str | None, config: Any, container: _Container, names: Sequence[str]
+        self,
+        directory: Path,
+        gguf_file: str | None,
+        config: Any,
+        container: _Container,
+        names: Sequence[str],
+        storage: Storage | None = None,
     ):
         self.directory = directory
         self.gguf_file = gguf_file
@@ -141,9 +174,18 @@ class ModelFiles:
         # Most tensors decide: a few float32 norms do not make a float16 model another one.
         [(usual, _)] = Counter(container.dtype(name) for name in names).most_common(1)
         self.storage_dtype = usual if usual in (torch.float16, torch.bfloat16) else torch.bfloat16
+        self.storage = storage or Storage()
 
     def tensor(self, name: str) -> Tensor:
         return self._container.tensor(name)
+
+    @property
+    def source(self) -> "ModelFiles":
+        return self
+
+    def stored_by(self, storage: Storage) -> "ModelFiles":
+        """The same model on its way into another format."""
+        return ModelFiles(self.directory, self.gguf_file, self.config, self._container, self.names, storage)
 
 
 def open_model(model_dir: Path, gguf_file: str | None = None) -> ModelFiles:

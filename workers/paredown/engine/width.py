@@ -38,6 +38,7 @@ class WidthView:
         self.config = _narrowed(model.config, len(channels[0]), len(heads[0]))
         self.names = model.names
         self.storage_dtype = model.storage_dtype
+        self.source = model.source
         self._model = model
         self._channels = channels
         self._heads = heads

@@ -10,7 +10,7 @@ from statistics import median
 from typing import Literal
 
 from paredown.contracts.artifact import Speed
-from paredown.engine.runtimes import TransformersProcess
+from paredown.engine.runtimes import RuntimeProcess
 
 Role = Literal["base", "artifact"]
 
@@ -29,9 +29,7 @@ class SpeedSettings:
         return SpeedSettings(max(1, min(self.prompt_tokens, context - new_tokens)), new_tokens, self.repeats)
 
 
-def measure(
-    processes: dict[Role, TransformersProcess], prompt: Sequence[int], settings: SpeedSettings
-) -> dict[Role, Speed]:
+def measure(processes: dict[Role, RuntimeProcess], prompt: Sequence[int], settings: SpeedSettings) -> dict[Role, Speed]:
     """Time models that are loaded. `prompt` has `settings.prompt_tokens` tokens."""
     assert len(prompt) == settings.prompt_tokens
     times: dict[Role, list[tuple[float, float]]] = {role: [] for role in processes}
@@ -43,7 +41,7 @@ def measure(
                 times[role].append(seconds)
     return {
         role: Speed(
-            runtime=f"transformers {process.version}",
+            runtime=f"{process.name} {process.version}",
             device=process.device,
             prefill_tokens_per_second=settings.prompt_tokens / median(prefill for prefill, _ in times[role]),
             decode_tokens_per_second=settings.new_tokens / median(decode for _, decode in times[role]),

@@ -1,0 +1,80 @@
+"""What a GGUF file can hold, without torch: for plans, and for refusing a recipe before it is queued.
+
+GGUF keeps weights in blocks of 32 along the input, each with a float16 scale and, where the grid is not symmetric, a
+float16 minimum. The engine packs by the same tables (engine/formats/gguf.py).
+"""
+
+from typing import Any
+
+from paredown.contracts.recipes import WeightGrid
+
+BLOCK_WEIGHTS = 32
+# (bits, symmetric) → the type that holds codes of that grid exactly.
+GRID_TYPES: dict[tuple[int, bool], str] = {
+    (4, True): "Q4_0",
+    (4, False): "Q4_1",
+    (5, True): "Q5_0",
+    (5, False): "Q5_1",
+    (8, True): "Q8_0",
+}
+BLOCK_BYTES = {"Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24, "Q8_0": 34}
+_YARN_SETTINGS = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+# transformers' model_type → llama.cpp's name of the architecture.
+ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gpt2": "gpt2"}
+
+
+def model_refusal(config: dict[str, Any]) -> str | None:
+    """Why this release writes no GGUF of a model with this `config.json`; None where it does."""
+    model_type = config["model_type"]
+    if model_type not in ARCHITECTURES:
+        return (
+            f"GGUF is written of {', '.join(sorted(ARCHITECTURES))} models; llama.cpp does not know the layers of a "
+            f"{model_type} model, or this release cannot map them. Set format to safetensors or compressed-tensors."
+        )
+    if reason := _computed_otherwise(config):
+        return f"{reason}, so the file would compute something else. Set format to safetensors or compressed-tensors."
+    return None
+
+
+def _computed_otherwise(config: dict[str, Any]) -> str | None:
+    """What of a configuration llama.cpp's architecture of that name does not do, or this release does not map to it."""
+    model_type = config["model_type"]
+    if model_type == "gpt2":
+        activation, known = config.get("activation_function", "gelu_new"), ("gelu_new", "gelu_pytorch_tanh")
+    else:
+        activation, known = config.get("hidden_act", "silu"), ("silu", "swish")
+    if activation not in known:
+        return f"llama.cpp's {ARCHITECTURES[model_type]} has another activation than {activation}"
+    if model_type == "qwen3" and config.get("attention_bias"):
+        return "llama.cpp's qwen3 has no biases in its attention, and this model has"
+    # Older configurations say rope_scaling, and type.
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind not in ("default", "linear", "llama3", "yarn"):
+        return f"Rotary scaling of the kind {kind} is not mapped to llama.cpp's"
+    if kind == "yarn" and any(rope.get(name) is not None for name in _YARN_SETTINGS):
+        return "Yarn with settings of its own is not mapped to llama.cpp's"
+    return None
+
+
+def grid_refusal(grid: WeightGrid) -> tuple[str, str] | None:
+    """(the stage's field to change, why and to what) where no type of GGUF holds the grid; None where one does."""
+    if (grid.bits, grid.symmetric) not in GRID_TYPES:
+        kind = "symmetric" if grid.symmetric else "asymmetric"
+        field = "symmetric" if (grid.bits, not grid.symmetric) in GRID_TYPES else "bits"
+        return field, f"GGUF holds no {grid.bits}-bit {kind} grid; use 4 or 5 bits, or 8 bits symmetric."
+    if grid.group_size != BLOCK_WEIGHTS:
+        return (
+            "group_size",
+            f"GGUF stores a scale for every {BLOCK_WEIGHTS} weights, so a larger group would cost accuracy and save no "
+            f"byte; set group_size to {BLOCK_WEIGHTS}.",
+        )
+    return None
+
+
+def embedding_type(grid: WeightGrid | None, width: int) -> str | None:
+    """The block type of embeddings and head; None where they stay in 16 bits.
+
+    llama.cpp's own quantizer codes them too: in a small model they are a good part of the bytes.
+    """
+    return "Q8_0" if grid is not None and width % BLOCK_WEIGHTS == 0 else None

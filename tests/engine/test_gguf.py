@@ -1,0 +1,445 @@
+"""GGUF files: packed as the method left the codes, read back as what was measured, and run by llama.cpp itself."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType, GGUFReader, dequantize
+from safetensors.torch import load_file, save_file
+from tests.engine.orders import config_of, order, save_model, write_order
+from transformers import LlamaConfig, PreTrainedConfig
+
+from paredown.contracts.artifact import RuntimeProof
+from paredown.contracts.families import shape_from_config
+from paredown.contracts.job import EvaluationSettings, Format
+from paredown.contracts.recipes import Gptq, Magnitude, Rtn, ShortGpt, Stage
+from paredown.contracts.work import ENGINE_MESSAGE, EngineResult, EngineStarted
+from paredown.core.estimates import output_bytes
+from paredown.engine import llama_cpp
+from paredown.engine.errors import FormatRefused, RuntimeDisagrees
+from paredown.engine.formats import gguf, gguf_vocabulary
+from paredown.engine.gguf_reader import GgufWeights
+from paredown.engine.llama_cpp import LlamaCppProcess
+from paredown.engine.quantized import QuantizedLinear
+from paredown.engine.run import run
+from paredown.engine.runtimes import RuntimeFailed
+from paredown.engine.stream import CompressedModel, compress_model
+from paredown.engine.weights import open_model
+
+TYPES = ["llama", "mistral", "qwen2", "qwen3", "gpt2"]
+RECIPES: dict[str, tuple[Stage, ...]] = {
+    "Q4_0": (Rtn(group_size=32, scale_search="min_max"),),
+    "Q4_1": (Rtn(group_size=32, symmetric=False, scale_search="min_max"),),
+    "Q8_0": (Rtn(bits=8, group_size=32, scale_search="min_max", skip=("*.0.*",)),),
+    "Q5_0": (Rtn(bits=5, group_size=32, scale_search="min_max"),),
+    "Q5_1": (Rtn(bits=5, group_size=32, symmetric=False, scale_search="min_max"),),
+    "BF16": (Magnitude(pattern="2:4"),),
+}
+
+
+def save(directory: Path, config: PreTrainedConfig, dtype: torch.dtype = torch.bfloat16) -> Path:
+    """A model whose answers hang on every part of it: sharp attention, sharp logits, and a tokenizer that merges."""
+    save_model(directory, config, dtype=dtype)
+    tensors = load_file(directory / "model.safetensors")
+    for name, tensor in tensors.items():
+        if name in ("model.norm.weight", "transformer.ln_f.weight"):
+            tensor *= 5
+        if name.endswith(("q_proj.weight", "k_proj.weight", "c_attn.weight")):
+            tensor *= 5
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    change_tokenizer(directory, lambda tokenizer: add_merges(tokenizer["model"]))
+    return directory
+
+
+def change_tokenizer(directory: Path, change: Any) -> None:
+    path = directory / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    change(tokenizer)
+    path.write_text(json.dumps(tokenizer))
+
+
+def add_merges(model: dict[str, Any]) -> None:
+    for left, right in (("t", "h"), ("th", "e"), ("Ġ", "a"), ("3", "3")):
+        model["vocab"][left + right] = len(model["vocab"])
+        model["merges"].append([left, right])
+
+
+def compress(root: Path, recipe: tuple[Stage, ...], tokens_NT: torch.Tensor | None = None) -> CompressedModel:
+    return compress_model(
+        gguf.prepared(open_model(root / "model"), recipe),  # type: ignore[arg-type]  # stages of the union
+        recipe,
+        tokens_NT,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        work_dir=root / "work",
+        identity="test",
+        on_progress=lambda _done, _all: None,
+        should_drain=lambda: False,
+    )
+
+
+def write(root: Path, model: CompressedModel) -> Path:
+    (root / "out").mkdir()
+    gguf.write(model, root / "out")
+    return root / "out" / "model.gguf"
+
+
+@pytest.mark.parametrize(
+    ("kind", "bits", "symmetric"),
+    [("Q4_0", 4, True), ("Q4_1", 4, False), ("Q5_0", 5, True), ("Q5_1", 5, False), ("Q8_0", 8, True)],
+)
+def test_blocks_hold_the_codes_and_give_back_what_was_measured(kind: str, bits: int, symmetric: bool) -> None:
+    generator = torch.Generator().manual_seed(bits)
+    low = -(2 ** (bits - 1)) if symmetric else 0
+    codes_OI = torch.randint(low, low + 2**bits, (7, 96), generator=generator)
+    linear = QuantizedLinear(
+        codes_OI.to(torch.int8 if symmetric else torch.uint8),
+        (torch.rand(7, 3, generator=generator) + 1e-3).half(),
+        None if symmetric else torch.randint(0, 2**bits, (7, 3), generator=generator).to(torch.uint8),
+        bits,
+        32,
+        symmetric,
+        wide=True,
+    )
+
+    read = dequantize(gguf.packed(linear), GGMLQuantizationType[kind])
+
+    assert np.array_equal(read, linear.dequantized().numpy())
+    assert linear.stored_bits == gguf.packed(linear).size * 8 / codes_OI.numel()
+
+
+def test_a_block_of_q4_0_by_hand() -> None:
+    """Scale 0.5 is 0x3800; weight i and weight i + 16 share a byte, the earlier one below."""
+    codes_OI = torch.tensor([[-8, 7, *[0] * 14, 1, -1, *[0] * 14]], dtype=torch.int8)
+    linear = QuantizedLinear(codes_OI, torch.tensor([[0.5]]).half(), None, 4, 32, True, wide=True)
+
+    assert gguf.packed(linear).tobytes() == bytes([0x00, 0x38, 0x90, 0x7F, *[0x88] * 14])
+
+
+@pytest.mark.parametrize(
+    ("model_type", "kind"),
+    [*(("llama", kind) for kind in RECIPES), *((other, "Q4_0") for other in TYPES[1:]), ("gpt2", "BF16")],
+)
+def test_the_file_gives_back_exactly_what_was_measured(tmp_path: Path, model_type: str, kind: str) -> None:
+    config = config_of(model_type, tied=kind != "Q4_1")
+    save(tmp_path / "model", config, torch.float16 if kind == "Q4_1" else torch.bfloat16)
+    model = compress(tmp_path, RECIPES[kind])
+
+    path = write(tmp_path, model)
+
+    reader = GgufWeights(path, model.config, model.shapes)
+    for name in model.names:
+        assert torch.equal(reader.tensor(name).float(), model.tensor(name).float()), name
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(path).tensors}
+    dense = "F16" if kind == "Q4_1" else "BF16"
+    for linear in model.linear_names:
+        name = gguf.Names(model.config)(f"{linear}.weight")
+        assert kinds[name] == (kind if kind == "BF16" or model.quantized(linear) else dense)
+    assert kinds["token_embd.weight"] == ("BF16" if kind == "BF16" else "Q8_0")
+    assert kinds["output_norm.weight"] == "F32"
+    assert ("output.weight" in kinds) is (kind == "Q4_1"), "a tied head is stored once"
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert [file.name for file in path.parent.iterdir()] == ["model.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "kind"), [("llama", "Q4_0"), ("llama", "BF16"), ("qwen2", "Q4_1"), ("gpt2", "Q4_0")]
+)
+def test_size_is_what_the_plan_foretold(tmp_path: Path, model_type: str, kind: str) -> None:
+    save(tmp_path / "model", config_of(model_type, hidden=256, blocks=4))
+    model = compress(tmp_path, RECIPES[kind])
+
+    size_bytes = write(tmp_path, model).stat().st_size
+
+    planned = output_bytes(shape_from_config(model.config.to_dict()), RECIPES[kind], Format.GGUF)
+    assert abs(size_bytes / planned - 1) < 0.02
+
+
+def test_a_shorter_model_lists_fewer_blocks(tmp_path: Path) -> None:
+    """The tokenizer still is the source's; a GGUF of what was kept reads back as it was measured."""
+    save(tmp_path / "model", config_of("llama", blocks=3))
+    tokens_NT = torch.arange(64).reshape(2, 32)
+    model = compress(tmp_path, (ShortGpt(blocks=1), Rtn(group_size=32, scale_search="min_max")), tokens_NT)
+
+    path = write(tmp_path, model)
+
+    fields = GGUFReader(path).fields
+    assert fields["llama.block_count"].contents() == 2
+    assert fields["tokenizer.ggml.pre"].contents() == "gpt-2"
+    reader = GgufWeights(path, model.config, model.shapes)
+    for name in model.names:
+        assert torch.equal(reader.tensor(name).float(), model.tensor(name).float()), name
+
+
+def prove(root: Path, stage: Stage, config: PreTrainedConfig, **changes: Any) -> RuntimeProof:
+    save(root / "model", config)
+    asked = order(root, [stage.identity()], format="gguf", runtimes=("llama.cpp",), **changes)
+    report = run(asked, lambda _progress: None, lambda: False).report
+    assert [proof.runtime for proof in report.runtimes] == ["llama.cpp", "transformers", "vllm"]
+    [proof, *others] = report.runtimes
+    assert proof.loads
+    assert not any(other.loads for other in others)
+    assert report.artifact is not None
+    assert proof.perplexity == pytest.approx(report.artifact.perplexity, rel=0.02)
+    return proof
+
+
+needs_llama_cpp = pytest.mark.skipif(
+    importlib.util.find_spec("xllamacpp") is None, reason="xllamacpp has no wheel for this platform"
+)
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize(
+    ("model_type", "stage"),
+    [
+        ("llama", Gptq(group_size=32)),
+        ("mistral", Gptq(group_size=32, symmetric=False)),
+        ("qwen2", Rtn(bits=5, group_size=32)),
+        ("qwen3", Rtn(bits=5, group_size=32, symmetric=False)),
+        ("gpt2", Rtn(bits=8, group_size=32, skip=("*.mlp.*",))),
+    ],
+)
+def test_llama_cpp_runs_it_and_measures_the_same(tmp_path: Path, model_type: str, stage: Stage) -> None:
+    proof = prove(tmp_path, stage, config_of(model_type))
+
+    assert proof.sample
+    assert proof.version.startswith("xllamacpp 20")
+
+
+@needs_llama_cpp
+def test_speed_is_measured_in_llama_cpp_beside_the_base_in_16_bits(tmp_path: Path) -> None:
+    save(tmp_path / "model", config_of("llama"))
+    settings = EvaluationSettings(samples=2, sequence_length=64, speed=True)
+    recipe = [{"method": "rtn", "group_size": 32}]
+    asked = order(tmp_path, recipe, format="gguf", runtimes=("llama.cpp",), evaluation=settings)
+
+    report = run(asked, lambda _progress: None, lambda: False).report
+
+    assert set(report.speeds) == {"base", "artifact"}
+    for figures in report.speeds.values():
+        assert figures.runtime == f"llama.cpp {report.runtimes[0].version}"
+        assert figures.device == "cpu"
+        assert min(figures.prefill_tokens_per_second, figures.decode_tokens_per_second) > 0
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize("rule", ["smollm", "llama-bpe", "tekken", "qwen2"])
+def test_llama_cpp_cuts_text_as_each_known_rule_does(tmp_path: Path, rule: str) -> None:
+    """The proof compares the tokens; here every merge that a wrong rule would allow is in the vocabulary."""
+    normalizer, steps = next(key for key, name in gguf_vocabulary._CUTTING.items() if name == rule)
+    cutting = [
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": step[1]}
+        if step[0] == "ByteLevel"
+        else {"type": "Digits", "individual_digits": True}
+        if step[0] == "Digits"
+        else {"type": "Split", "pattern": {"Regex": step[1]}, "behavior": "Isolated", "invert": False}
+        for step in steps
+    ]
+
+    def change(tokenizer: dict[str, Any]) -> None:
+        tokenizer["normalizer"] = {"type": normalizer} if normalizer else None
+        tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": cutting}
+        for left, right in (
+            ("33", "3"),
+            ("333", "3"),
+            ("'", "R"),
+            ("'R", "E"),
+            ("Ġ", "Ġ"),
+            ("Ċ", "Ċ"),
+            ("Ċ", "Ġ"),
+            ("/", "/"),
+        ):
+            tokenizer["model"]["vocab"][left + right] = len(tokenizer["model"]["vocab"])
+            tokenizer["model"]["merges"].append([left, right])
+
+    config = config_of("llama")
+    config.vocab_size = 300
+    save(tmp_path / "model", config)
+    change_tokenizer(tmp_path / "model", change)
+    asked = order(tmp_path, [{"method": "magnitude"}], format="gguf", runtimes=("llama.cpp",), evaluation=None)
+
+    [proof, *_] = run(asked, lambda _progress: None, lambda: False).report.runtimes
+
+    assert proof.loads
+    assert GGUFReader(tmp_path / "out" / "model.gguf").fields["tokenizer.ggml.pre"].contents() == rule
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize("prefix", [True, False])
+def test_a_sentencepiece_tokenizer_travels_as_scores(tmp_path: Path, prefix: bool) -> None:
+    config = config_of("llama")
+    config.vocab_size = 320
+    save(tmp_path / "model", config)
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁abcdefhinorstuwyEIRW'3."]
+    merges = [("h", "e"), ("r", "e"), ("▁", "h"), ("▁h", "e"), ("▁", "he"), ("he", "re"), ("▁", "▁"), ("o", "u")]
+    pieces += dict.fromkeys("".join(pair) for pair in merges)
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": index, "content": pieces[index], "special": True, "normalized": False}
+            | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+            for index in range(3)
+        ],
+        "model": {
+            "type": "BPE",
+            "unk_token": "<unk>",
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "vocab": {piece: index for index, piece in enumerate(pieces)},
+            "merges": merges,
+        },
+    }
+    (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    settings = {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": prefix, "legacy": False}
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(settings))
+    asked = order(tmp_path, [{"method": "magnitude"}], format="gguf", runtimes=("llama.cpp",), evaluation=None)
+
+    [proof, *_] = run(asked, lambda _progress: None, lambda: False).report.runtimes
+
+    assert proof.loads
+    fields = GGUFReader(tmp_path / "out" / "model.gguf").fields
+    assert fields["tokenizer.ggml.model"].contents() == "llama"
+    assert fields["tokenizer.ggml.add_space_prefix"].contents() is prefix
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+        {"rope_type": "linear", "factor": 4.0},
+        {"rope_type": "yarn", "factor": 4.0},
+    ],
+    ids=lambda rope: rope["rope_type"],
+)
+def test_llama_cpp_turns_queries_and_keys_as_far_as_transformers(tmp_path: Path, rope: dict[str, Any]) -> None:
+    scaled = rope | {"rope_theta": 500.0, "original_max_position_embeddings": 16}
+    config = config_of("llama").to_dict() | {"rope_parameters": scaled}
+
+    prove(tmp_path, Magnitude(sparsity=0.1), LlamaConfig.from_dict(config))
+
+
+@needs_llama_cpp
+def test_an_engine_without_a_network_proves_it_too(tmp_path: Path) -> None:
+    save(tmp_path / "model", config_of("llama"))
+    asked = order(tmp_path, [{"method": "rtn", "group_size": 32}], format="gguf", runtimes=("llama.cpp",))
+    engine = subprocess.Popen(
+        [sys.executable, "-P", "-m", "paredown.engine", str(write_order(asked, tmp_path / "order.json"))],
+        stdin=subprocess.PIPE,  # held open: the engine ends with it
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={"HOME": str(tmp_path), "TMPDIR": str(tmp_path)},
+    )
+    with engine:
+        assert engine.stdout is not None
+        messages = [ENGINE_MESSAGE.validate_json(line) for line in engine.stdout]
+
+    [started] = [message for message in messages if isinstance(message, EngineStarted)]
+    assert started.isolation.no_network
+    result = messages[-1]
+    assert isinstance(result, EngineResult)
+    assert result.report.runtimes[0].runtime == "llama.cpp"
+    assert result.report.runtimes[0].loads
+
+
+@needs_llama_cpp
+def test_a_file_that_is_cut_off_or_disagrees_is_no_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama_cpp, "TOLERANCE", 0.0)
+    with pytest.raises(RuntimeDisagrees, match="fault of Pare"):
+        prove(tmp_path, Rtn(group_size=32), config_of("llama"))
+
+    path = tmp_path / "out" / "model.gguf"
+    path.write_bytes(path.read_bytes()[:-5000])
+    with (
+        LlamaCppProcess(tmp_path, "cpu", threads=1) as process,
+        pytest.raises(RuntimeFailed, match="Failed to init server"),
+    ):
+        process.load(path, 64)
+
+
+@needs_llama_cpp
+def test_a_tokenizer_that_llama_cpp_cuts_otherwise_is_no_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paredown.engine.formats.gguf_vocabulary._cutting", lambda _described: "llama-bpe")
+    with pytest.raises(RuntimeDisagrees, match="tokens"):
+        prove(tmp_path, Magnitude(), config_of("llama"))
+
+
+def test_a_worker_without_llama_cpp_claims_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama_cpp.importlib.util, "find_spec", lambda _name: None)
+    save(tmp_path / "model", config_of("llama"))
+
+    asked = order(tmp_path, [{"method": "magnitude"}], format="gguf", runtimes=("llama.cpp",))
+    [proof, *_] = run(asked, lambda _progress: None, lambda: False).report.runtimes
+
+    assert not proof.loads
+    assert "xllamacpp" in (proof.detail or "")
+
+
+@pytest.mark.parametrize(
+    ("config", "recipe", "sentence"),
+    [
+        (config_of("opt"), RECIPES["Q4_0"], "gpt2, llama, mistral, qwen2, qwen3 models"),
+        (config_of("llama"), (Rtn(bits=3, group_size=32),), "use 4 or 5 bits, or 8 bits symmetric"),
+        (config_of("llama"), (Rtn(group_size=64),), "set group_size to 32"),
+        (config_of("gpt2"), (Rtn(bits=8, group_size=32, symmetric=False),), "no 8-bit asymmetric"),
+    ],
+    ids=["opt", "bits", "group", "asymmetric"],
+)
+def test_what_gguf_cannot_hold_is_refused_before_any_work(
+    tmp_path: Path, config: PreTrainedConfig, recipe: tuple[Stage, ...], sentence: str
+) -> None:
+    save_model(tmp_path / "model", config)
+    with pytest.raises(FormatRefused, match=sentence):
+        compress(tmp_path, recipe)
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "field", "value"),
+    [
+        ("llama", "hidden_act", "gelu"),
+        ("gpt2", "activation_function", "relu"),
+        ("qwen3", "attention_bias", True),
+        ("llama", "rope_parameters", {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
+    ],
+)
+def test_what_llama_cpp_computes_otherwise_is_refused(tmp_path: Path, model_type: str, field: str, value: Any) -> None:
+    config = config_of(model_type)
+    setattr(config, field, value)
+    save_model(tmp_path / "model", config)
+    with pytest.raises(FormatRefused, match=r"llama\.cpp"):
+        compress(tmp_path, RECIPES["BF16"])
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda tokenizer: tokenizer.update(pre_tokenizer={"type": "Whitespace"}), "gpt-2, llama-bpe, qwen2"),
+        (lambda tokenizer: tokenizer.update(normalizer={"type": "Lowercase"}), "gpt-2, llama-bpe, qwen2"),
+        (lambda tokenizer: tokenizer["model"].update(byte_fallback=True), "knows sentencepiece's"),
+        (lambda tokenizer: tokenizer["model"].update(merges=[]), "needs a tokenizer with merges"),
+    ],
+    ids=["cutting", "normalizer", "sentencepiece", "merges"],
+)
+def test_a_tokenizer_that_cannot_be_named_is_refused(tmp_path: Path, change: Any, sentence: str) -> None:
+    save(tmp_path / "model", config_of("llama"))
+    change_tokenizer(tmp_path / "model", change)
+    with pytest.raises(FormatRefused, match=sentence):
+        write(tmp_path, compress(tmp_path, RECIPES["BF16"]))
+
+
+def test_a_window_bounds_the_context_over_which_llama_cpp_agrees(tmp_path: Path) -> None:
+    config = config_of("mistral")
+    config.sliding_window = 40
+    save(tmp_path / "model", config)
+
+    path = write(tmp_path, compress(tmp_path, RECIPES["BF16"]))
+
+    assert GGUFReader(path).fields["llama.context_length"].contents() == 40

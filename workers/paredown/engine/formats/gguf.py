@@ -1,0 +1,277 @@
+"""The GGUF format, for llama.cpp: one file with tensors under llama.cpp's names, the model's sizes, and its tokenizer.
+
+Codes are packed as the method left them; the gguf package's own quantizers would compute other scales from the rounded
+weights. Embeddings and head of a quantized model are coded in Q8_0 by that package; norms, biases and positions are
+float32, all else is the model's 16-bit type. Layouts: ggml's block_q4_0 … block_q8_0.
+Shapes: O out_features, I in_features, G groups along the input, N blocks, S weights of a block (32).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from gguf import (
+    GGML_QUANT_VERSION,
+    MODEL_ARCH_NAMES,
+    GGMLQuantizationType,
+    GGUFWriter,
+    LlamaFileType,
+    dequantize,
+    get_tensor_name_map,
+    quantize,
+)
+from numpy.typing import NDArray
+from torch import Tensor
+
+from paredown.contracts import gguf as contract
+from paredown.contracts.recipes import Recipe, quantizer
+from paredown.engine.architectures import Architecture, Skeleton
+from paredown.engine.errors import FormatRefused
+from paredown.engine.formats.files import synchronize
+from paredown.engine.formats.gguf_metadata import head_dim, rope_factors, write_metadata
+from paredown.engine.quantized import QuantizedLinear
+from paredown.engine.weights import ModelFiles, Storage, stored
+
+FILE_NAME = "model.gguf"
+# Weights of an embedding coded at once, so that the temporaries are small beside the embedding.
+_CODED_AT_ONCE = 2**22
+
+Bytes = NDArray[np.uint8]
+
+
+def prepared(files: ModelFiles, recipe: Recipe) -> ModelFiles:
+    """The model on its way into GGUF: what is measured is what the file will hold. Raises FormatRefused."""
+    config = files.config
+    if reason := contract.model_refusal(config.to_dict()):
+        raise FormatRefused(reason, field="format")
+    grid = quantizer(recipe)
+    if grid is not None and (refusal := contract.grid_refusal(grid)):
+        raise FormatRefused(refusal[1], field=refusal[0])
+    coded: frozenset[str] = frozenset()
+    if contract.embedding_type(grid, config.hidden_size):
+        names = Names(config)
+        coded = frozenset(name for name in files.names if names.is_embedding(name))
+    return files.stored_by(Storage(scale_dtype=torch.float16, wide=True, coded=coded, code=_coded))
+
+
+class Names:
+    """transformers' parameter names in llama.cpp's."""
+
+    def __init__(self, config: Any) -> None:
+        self.architecture = contract.ARCHITECTURES[config.model_type]
+        [architecture] = [key for key, name in MODEL_ARCH_NAMES.items() if name == self.architecture]
+        self._map = get_tensor_name_map(architecture, config.num_hidden_layers)
+
+    def __call__(self, name: str) -> str:
+        module, _, leaf = name.rpartition(".")
+        found = self._map.get_name(module)
+        assert found is not None, f"llama.cpp has no name for {name}"
+        return f"{found}.{leaf}"
+
+    def is_embedding(self, name: str) -> bool:
+        return self(name) in ("token_embd.weight", "output.weight")
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One tensor of the file; `shape` is numpy's, of weights."""
+
+    name: str
+    kind: GGMLQuantizationType
+    shape: tuple[int, ...]
+    data: Callable[[], NDArray[Any]]
+
+    @property
+    def size_bytes(self) -> int:
+        width = self.shape[-1]
+        rows = int(np.prod(self.shape[:-1], dtype=np.int64))
+        if self.kind.name in contract.BLOCK_BYTES:
+            return rows * (width // contract.BLOCK_WEIGHTS) * contract.BLOCK_BYTES[self.kind.name]
+        return rows * width * (4 if self.kind is GGMLQuantizationType.F32 else 2)
+
+
+class Writable(Protocol):
+    """What is asked of a model: CompressedModel, and a model that nothing was done to."""
+
+    config: Any
+    names: tuple[str, ...]
+    shapes: dict[str, torch.Size]
+    storage_dtype: torch.dtype
+    linear_names: tuple[str, ...]
+    architecture: Architecture
+    source: ModelFiles
+
+    def quantized(self, linear_name: str, /) -> QuantizedLinear | None: ...
+    def tensor(self, name: str) -> Tensor: ...
+
+
+class Uncompressed:
+    """A model in its 16-bit type: the base beside which an artifact's speed is measured."""
+
+    def __init__(self, files: ModelFiles) -> None:
+        skeleton = Skeleton(files.config, files.storage_dtype)
+        self.config = files.config
+        self.names = files.names
+        self.shapes = skeleton.parameter_shapes()
+        self.storage_dtype = files.storage_dtype
+        self.linear_names = tuple(skeleton.all_linear_names())
+        self.architecture = skeleton.architecture
+        self.source = files.stored_by(Storage())
+
+    def quantized(self, _linear_name: str, /) -> None:
+        return None
+
+    def tensor(self, name: str) -> Tensor:
+        return stored(self.source, name)
+
+
+def write(model: Writable, directory: Path) -> int:
+    """`model.gguf`; returns its bytes. One tensor is in memory at a time. Raises FormatRefused."""
+    names = Names(model.config)
+    entries = list(_entries(model, names))
+    path = directory / FILE_NAME
+    partial = path.with_suffix(".partial")
+    writer = GGUFWriter(partial, names.architecture)
+    write_metadata(writer, model.config, model.source, names.architecture)
+    writer.add_quantization_version(GGML_QUANT_VERSION)
+    writer.add_file_type(_file_type(entries))
+    for entry in entries:
+        writer.add_tensor_info(entry.name, entry.shape, np.dtype(np.float32), entry.size_bytes, entry.kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for entry in entries:
+        writer.write_tensor_data(entry.data())
+    writer.close()
+    synchronize(partial)
+    partial.rename(path)
+    # The engine's user need not be who comes for it.
+    path.chmod(0o644)
+    synchronize(directory)
+    return path.stat().st_size
+
+
+def _entries(model: Writable, names: Names) -> Iterator[_Entry]:
+    oriented = model.architecture.oriented
+    storage = GGMLQuantizationType.F16 if model.storage_dtype == torch.float16 else GGMLQuantizationType.BF16
+    for name in model.names:
+        stored_name = names(name)
+        shape = tuple(model.shapes[name])
+        order = _row_order(model.config, names.architecture, stored_name)
+        linear_name = name.removesuffix(".weight")
+        is_linear = linear_name in model.linear_names and name != linear_name
+        if is_linear and (linear := model.quantized(linear_name)) is not None:
+            kind = _grid_kind(linear, linear_name)
+            data = _packed_in_order(model, linear_name, order)
+            yield _Entry(stored_name, kind, tuple(linear.codes_OI.shape), data)
+            continue
+        if is_linear:
+            shape, kind = tuple(oriented(torch.empty(shape, device="meta")).shape), storage
+        elif name in model.source.storage.coded:
+            kind = GGMLQuantizationType.Q8_0
+        elif names.is_embedding(name):
+            kind = storage
+        else:
+            kind = GGMLQuantizationType.F32
+        yield _Entry(stored_name, kind, shape, _dense_in_order(model, name, is_linear, kind, order))
+    if (factors := rope_factors(model.config)) is not None:
+        yield _Entry("rope_freqs.weight", GGMLQuantizationType.F32, tuple(factors.shape), factors.numpy)
+
+
+def _packed_in_order(model: Writable, linear_name: str, order: Sequence[int] | None) -> Callable[[], Bytes]:
+    def data() -> Bytes:
+        linear = model.quantized(linear_name)
+        assert linear is not None
+        rows = packed(linear)
+        return rows if order is None else rows[order]
+
+    return data
+
+
+def _dense_in_order(
+    model: Writable, name: str, is_linear: bool, kind: GGMLQuantizationType, order: Sequence[int] | None
+) -> Callable[[], NDArray[Any]]:
+    def data() -> NDArray[Any]:
+        value = model.tensor(name)
+        if is_linear:
+            value = model.architecture.oriented(value)
+        if kind is GGMLQuantizationType.Q8_0:
+            return _q8_0(value.float().numpy())
+        values: NDArray[Any]
+        if kind is GGMLQuantizationType.BF16:
+            # numpy has no bfloat16: its two bytes travel as an integer.
+            values = value.to(torch.bfloat16).contiguous().view(torch.int16).numpy()
+        else:
+            dtype = torch.float16 if kind is GGMLQuantizationType.F16 else torch.float32
+            values = value.to(dtype).contiguous().numpy()
+        return values if order is None else values[order]
+
+    return data
+
+
+def _grid_kind(linear: QuantizedLinear, name: str) -> GGMLQuantizationType:
+    kind = contract.GRID_TYPES.get((linear.bits, linear.symmetric))
+    if kind is None or linear.group_size != contract.BLOCK_WEIGHTS or not linear.wide:
+        raise FormatRefused(f"GGUF has no type that holds the codes of {name}; see the recipe's grid.", field="format")
+    return GGMLQuantizationType[kind]
+
+
+def packed(linear: QuantizedLinear) -> Bytes:
+    """The rows of a linear as ggml's blocks: scale, minimum, fifth bits, then the codes, two to a byte below 8 bits."""
+    scales_OG = linear.scales_OG.numpy()
+    codes_NS = linear.codes_OI.numpy().reshape(-1, contract.BLOCK_WEIGHTS)
+    parts = [_as_bytes(linear.scales_OG)]
+    if (minima_OG := linear.minima_OG) is not None:
+        parts.append(_as_bytes(minima_OG))
+    if linear.bits == 8:
+        parts.append(codes_NS.view(np.uint8))
+    else:
+        # Codes of symmetric grids are signed here and count from zero there.
+        lowest = 1 << (linear.bits - 1) if linear.symmetric else 0
+        unsigned_NS = (codes_NS.astype(np.int16) + lowest).astype(np.uint8)
+        if linear.bits == 5:
+            parts.append(np.packbits(unsigned_NS >= 16, axis=-1, bitorder="little"))
+        half = contract.BLOCK_WEIGHTS // 2
+        low_NS, high_NS = unsigned_NS[:, :half], unsigned_NS[:, half:]
+        parts.append((low_NS & 0x0F | high_NS << 4).astype(np.uint8))
+    return np.concatenate(parts, axis=1).reshape(scales_OG.shape[0], -1)
+
+
+def _as_bytes(numbers_OG: Tensor) -> Bytes:
+    assert numbers_OG.dtype == torch.float16
+    as_bytes: Bytes = numbers_OG.contiguous().numpy().reshape(-1, 1).view(np.uint8)
+    return as_bytes
+
+
+def _row_order(config: Any, architecture: str, gguf_name: str) -> Sequence[int] | None:
+    """llama.cpp interleaves the two halves of each rotary head of llama's q and k; transformers keeps them apart."""
+    if architecture != "llama" or not (".attn_q." in gguf_name or ".attn_k." in gguf_name):
+        return None
+    heads = config.num_attention_heads if ".attn_q." in gguf_name else config.num_key_value_heads
+    width = head_dim(config)
+    order: list[int] = np.arange(heads * width).reshape(heads, 2, width // 2).swapaxes(1, 2).ravel().tolist()
+    return order
+
+
+def _q8_0(values: NDArray[np.float32]) -> Bytes:
+    rows = max(1, _CODED_AT_ONCE // values.shape[-1])
+    return np.concatenate(
+        [quantize(values[start : start + rows], GGMLQuantizationType.Q8_0) for start in range(0, len(values), rows)]
+    )
+
+
+def _coded(tensor: Tensor) -> Tensor:
+    """An embedding as Q8_0 gives it back. Coding that again gives the same bytes: its largest code is always 127."""
+    return torch.from_numpy(dequantize(_q8_0(tensor.float().numpy()), GGMLQuantizationType.Q8_0))
+
+
+def _file_type(entries: Sequence[_Entry]) -> int:
+    """llama.cpp's name for such a file: the type of most weights."""
+    weights: dict[str, int] = {}
+    for entry in entries:
+        if entry.name.startswith("blk."):
+            weights[entry.kind.name] = weights.get(entry.kind.name, 0) + int(np.prod(entry.shape, dtype=np.int64))
+    return int(LlamaFileType[f"MOSTLY_{max(weights, key=weights.__getitem__)}"])
