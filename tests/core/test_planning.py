@@ -262,6 +262,12 @@ def test_later_stages_meet_the_narrower_layers() -> None:
             "recipe.1.symmetric",
             "pruned weights would not stay zero",
         ),
+        (
+            LLAMA | {"model_type": "qwen2"},
+            [{"method": "llm-pruner", "head_groups": 1}],
+            "recipe.0.head_groups",
+            "set head_groups to 0",
+        ),
     ],
 )
 def test_what_gguf_cannot_hold_is_refused_with_what_it_can(

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, PreTrainedConfig
 from paredown.contracts.artifact import RuntimeProof
 from paredown.contracts.families import shape_from_config
 from paredown.contracts.job import EvaluationSettings, Format
-from paredown.contracts.recipes import Gptq, Magnitude, Rtn, ShortGpt, Stage
+from paredown.contracts.recipes import Gptq, LlmPruner, Magnitude, Rtn, ShortGpt, Stage
 from paredown.contracts.work import ENGINE_MESSAGE, EngineResult, EngineStarted
 from paredown.core.estimates import output_bytes
 from paredown.engine import llama_cpp
@@ -204,6 +204,9 @@ needs_llama_cpp = pytest.mark.skipif(
         ("qwen2", Rtn(bits=5, group_size=32)),
         ("qwen3", Rtn(bits=5, group_size=32, symmetric=False)),
         ("gpt2", Rtn(bits=8, group_size=32, skip=("*.mlp.*",))),
+        ("llama", LlmPruner(mlp_share=0.5, head_groups=1)),
+        ("qwen2", LlmPruner(mlp_share=0.5)),
+        ("qwen3", LlmPruner(head_groups=1)),
     ],
 )
 def test_llama_cpp_runs_it_and_measures_the_same(tmp_path: Path, model_type: str, stage: Stage) -> None:

@@ -6,7 +6,8 @@ float16 minimum. The engine packs by the same tables (engine/formats/gguf.py).
 
 from typing import Any
 
-from paredown.contracts.recipes import WeightGrid
+from paredown.contracts.recipes import Stage, WeightGrid
+from paredown.contracts.recipes.width import Width
 
 BLOCK_WEIGHTS = 32
 # (bits, symmetric) → the type that holds codes of that grid exactly.
@@ -54,6 +55,16 @@ def _computed_otherwise(config: dict[str, Any]) -> str | None:
         return f"Rotary scaling of the kind {kind} is not mapped to llama.cpp's"
     if kind == "yarn" and any(rope.get(name) is not None for name in _YARN_SETTINGS):
         return "Yarn with settings of its own is not mapped to llama.cpp's"
+    return None
+
+
+def width_refusal(model_type: str, stage: Stage) -> str | None:
+    """Why llama.cpp could not load what the stage leaves of such a model; None where it does."""
+    if model_type == "qwen2" and isinstance(stage, Width) and stage.head_groups:
+        return (
+            "llama.cpp's qwen2 divides the hidden size by the number of heads to know a head's width, so none can go; "
+            "set head_groups to 0, or format to safetensors."
+        )
     return None
 
 

@@ -62,7 +62,7 @@ def check_recipe(shape: ModelShape, spec: JobSpec) -> None:
     if spec.resolved_format is Format.COMPRESSED_TENSORS:
         _check_experts(shape, spec)
     if spec.resolved_format is Format.GGUF:
-        _check_gguf(spec)
+        _check_gguf(shape, spec)
     _check_context(shape, spec)
 
 
@@ -87,8 +87,10 @@ def _check_experts(shape: ModelShape, spec: JobSpec) -> None:
             )
 
 
-def _check_gguf(spec: JobSpec) -> None:
+def _check_gguf(shape: ModelShape, spec: JobSpec) -> None:
     for index, stage in enumerate(spec.recipe):
+        if reason := gguf.width_refusal(shape.model_type, stage):
+            raise RecipeRefused(reason, field=f"recipe.{index}.head_groups")
         if isinstance(stage, WeightGrid) and (refusal := gguf.grid_refusal(stage)):
             field, reason = refusal
             raise RecipeRefused(reason, field=f"recipe.{index}.{field}")
