@@ -110,7 +110,7 @@ def test_release_serves_beside_a_later_one(database: Database) -> None:
 
 def test_migration_gives_up_rather_than_block_a_table(database: Database, settings: Settings) -> None:
     with database.engine.connect() as reader:
-        reader.execute(text("SELECT * FROM baselines"))
+        reader.execute(text("SELECT * FROM artifacts"))
         started = time.monotonic()
         with pytest.raises(OperationalError, match="lock timeout"):
             migrate.downgrade(settings, "base")

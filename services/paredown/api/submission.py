@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from uuid import UUID
 
 from paredown.api.service import Service
+from paredown.contracts.artifact import Manifest
 from paredown.contracts.job import JobSpec, JobView, Plan
 from paredown.core import catalogue, jobs, planning, sources
 from paredown.core.errors import NotFound, ServiceBusy, SourceError, SourceNotFound
@@ -37,14 +38,29 @@ def plan(service: Service, project_id: UUID, spec: JobSpec) -> Plan:
         with service.database.transaction() as session:
             return str(catalogue.get_dataset(session, project_id, dataset_id).id)
 
+    def find(artifact_id: UUID) -> tuple[Manifest, str]:
+        with service.database.transaction() as session:
+            return catalogue.stored(session, project_id, artifact_id)
+
     texts = {"calibration.source": spec.calibration.source, "evaluation.source": spec.evaluation.source}
     with _looking():
         for field, uri in texts.items():
             with _blaming(field):
                 sources.check_text_uri(uri, service.settings, resolve)
-        description = sources.describe(spec.model, service.settings)
-    planning.check_recipe(description.shape, spec)
-    return planning.make_plan(spec, description, service.settings)
+        description = sources.describe(spec.model, service.settings, sources.Shelf(find, service.store))
+    planning.check_recipe(description.shape, spec, description.earlier)
+    made = planning.make_plan(spec, description, service.settings)
+    base = description.base
+    if base is None or _is_measured(service, base.fingerprint, spec, made.pool):
+        return made
+    return planning.without_baseline(made, spec, base)
+
+
+def _is_measured(service: Service, fingerprint: str, spec: JobSpec, pool: str) -> bool:
+    device = service.settings.pools[pool].device
+    with service.database.transaction() as session:
+        found = catalogue.likely_baseline(session, fingerprint, spec.evaluation, spec.dtype, device)
+    return found is not None
 
 
 @contextmanager

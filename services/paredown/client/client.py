@@ -213,12 +213,20 @@ class PareClient:
         model: str | None = None,
         method: str | None = None,
         verdict: Verdict | None = None,
+        parent: UUID | str | None = None,
         after: str | None = None,
         limit: int = 50,
     ) -> Page[ArtifactView]:
         """Newest first."""
         parameters = _parameters(
-            search=search, tag=tag, model=model, method=method, verdict=verdict, after=after, limit=limit
+            search=search,
+            tag=tag,
+            model=model,
+            method=method,
+            verdict=verdict,
+            parent=parent,
+            after=after,
+            limit=limit,
         )
         return self._transport.read(_ARTIFACTS, "GET", "/v1/artifacts", params=parameters)
 

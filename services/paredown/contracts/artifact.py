@@ -11,7 +11,7 @@ from uuid import UUID
 from pydantic import AfterValidator, Field
 
 from paredown.contracts.job import Budget, Calibration, Contract, DType, EvaluationSettings, Format, Tag
-from paredown.contracts.recipes import Recipe
+from paredown.contracts.recipes import Recipe, recipe_name
 
 MANIFEST_NAME = "manifest.json"
 
@@ -52,7 +52,7 @@ class Evaluation(Contract):
 
 
 class Speed(Contract):
-    """Speed in one runtime: median over `repeats`. Base and artifact are always measured in one run."""
+    """Speed in one runtime: median over `repeats`. Base and artifact are measured in one run, or the artifact alone."""
 
     runtime: str
     device: str
@@ -194,7 +194,7 @@ class ManifestFile(Contract):
 
 
 class BaseModelRecord(Contract):
-    """The model that was compressed."""
+    """The model that was compressed; where an artifact was, the model which that was made of in the first place."""
 
     uri: str
     revision: str = Field(description="Pinned: a commit, a version, or the fingerprint where the source has neither.")
@@ -215,14 +215,26 @@ class Isolation(Contract):
     notes: tuple[str, ...] = ()
 
 
+class Ancestor(Contract):
+    """An artifact that another was made of. The record stays when the artifact itself is deleted."""
+
+    artifact_id: UUID
+    manifest_sha256: Sha256 = Field(description="Of its manifest.json, as the store had it.")
+    recipe: Recipe = Field(description="What made it of the one before, or of the base.")
+
+
 class Manifest(Contract):
-    """Everything needed to check an artifact and to make it again."""
+    """Everything needed to check an artifact and to make it again.
+
+    An artifact made of another has the same base as that one; every figure of the base is that model's.
+    """
 
     schema_version: Literal[1] = 1
     artifact_id: UUID
     job_id: UUID | None
     created_at: datetime
     base: BaseModelRecord
+    lineage: tuple[Ancestor, ...] = Field((), description="The artifacts between base and this one, oldest first.")
     recipe: Recipe
     recipe_hash: Sha256
     format: Format
@@ -235,9 +247,19 @@ class Manifest(Contract):
     tools: dict[str, str] = Field(description="Versions of what made it: paredown, torch, transformers, …")
     report: Report
 
+    @property
+    def recipes(self) -> tuple[Recipe, ...]:
+        """All that lies between base and artifact, oldest first."""
+        return (*(ancestor.recipe for ancestor in self.lineage), self.recipe)
+
+    @property
+    def recipe_name(self) -> str:
+        """Such as `wanda-50% then gptq-4`."""
+        return " then ".join(recipe_name(recipe) for recipe in self.recipes)
+
 
 class ArtifactView(Contract):
-    """An artifact as the catalogue lists it."""
+    """An artifact as the catalogue lists it. The model and every figure of a base are of the model it began with."""
 
     id: UUID
     project: str
@@ -247,8 +269,9 @@ class ArtifactView(Contract):
     model_fingerprint: Sha256
     model_type: str
     parameters: int
+    lineage: tuple[Ancestor, ...] = Field((), description="The artifacts between model and this one, oldest first.")
     recipe: Recipe
-    recipe_name: str
+    recipe_name: str = Field(description="The recipe, after those of the artifacts that it was made of.")
     recipe_hash: Sha256
     format: Format
     size_bytes: int

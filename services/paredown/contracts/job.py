@@ -84,7 +84,10 @@ class Format(StrEnum):
 class JobSpec(Contract):
     """All that decides a job's result. Immutable once submitted."""
 
-    model: Uri = Field(description="Where the model lies: pkg:// file:// https:// hf:// or s3://")
+    model: Uri = Field(
+        description="Where the model lies: pkg:// file:// https:// hf:// or s3://; or artifact://ID, an artifact of "
+        "the catalogue to compress further."
+    )
     recipe: Recipe
     calibration: Calibration = Calibration()
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -233,7 +236,7 @@ class Plan(Contract):
     model: Uri
     model_type: str
     parameters: int
-    base_bytes: int
+    base_bytes: int = Field(description="Parameters × 2; for an artifact, those of the model it was made of.")
     recipe_name: str
     recipe_hash: str
     format: Format

@@ -14,11 +14,20 @@ from paredown.contracts.job import Budget, Calibration, Contract, DType, Evaluat
 from paredown.contracts.recipes import Recipe
 
 
+class Origin(Contract):
+    """What made the artifact that model_dir holds. Its base is not here, so nothing is measured in the base's name."""
+
+    base_bytes: int = Field(description="Of the base; sizes are compared with these.")
+    pruned: bool = Field(description="Whether weights were pruned: those that are zero stay zero.")
+    baseline_required: bool = Field(description="Whether to fail, and at once, where the base's figures are not known.")
+
+
 class WorkOrder(Contract):
     """All that the engine needs. Paths are local and verified; there are no credentials in it."""
 
     model_dir: Path = Field(description="Verified files: config.json, *.safetensors or one *.gguf, tokenizer.")
     gguf_file: str | None = Field(None, description="Name of the GGUF file in model_dir, if that is the container.")
+    origin: Origin | None = Field(None, description="Set where model_dir holds an artifact, not a base.")
     recipe: Recipe
     calibration: Calibration | None
     calibration_text: Path | None = Field(None, description="UTF-8 text, or JSON lines with a `text` field.")
@@ -91,5 +100,6 @@ __all__ = [
     "EngineProgress",
     "EngineResult",
     "EngineStarted",
+    "Origin",
     "WorkOrder",
 ]

@@ -1,10 +1,11 @@
 """Reading artifacts: who may, and how a row becomes what people see."""
 
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Select, Text, cast, func, or_, select
-from sqlalchemy.orm import defer
+from sqlalchemy.orm import Session, defer
 
 from paredown.contracts.artifact import ArtifactView
 from paredown.core.tables import ArtifactRow, ProjectRow
@@ -20,8 +21,13 @@ def readable(project_id: UUID | None) -> list[ColumnElement[bool]]:
     return [alive, or_(ArtifactRow.project_id == project_id, ArtifactRow.visibility == "everyone")]
 
 
-def of_model(model: str) -> ColumnElement[bool]:
-    """`model` is a URI or a fingerprint."""
+def of_model(session: Session, project_id: UUID, model: str) -> ColumnElement[bool]:
+    """`model` is a URI or a fingerprint; artifact://ID stands for the model that the artifact was made of."""
+    scheme, _, rest = model.partition("://")
+    if scheme == "artifact":
+        with suppress(ValueError):
+            its = select(ArtifactRow.model_fingerprint).where(ArtifactRow.id == UUID(rest), *readable(project_id))
+            model = session.scalar(its) or model
     return or_(ArtifactRow.model == model, ArtifactRow.model_fingerprint == model)
 
 
@@ -37,13 +43,16 @@ BASE_TOKEN_COST = report_number("cost", "base_per_million_tokens")
 _CURRENCY = cast(func.jsonb_extract_path_text(ArtifactRow.manifest, "report", "cost", "currency"), Text)
 
 
-def select_views() -> Select[ArtifactRow, str, list[JsonObject], float | None, float | None, float | None, str | None]:
+def select_views() -> Select[
+    ArtifactRow, str, list[JsonObject], list[JsonObject] | None, float | None, float | None, float | None, str | None
+]:
     # The manifest itself may have thousands of layers; a list needs a few of its figures.
     return (
         select(
             ArtifactRow,
             ProjectRow.name,
             ArtifactRow.manifest["recipe"],
+            ArtifactRow.manifest["lineage"],
             DECODE_SPEED,
             BASE_DECODE_SPEED,
             TOKEN_COST,
@@ -58,6 +67,7 @@ def view(
     row: ArtifactRow,
     project: str,
     recipe: list[JsonObject],
+    lineage: list[JsonObject] | None,
     decode_speed: float | None,
     base_decode_speed: float | None,
     token_cost: float | None,
@@ -73,6 +83,8 @@ def view(
             "model_fingerprint": row.model_fingerprint,
             "model_type": row.model_type,
             "parameters": row.parameters,
+            # Absent from artifacts of a release that knew no lineage.
+            "lineage": lineage or (),
             "recipe": recipe,
             "recipe_name": row.recipe_name,
             "recipe_hash": row.recipe_hash,

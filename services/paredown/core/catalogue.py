@@ -21,6 +21,7 @@ from paredown.core.inputs import (
     baseline,
     delete_dataset,
     get_dataset,
+    likely_baseline,
     list_datasets,
     list_models,
     new_dataset,
@@ -44,6 +45,7 @@ __all__ = [
     "get_dataset",
     "is_artifact_of",
     "known_prefix",
+    "likely_baseline",
     "list_artifacts",
     "list_datasets",
     "list_models",
@@ -53,6 +55,7 @@ __all__ = [
     "record_model",
     "save_baseline",
     "storage_prefix",
+    "stored",
     "update_artifact",
 ]
 
@@ -76,12 +79,14 @@ class NewArtifact:
 def add_artifact(session: Session, job: JobRow, artifact: NewArtifact) -> None:
     """Only core/jobs.py calls this, in the transaction that ends the job."""
     manifest, report = artifact.manifest, artifact.manifest.report
+    parent = manifest.lineage[-1] if manifest.lineage else None
     evaluation = report.artifact or report.base
     session.execute(
         insert(ArtifactRow).values(
             id=manifest.artifact_id,
             project_id=job.project_id,
             job_id=job.id,
+            parent_id=parent.artifact_id if parent else None,
             epoch=job.epoch,
             name=storable(artifact.name),
             model=manifest.base.uri,
@@ -89,8 +94,8 @@ def add_artifact(session: Session, job: JobRow, artifact: NewArtifact) -> None:
             model_type=manifest.base.model_type,
             parameters=manifest.base.parameters,
             recipe_hash=manifest.recipe_hash,
-            recipe_name=job.recipe_name,
-            methods=[stage.method for stage in manifest.recipe],
+            recipe_name=manifest.recipe_name,
+            methods=[stage.method for recipe in manifest.recipes for stage in recipe],
             format=manifest.format,
             size_bytes=report.size_bytes,
             base_bytes=report.base_bytes,
@@ -138,6 +143,11 @@ def storage_prefix(session: Session, project_id: UUID | None, artifact_id: UUID)
     return found
 
 
+def stored(session: Session, project_id: UUID | None, artifact_id: UUID) -> tuple[Manifest, str]:
+    """Manifest and place in the store of an artifact that this project may read. Raises NotFound."""
+    return manifest(session, project_id, artifact_id), storage_prefix(session, project_id, artifact_id)
+
+
 def list_artifacts(
     session: Session,
     project_id: UUID,
@@ -147,12 +157,14 @@ def list_artifacts(
     model: str | None = None,
     method: str | None = None,
     verdict: Verdict | None = None,
+    parent: UUID | None = None,
     after: str | None,
     limit: int,
 ) -> tuple[list[ArtifactView], str | None]:
     """A page of what the project may read, newest first, and the cursor of the next page.
 
-    `search` is looked for in name, model and recipe; `model` is a URI or a fingerprint. Raises RequestInvalid.
+    `search` is looked for in name, model and recipe; `model` is a URI, a fingerprint, or artifact://ID for the model of
+    that artifact; `parent` is the artifact that they were made of directly. Raises RequestInvalid.
     """
     check_storable([search, tag, model, method], "filter")
     query = select_views().where(*readable(project_id))
@@ -162,11 +174,13 @@ def list_artifacts(
     if tag is not None:
         query = query.where(ArtifactRow.tags.contains([tag]))
     if model is not None:
-        query = query.where(of_model(model))
+        query = query.where(of_model(session, project_id, model))
     if method is not None:
         query = query.where(ArtifactRow.methods.contains([method]))
     if verdict is not None:
         query = query.where(ArtifactRow.verdict == verdict)
+    if parent is not None:
+        query = query.where(ArtifactRow.parent_id == parent)
     rows, has_more = page(session, query, ArtifactRow.created_at, ArtifactRow.id, after=after, limit=limit)
     views = [view(*row) for row in rows]
     return views, encode_cursor(Place(views[-1].created_at, views[-1].id)) if has_more else None

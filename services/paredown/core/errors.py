@@ -143,6 +143,13 @@ class CalibrationUnfit(PareError):
     status = 422
 
 
+class BaselineUnknown(PareError):
+    """A budget needs the perplexity of an artifact's base, which was never measured under that evaluation."""
+
+    code = "baseline_unknown"
+    status = 422
+
+
 class PoolUnknown(PareError):
     code = "pool_unknown"
     status = 422

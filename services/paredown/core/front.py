@@ -30,8 +30,9 @@ BASE_NAME = "base"
 def front(session: Session, project_id: UUID, model: str, protocol_hash: str | None, cost_axis: CostAxis) -> Front:
     """All points of a model under one protocol, cheapest first; those that nobody beats are marked.
 
-    `model` is a URI or a fingerprint; a URI whose content changed stands for its newest artifact's. Without a protocol
-    it is the one that most artifacts were measured under. Raises NotFound when nothing was measured.
+    `model` is a URI, a fingerprint, or artifact://ID for the model of that artifact; a URI whose content changed stands
+    for its newest artifact's. Without a protocol it is the one that most artifacts were measured under. Raises NotFound
+    when nothing was measured.
     """
     check_storable([model, protocol_hash], "filter")
     rows = _measured(session, project_id, model)
@@ -84,8 +85,8 @@ def _measured(session: Session, project_id: UUID, model: str) -> list[Any]:
     evaluated = (ArtifactRow.perplexity.is_not(None), ArtifactRow.protocol_hash.is_not(None))
     visible = [*readable(project_id), *evaluated]
     newest_first = (ArtifactRow.created_at.desc(), ArtifactRow.id.desc())
-    newest = select(ArtifactRow.model_fingerprint).where(of_model(model), *visible).order_by(*newest_first).limit(1)
-    fingerprint = session.scalar(newest)
+    newest = select(ArtifactRow.model_fingerprint).where(of_model(session, project_id, model), *visible)
+    fingerprint = session.scalar(newest.order_by(*newest_first).limit(1))
     query = (
         select(
             ArtifactRow.id,

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from paredown.contracts.artifact import BaseModelRecord, Evaluation
 from paredown.contracts.dataset import DatasetView
+from paredown.contracts.job import DType, EvaluationSettings
 from paredown.contracts.service import ModelEntry
 from paredown.core.errors import NotFound
 from paredown.core.paging import Place, encode_cursor, page
@@ -20,6 +21,30 @@ from paredown.core.tables import BaselineRow, DatasetRow, ModelRow, ProjectRow
 def baseline(session: Session, fingerprint: str, protocol_hash: str, dtype: str, device_kind: str) -> Evaluation | None:
     """The uncompressed model's quality, if it was measured before under the same conditions."""
     row = session.get(BaselineRow, (fingerprint, protocol_hash, dtype, device_kind))
+    return Evaluation.model_validate({**row.evaluation, "cached": True}) if row else None
+
+
+def likely_baseline(
+    session: Session, fingerprint: str, settings: EvaluationSettings, dtype: DType, device_kind: str
+) -> Evaluation | None:
+    """The base's figures under what looks like the same protocol.
+
+    Only the engine knows the tokens, hence the protocol's hash; it uses these figures if the hash is equal to its own.
+    """
+    query = (
+        select(BaselineRow)
+        .where(
+            BaselineRow.model_fingerprint == fingerprint,
+            BaselineRow.dtype == dtype,
+            BaselineRow.device_kind == device_kind,
+            BaselineRow.evaluation["protocol"]["source"].astext == settings.source,
+            BaselineRow.evaluation["protocol"]["samples"].as_integer() == settings.samples,
+            BaselineRow.evaluation["protocol"]["sequence_length"].as_integer() == settings.sequence_length,
+        )
+        .order_by(BaselineRow.created_at.desc())
+        .limit(1)
+    )
+    row = session.scalars(query).one_or_none()
     return Evaluation.model_validate({**row.evaluation, "cached": True}) if row else None
 
 

@@ -8,12 +8,30 @@ from fnmatch import fnmatchcase
 from typing import get_args
 
 from paredown.contracts import gguf
+from paredown.contracts.artifact import BaseModelRecord
 from paredown.contracts.families import LinearShape, ModelShape
 from paredown.contracts.job import Format, JobSpec, Plan
-from paredown.contracts.recipes import Deeper, Depth, Stage, WeightGrid, Width, quantizer, recipe_hash, recipe_name
+from paredown.contracts.recipes import (
+    Deeper,
+    Depth,
+    Stage,
+    WeightGrid,
+    Width,
+    conflict,
+    quantizer,
+    recipe_hash,
+    recipe_name,
+)
 from paredown.contracts.recipes.pruning import Pruner, parse_pattern
 from paredown.contracts.recipes.quantization import GroupSize
-from paredown.core.errors import CalibrationUnfit, GroupSizeUnfit, PlanExceeded, PoolUnknown, RecipeRefused
+from paredown.core.errors import (
+    BaselineUnknown,
+    CalibrationUnfit,
+    GroupSizeUnfit,
+    PlanExceeded,
+    PoolUnknown,
+    RecipeRefused,
+)
 from paredown.core.estimates import (
     DOWNLOAD_BYTES_PER_SECOND,
     PROCESS_BYTES,
@@ -35,8 +53,15 @@ FEW_TOKENS = 4096
 VLLM_BITS = (4, 8)
 
 
-def check_recipe(shape: ModelShape, spec: JobSpec) -> None:
-    """Raises RecipeRefused, GroupSizeUnfit or CalibrationUnfit with the field of the job to blame."""
+def check_recipe(shape: ModelShape, spec: JobSpec, earlier: tuple[Stage, ...] = ()) -> None:
+    """Raises RecipeRefused, GroupSizeUnfit or CalibrationUnfit with the field of the job to blame.
+
+    `earlier` stages made the artifact that is compressed further; what a recipe forbids is forbidden across them too.
+    """
+    if reason := conflict(earlier, spec.recipe):
+        raise RecipeRefused(
+            f"This recipe does not fit what the artifact went through: {reason}; start from its base.", field="recipe"
+        )
     for index, stage in enumerate(spec.recipe):
         field = f"recipe.{index}"
         if reason := stage.refuses.get(shape.family) or stage.refuses.get(shape.model_type):
@@ -62,7 +87,7 @@ def check_recipe(shape: ModelShape, spec: JobSpec) -> None:
     if spec.resolved_format is Format.COMPRESSED_TENSORS:
         _check_experts(shape, spec)
     if spec.resolved_format is Format.GGUF:
-        _check_gguf(shape, spec)
+        _check_gguf(shape, spec, earlier)
     _check_context(shape, spec)
 
 
@@ -87,14 +112,14 @@ def _check_experts(shape: ModelShape, spec: JobSpec) -> None:
             )
 
 
-def _check_gguf(shape: ModelShape, spec: JobSpec) -> None:
+def _check_gguf(shape: ModelShape, spec: JobSpec, before: tuple[Stage, ...]) -> None:
     for index, stage in enumerate(spec.recipe):
         if reason := gguf.width_refusal(shape.model_type, stage):
             raise RecipeRefused(reason, field=f"recipe.{index}.head_groups")
         if isinstance(stage, WeightGrid) and (refusal := gguf.grid_refusal(stage)):
             field, reason = refusal
             raise RecipeRefused(reason, field=f"recipe.{index}.{field}")
-        pruned = any(isinstance(earlier, Pruner) for earlier in spec.recipe[:index])
+        pruned = any(isinstance(earlier, Pruner) for earlier in (*before, *spec.recipe[:index]))
         if isinstance(stage, WeightGrid) and not stage.symmetric and pruned:
             raise RecipeRefused(
                 "GGUF's asymmetric types round each block's minimum, so pruned weights would not stay zero; use a "
@@ -229,14 +254,14 @@ def make_plan(spec: JobSpec, description: ModelDescription, settings: Settings) 
     checkpoint = 2 * shape.linear_parameters + output + calibration_tokens(spec) * shape.hidden_size * number
     checkpoint += surveyed_states(shape, spec) * shape.hidden_size * number
     disk = description.download_bytes + checkpoint + output
-    if spec.resolved_format is Format.GGUF and spec.evaluation.speed:
+    if spec.resolved_format is Format.GGUF and spec.evaluation.speed and description.base is None:
         # The base in GGUF, beside which speed is measured.
         disk += shape.base_bytes
     return Plan(
         model=spec.model,
         model_type=shape.model_type,
         parameters=shape.parameters,
-        base_bytes=shape.base_bytes,
+        base_bytes=description.base_bytes,
         recipe_name=recipe_name(spec.recipe),
         recipe_hash=recipe_hash(spec.recipe),
         format=spec.resolved_format,
@@ -245,13 +270,29 @@ def make_plan(spec: JobSpec, description: ModelDescription, settings: Settings) 
         disk_bytes=disk,
         download_bytes=description.download_bytes,
         output_bytes=output,
-        size_ratio=output / shape.base_bytes,
+        size_ratio=output / description.base_bytes,
         seconds=seconds,
         cost=seconds / 3600 * pool.price_per_hour,
         currency=settings.currency,
         pausing=pausing,
-        warnings=tuple(_warnings(shape, spec, output, limit)),
+        warnings=tuple(_warnings(description, spec, output, limit)),
     )
+
+
+def without_baseline(plan: Plan, spec: JobSpec, base: BaseModelRecord) -> Plan:
+    """The plan of an artifact's further compression, whose base was not measured under the job's evaluation yet.
+
+    Raises BaselineUnknown where the budget needs that figure.
+    """
+    sentence = f"The base, {base.uri}, has not been measured under this evaluation, and this job will not measure it"
+    if spec.budget and spec.budget.max_perplexity_increase is not None:
+        raise BaselineUnknown(
+            f"{sentence}; submit a job on the base with the same evaluation, dtype and pool first, or leave "
+            "max_perplexity_increase out.",
+            field="budget.max_perplexity_increase",
+        )
+    warning = f"{sentence}, so the report will have no figures of the base beside those of the artifact."
+    return plan.model_copy(update={"warnings": (*plan.warnings, warning)})
 
 
 def _pool_of(spec: JobSpec, settings: Settings) -> tuple[str, Pool]:
@@ -270,7 +311,8 @@ def _pool_of(spec: JobSpec, settings: Settings) -> tuple[str, Pool]:
     return name, settings.pools[name]
 
 
-def _warnings(shape: ModelShape, spec: JobSpec, output: int, memory_limit: int | None) -> Iterator[str]:
+def _warnings(description: ModelDescription, spec: JobSpec, output: int, memory_limit: int | None) -> Iterator[str]:
+    shape, base_bytes = description.shape, description.base_bytes
     grid = quantizer(spec.recipe)
     left = shape
     if grid is not None and grid.bits <= 3 and not grid.needs_calibration:
@@ -295,13 +337,9 @@ def _warnings(shape: ModelShape, spec: JobSpec, output: int, memory_limit: int |
     tokens = calibration_tokens(spec)
     if 0 < tokens < FEW_TOKENS:
         yield f"{tokens} calibration tokens are few; from {FEW_TOKENS} on the statistics are steady."
-    if (
-        spec.budget
-        and spec.budget.max_size_ratio is not None
-        and output / shape.base_bytes > spec.budget.max_size_ratio
-    ):
+    if spec.budget and spec.budget.max_size_ratio is not None and output / base_bytes > spec.budget.max_size_ratio:
         yield (
-            f"The artifact will have about {output / shape.base_bytes:.1%} of the base bytes; the budget allows "
+            f"The artifact will have about {output / base_bytes:.1%} of the base bytes; the budget allows "
             f"{spec.budget.max_size_ratio:.1%}, so the job will end rejected."
         )
     loaded = output if spec.resolved_format is Format.GGUF else shape.parameters * (4 if spec.dtype == "float32" else 2)
@@ -317,4 +355,4 @@ def _gib(size_bytes: int) -> str:
     return f"{size_bytes / 2**30:.1f} GiB"
 
 
-__all__ = ["check_recipe", "make_plan", "output_bytes"]
+__all__ = ["check_recipe", "make_plan", "output_bytes", "without_baseline"]

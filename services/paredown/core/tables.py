@@ -163,6 +163,7 @@ class ArtifactRow(Base):
         UniqueConstraint("job_id", name="artifacts_one_per_job"),
         Index("artifacts_by_project", "project_id", text("created_at DESC"), text("id DESC")),
         Index("artifacts_by_model", "model_fingerprint", "protocol_hash"),
+        Index("artifacts_by_parent", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
         Index("artifacts_by_tag", "tags", postgresql_using="gin"),
         Index("artifacts_to_sweep", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL AND swept_at IS NULL")),
     )
@@ -170,6 +171,8 @@ class ArtifactRow(Base):
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
     project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"))
     job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id"))
+    # The artifact that this one was made of.
+    parent_id: Mapped[UUID | None] = mapped_column(ForeignKey("artifacts.id"))
     epoch: Mapped[int] = mapped_column(Integer)
     name: Mapped[str]
     model: Mapped[str]

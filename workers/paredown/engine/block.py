@@ -42,6 +42,8 @@ class BlockRun:
         recipe: Sequence[Stage],
         device: torch.device,
         calibration: Calibration,
+        *,
+        keep_zeros: bool,
     ) -> None:
         self.dense: dict[str, Tensor] = {}
         self.quantized: dict[str, QuantizedLinear] = {}
@@ -52,6 +54,7 @@ class BlockRun:
         self._recipe = recipe
         self._device = device
         self._calibration = calibration
+        self._keep_zeros = keep_zeros
         prefix = skeleton.block_prefix(index)
         self._groups = [[prefix + name for name in group] for group in skeleton.architecture.groups]
         weights = {f"{name}.weight" for name in skeleton.linear_names(index)}
@@ -172,6 +175,9 @@ class BlockRun:
             )
             for name in self._groups[group]
         ]
+        if self._keep_zeros:
+            for linear in linears:
+                linear.pruned_OI = linear.weight_OI == 0
         known = statistics.has_hessian and not unreached
         originals = [linear.weight_OI.clone() if known else None for linear in linears]
         left_out = unreached and self._calibration.unreached_experts == "dense"

@@ -34,6 +34,12 @@ class ArchitectureUnsupported(EngineError):
     code = "architecture_unsupported"
 
 
+class BaselineUnknown(EngineError):
+    """The order's model is an artifact, and its base was not measured under the protocol that a budget needs."""
+
+    code = "baseline_unknown"
+
+
 class NanFound(EngineError):
     """A weight or an activation is not finite; the layer is named."""
 

@@ -83,7 +83,7 @@ def prove_in_llama_cpp(
             process.load(path, settings.prompt_tokens + settings.new_tokens)
             if order.evaluation and order.evaluation.speed:
                 with journey.part("speed"):
-                    speeds, warnings = _measure_speed(inputs, process, prompt, settings)
+                    speeds, warnings = _measure_speed(order, inputs, process, prompt, settings)
             with journey.part("prove"):
                 proof = _prove(process, inputs, artifact, prompt)
         except RuntimeFailed as error:
@@ -93,9 +93,11 @@ def prove_in_llama_cpp(
 
 
 def _measure_speed(
-    inputs: Inputs, artifact: LlamaCppProcess, prompt: list[int], settings: speed.SpeedSettings
+    order: WorkOrder, inputs: Inputs, artifact: LlamaCppProcess, prompt: list[int], settings: speed.SpeedSettings
 ) -> tuple[dict[speed.Role, Speed], tuple[str, ...]]:
-    """Beside the base in 16 bits, which is written for it."""
+    """Beside the base in 16 bits, which is written for it; alone where the base is not here."""
+    if order.origin is not None:
+        return speed.measure({"artifact": artifact}, prompt, settings), ()
     shortage = memory_shortage(inputs.shape.parameters, 2, "cpu")
     if shortage:
         return {}, (f"Speed was not measured: the base beside the artifact {shortage}.",)

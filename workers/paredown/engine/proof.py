@@ -63,7 +63,17 @@ def _measure_speed(
     prompt: list[int],
     settings: speed.SpeedSettings,
 ) -> tuple[dict[speed.Role, Speed], tuple[str, ...]]:
-    """Raises RuntimeLoadFailed for the artifact; a base that does not load leaves only its speed unknown."""
+    """Raises RuntimeLoadFailed for the artifact; a base that does not load leaves only its speed unknown.
+
+    An artifact that was made of another is measured alone: its base is not here.
+    """
+    if order.origin is not None:
+        artifact.wait_until_ready()
+        load_artifact(artifact, order.output_dir)
+        try:
+            return speed.measure({"artifact": artifact}, prompt, settings), ()
+        except RuntimeFailed as error:
+            return {}, (f"Speed was not measured: {error}.",)
     shortage = memory_shortage(2 * inputs.shape.parameters, 4, artifact.device)
     if shortage:
         return {}, (f"Speed was not measured: the base beside the artifact {shortage}.",)

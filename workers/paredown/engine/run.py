@@ -14,13 +14,13 @@ from typing import Literal
 
 import torch
 
-from paredown.contracts.artifact import Evaluation, Report, RuntimeProof, Speed
-from paredown.contracts.job import Calibration, Contract, Format, Phase, Progress
+from paredown.contracts.artifact import Evaluation, Protocol, Report, RuntimeProof, Speed
+from paredown.contracts.job import Calibration, Contract, EvaluationSettings, Format, Phase, Progress
 from paredown.contracts.recipes import Gptq, Stage, quantizer
 from paredown.contracts.work import EngineResult, WorkOrder
 from paredown.engine import data
 from paredown.engine.checkpoint import identity_hash
-from paredown.engine.errors import DeviceUnavailable, NanFound, OrderInvalid
+from paredown.engine.errors import BaselineUnknown, DeviceUnavailable, NanFound, OrderInvalid
 from paredown.engine.evaluation.perplexity import perplexity
 from paredown.engine.evaluation.speed import Role
 from paredown.engine.experts import coverage_warnings
@@ -73,6 +73,12 @@ def run(
     order.output_dir.mkdir(parents=True, exist_ok=True)
 
     inputs = read_inputs(order, output_format)
+    if order.origin and order.origin.baseline_required and _known_base(order, inputs) is None:
+        raise BaselineUnknown(
+            "The budget limits the rise in perplexity over the base, which was not measured on this very text yet and "
+            "is not here to be measured. Submit a job on the base with the same evaluation, then retry this one.",
+            field="budget.max_perplexity_increase",
+        )
     journey = Journey(_parts(order, inputs, output_format), report_progress, should_drain)
     identity = _identity(order, inputs, device)
     compressed = _compress(order, inputs, device, identity, journey)
@@ -99,6 +105,12 @@ def run(
         stage = quantizer(order.recipe)
         runtimes = (proof, *unclaimed(output_format, stage.bits if stage else None))
 
+    if order.origin and artifact is not None and base is None:
+        warnings = (
+            "The base's perplexity under this evaluation is not known; a job on the base with the same evaluation "
+            "measures it.",
+            *warnings,
+        )
     layers = compressed.layers
     weights = sum(layer.weights for layer in layers)
     return EngineResult(
@@ -106,7 +118,7 @@ def run(
             base=base,
             artifact=artifact,
             size_bytes=size_bytes,
-            base_bytes=inputs.shape.base_bytes,
+            base_bytes=order.origin.base_bytes if order.origin else inputs.shape.base_bytes,
             sparsity=sum(layer.zeros for layer in layers) / weights,
             average_bits=sum(layer.bits * layer.weights for layer in layers) / weights,
             speeds=speeds,
@@ -156,7 +168,8 @@ def _parts(order: WorkOrder, inputs: Inputs, output_format: Format) -> dict[str,
     }
     evaluated = 0 if inputs.evaluation is None else inputs.evaluation.tokens_NT.numel()
     if evaluated:
-        parts["evaluate_base"] = Part(Phase.EVALUATE, 1 if order.baseline else evaluated, "measuring the base")
+        known = order.baseline or order.origin
+        parts["evaluate_base"] = Part(Phase.EVALUATE, 1 if known else evaluated, "measuring the base")
         parts["evaluate_artifact"] = Part(Phase.EVALUATE, evaluated, "measuring the artifact")
     runtime = _runtime(output_format)
     if runtime in order.runtimes:
@@ -174,6 +187,7 @@ def _identity(order: WorkOrder, inputs: Inputs, device: torch.device) -> str:
         (_calibration(order).unreached_experts, _calibration(order).min_expert_tokens),
         inputs.calibration.sha256 if inputs.calibration else None,
         fingerprint(order.model_dir),
+        _keeps_zeros(order),
         str(inputs.files.storage.scale_dtype),
         sorted(inputs.files.storage.coded),
         order.dtype,
@@ -186,6 +200,10 @@ def _identity(order: WorkOrder, inputs: Inputs, device: torch.device) -> str:
 
 def _calibration(order: WorkOrder) -> Calibration:
     return order.calibration or Calibration()
+
+
+def _keeps_zeros(order: WorkOrder) -> bool:
+    return order.origin is not None and order.origin.pruned
 
 
 def _compress(
@@ -209,11 +227,27 @@ def _compress(
             dtype=getattr(torch, order.dtype),
             pausing=order.pausing,
             calibration=_calibration(order),
+            keep_zeros=_keeps_zeros(order),
             work_dir=order.work_dir,
             identity=identity,
             on_progress=on_progress,
             should_drain=journey.asked_to_stop,
         )
+
+
+def _protocol(settings: EvaluationSettings, blocks: data.TokenBlocks, order: WorkOrder) -> tuple[Protocol, str]:
+    protocol = data.protocol(settings, blocks, order.dtype)
+    return protocol, data.protocol_hash(protocol)
+
+
+def _known_base(order: WorkOrder, inputs: Inputs) -> Evaluation | None:
+    """The base's figures as the order brings them, where they were measured under this very protocol."""
+    if order.baseline is None or order.evaluation is None or inputs.evaluation is None:
+        return None
+    _, protocol_hash = _protocol(order.evaluation, inputs.evaluation, order)
+    if order.baseline.protocol_hash != protocol_hash:
+        return None
+    return order.baseline.model_copy(update={"cached": True})
 
 
 class _SavedEvaluation(Contract):
@@ -231,12 +265,14 @@ def _evaluate(
     identity: str,
     journey: Journey,
 ) -> tuple[Evaluation | None, Evaluation | None]:
-    """Base and artifact, in that order, under one protocol; the base only where its figures are not known yet."""
+    """Base and artifact, in that order, under one protocol; the base only where its figures are not known yet.
+
+    Where the order's model is an artifact itself, the base's figures are known or none.
+    """
     if inputs.evaluation is None or order.evaluation is None:
         return None, None
     blocks = inputs.evaluation
-    protocol = data.protocol(order.evaluation, blocks, order.dtype)
-    protocol_hash = data.protocol_hash(protocol)
+    protocol, protocol_hash = _protocol(order.evaluation, blocks, order)
 
     def measure(model: ModelFiles | CompressedModel) -> Evaluation:
         started = time.monotonic()
@@ -261,11 +297,10 @@ def _evaluate(
     saved = order.work_dir / _BASE_EVALUATION
     with journey.part("evaluate_base"):
         mine = _saved_evaluation(saved, identity)
-        if order.baseline is not None and order.baseline.protocol_hash == protocol_hash:
-            base = order.baseline.model_copy(update={"cached": True})
-        elif mine is not None and mine.protocol_hash == protocol_hash:
+        base = _known_base(order, inputs)
+        if base is None and mine is not None and mine.protocol_hash == protocol_hash:
             base = mine
-        else:
+        if base is None and order.origin is None:
             base = measure(inputs.files)
             write_json(saved, _SavedEvaluation(identity=identity, evaluation=base).model_dump(mode="json"))
     with journey.part("evaluate_artifact"):

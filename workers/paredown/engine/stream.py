@@ -81,6 +81,7 @@ def compress_model(
     dtype: torch.dtype,
     pausing: bool = True,
     calibration: Calibration | None = None,
+    keep_zeros: bool = False,
     work_dir: Path,
     identity: str,
     on_progress: Callable[[int, int], None],
@@ -89,7 +90,8 @@ def compress_model(
     """Run a recipe over a model, block by block; `tokens_NT` may be None where no stage looks at activations.
 
     Stages that look across blocks come first; the linear ones then stream over the model that those hand on.
-    `calibration` says what becomes of a mixture's experts that hardly any token reaches.
+    `calibration` says what becomes of a mixture's experts that hardly any token reaches. With `keep_zeros` the model
+    was pruned before: what is zero stays zero.
 
     Finished blocks are durable in `work_dir`; a run with an equal `identity` (hash of all that decides the bytes) goes
     on after them, and its files equal an uninterrupted run's. `on_progress` is told finished and all blocks. Raises
@@ -133,7 +135,9 @@ def compress_model(
         for index in todo:
             if should_drain():
                 raise Drained
-            block = BlockRun(files, skeleton, index, recipe, device, calibration or Calibration())
+            block = BlockRun(
+                files, skeleton, index, recipe, device, calibration or Calibration(), keep_zeros=keep_zeros
+            )
             if forward is None:
                 block.compress_all()
             elif pausing:

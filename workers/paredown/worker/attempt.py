@@ -15,10 +15,11 @@ from uuid import UUID, uuid4
 import structlog
 from sqlalchemy.orm import Session
 
-from paredown.contracts.artifact import Evaluation, Report
+from paredown.contracts.artifact import Evaluation, Manifest, Report
 from paredown.contracts.families import shape_from_config
 from paredown.contracts.job import Phase, Plan, Progress
-from paredown.contracts.work import EngineProgress, EngineStarted, WorkOrder
+from paredown.contracts.recipes.pruning import Pruner
+from paredown.contracts.work import EngineProgress, EngineStarted, Origin, WorkOrder
 from paredown.core import catalogue, planning, sources
 from paredown.core.catalogue import NewArtifact
 from paredown.core.db import Database
@@ -130,16 +131,21 @@ class Attempt:
                 step()
                 return False
 
-            return sources.fetch_model(spec.model, settings, progress=on_bytes, cancelled=cancelled)
+            shelf = sources.Shelf(self._find_artifact, self._worker.store)
+            return sources.fetch_model(spec.model, settings, shelf, progress=on_bytes, cancelled=cancelled)
 
         fetched = attended(model, self._lease.check)
-        self._transaction(
-            lambda session: catalogue.record_model(session, self._claim.project_id, fetched.record, fetched.config)
-        )
+        if not fetched.lineage:
+            self._transaction(
+                lambda session: catalogue.record_model(session, self._claim.project_id, fetched.record, fetched.config)
+            )
         calibration = None
         if any(stage.needs_calibration for stage in spec.recipe):
             calibration = self._text(spec.calibration.source, "calibration")
         return _Inputs(fetched, calibration, self._text(spec.evaluation.source, "evaluation"))
+
+    def _find_artifact(self, artifact_id: UUID) -> tuple[Manifest, str]:
+        return self._transaction(lambda session: catalogue.stored(session, self._claim.project_id, artifact_id))
 
     def _text(self, uri: str, part: sources.Part) -> Path:
         def dataset(dataset_id: UUID) -> str:
@@ -169,6 +175,7 @@ class Attempt:
         return WorkOrder(
             model_dir=model.directory,
             gguf_file=model.gguf_file,
+            origin=self._origin(model),
             recipe=spec.recipe,
             calibration=spec.calibration if inputs.calibration_text else None,
             calibration_text=inputs.calibration_text,
@@ -186,9 +193,19 @@ class Attempt:
             threads=settings.engine_threads,
         )
 
+    def _origin(self, model: FetchedModel) -> Origin | None:
+        if not model.lineage:
+            return None
+        budget = self._spec.budget
+        return Origin(
+            base_bytes=model.record.base_bytes,
+            pruned=any(isinstance(stage, Pruner) for stage in model.earlier),
+            baseline_required=budget is not None and budget.max_perplexity_increase is not None,
+        )
+
     def _plan(self, model: FetchedModel) -> Plan:
         shape = shape_from_config(model.config)
-        planning.check_recipe(shape, self._spec)
+        planning.check_recipe(shape, self._spec, model.earlier)
         files = [path for path in sorted(model.directory.iterdir()) if path.is_file()]
         description = ModelDescription(
             uri=model.record.uri,
@@ -198,6 +215,8 @@ class Attempt:
             files=tuple(SourceFile(path.name, path.stat().st_size) for path in files),
             container="gguf" if model.gguf_file else "safetensors",
             gguf_file=model.gguf_file,
+            base=model.record if model.lineage else None,
+            earlier=model.earlier,
         )
         # Where a job leaves the choice of the pool open, it was made when the job was queued.
         spec = self._spec.model_copy(update={"pool": self._claim.job.pool})
@@ -214,7 +233,7 @@ class Attempt:
 
     def _baseline(self, fingerprint: str) -> Evaluation | None:
         return self._transaction(
-            lambda session: lookups.likely_baseline(
+            lambda session: catalogue.likely_baseline(
                 session, fingerprint, self._spec.evaluation, self._spec.dtype, self._pool.device
             )
         )
@@ -289,6 +308,7 @@ class Attempt:
                 artifact_id=artifact_id,
                 job_id=self._claim.job.id,
                 base=model.record,
+                lineage=model.lineage,
                 order=order,
                 started=started,
                 result=result,
@@ -305,7 +325,7 @@ class Attempt:
             return NewArtifact(
                 manifest=manifest,
                 storage_prefix=self.prefix,
-                name=lookups.artifact_name(self._claim.job),
+                name=lookups.artifact_name(self._claim.job, manifest),
                 tags=self._spec.tags,
             )
 

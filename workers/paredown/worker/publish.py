@@ -10,6 +10,7 @@ from uuid import UUID
 
 from paredown.contracts.artifact import (
     MANIFEST_NAME,
+    Ancestor,
     BaseModelRecord,
     Cost,
     Manifest,
@@ -57,6 +58,7 @@ def build_manifest(
     artifact_id: UUID,
     job_id: UUID | None,
     base: BaseModelRecord,
+    lineage: tuple[Ancestor, ...] = (),
     order: WorkOrder,
     started: EngineStarted,
     result: EngineResult,
@@ -77,6 +79,7 @@ def build_manifest(
         job_id=job_id,
         created_at=datetime.now(UTC),
         base=base,
+        lineage=lineage,
         recipe=order.recipe,
         recipe_hash=recipe_hash(order.recipe),
         format=order.format,

@@ -1,6 +1,7 @@
 """The catalogue: what jobs have made. Artifacts themselves never change; their name, tags and visibility may."""
 
 from typing import Annotated, Any
+from uuid import UUID
 
 from fastapi import APIRouter, Header, Query
 from starlette.responses import Response
@@ -29,9 +30,10 @@ def list_artifacts(
     service: UsesService,
     search: Annotated[str | None, Query(max_length=200, description="Words in name, model or recipe.")] = None,
     tag: Annotated[Tag | None, Query(description="A whole tag.")] = None,
-    model: Annotated[str | None, Query(max_length=2048, description="URI or fingerprint.")] = None,
+    model: Annotated[str | None, Query(max_length=2048, description="URI or fingerprint, or artifact://ID.")] = None,
     method: Annotated[str | None, Query(max_length=64, description="A method in the recipe.")] = None,
     verdict: Annotated[Verdict | None, Query(description="What the budget's check said.")] = None,
+    parent: Annotated[UUID | None, Query(description="Id of the artifact that they were made of.")] = None,
     after: Cursor = None,
     limit: Limit = 50,
     caller: Principal = allow("artifacts:read"),
@@ -46,6 +48,7 @@ def list_artifacts(
             model=model,
             method=method,
             verdict=verdict,
+            parent=parent,
             after=after,
             limit=limit,
         )

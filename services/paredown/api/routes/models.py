@@ -38,7 +38,9 @@ def list_models(
 )
 def get_front(
     service: UsesService,
-    model: Annotated[str, Query(min_length=1, max_length=2048, description="URI or fingerprint of the model.")],
+    model: Annotated[
+        str, Query(min_length=1, max_length=2048, description="URI or fingerprint of the model, or artifact://ID.")
+    ],
     cost_axis: Annotated[
         Literal["size_bytes", "decode_tokens_per_second", "cost_per_million_tokens"],
         Query(description="What accuracy is weighed against."),

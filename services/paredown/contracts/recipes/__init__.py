@@ -88,6 +88,22 @@ def recipe_hash(recipe: tuple[Stage, ...]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def conflict(earlier: tuple[Stage, ...], later: tuple[Stage, ...]) -> str | None:
+    """Why stages cannot follow others that ran in a job before; what only stages of one sweep demand is left out."""
+    for stage in later:
+        for before in earlier:
+            if before.family is Family.QUANTIZATION and stage.family is Family.QUANTIZATION:
+                return f"it was quantized with {before.method} already, and a weight can be quantized once"
+            if _ORDER.index(stage.family) < _ORDER.index(before.family):
+                return f"{stage.method} ({stage.family}) would undo what {before.method} ({before.family}) did to it"
+        if isinstance(stage, Esparse) and stage.shuffle:
+            try:
+                _first_pattern(stage, earlier)
+            except ValueError as error:
+                return str(error)
+    return None
+
+
 def recipe_name(recipe: tuple[Stage, ...]) -> str:
     """A short label for tables and charts, such as `wanda-50% + gptq-4`."""
     return " + ".join(_stage_name(stage) for stage in recipe)
@@ -129,6 +145,7 @@ __all__ = [
     "Wanda",
     "WeightGrid",
     "Width",
+    "conflict",
     "quantizer",
     "recipe_hash",
     "recipe_name",

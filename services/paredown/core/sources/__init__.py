@@ -6,12 +6,14 @@ model is ever executed or unpickled.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 from uuid import UUID
 
 from paredown.core.errors import ModelRejected, SchemeUnknown, SourceError, SourceNotFound
 from paredown.core.settings import Settings
+from paredown.core.sources.artifact import ArtifactSource, Shelf
 from paredown.core.sources.base import (
     Cancelled,
     FetchCancelled,
@@ -55,31 +57,52 @@ _TEXTS: dict[str, Callable[[str, Settings], bytes]] = {
 
 
 @contextmanager
-def open_source(uri: str, settings: Settings) -> Iterator[ModelSource]:
-    """The source that an address names, after a check that it is allowed. Raises SourceError."""
-    opener = _MODELS.get(_scheme(uri))
-    if opener is None:
-        raise SchemeUnknown(f"{uri} is not an address of a model; write {_written(_MODELS)}.", field="model")
-    source = opener(uri, settings)
+def open_source(uri: str, settings: Settings, shelf: Shelf | None = None) -> Iterator[ModelSource]:
+    """The source that an address names, after a check that it is allowed. Raises SourceError, ModelRejected.
+
+    Without a shelf there is no catalogue here, and artifact:// is refused.
+    """
+    source = _opened(uri, settings, shelf)
     try:
         yield source
     finally:
         source.close()
 
 
-def describe(uri: str, settings: Settings) -> ModelDescription:
+def _opened(uri: str, settings: Settings, shelf: Shelf | None) -> ModelSource:
+    if _scheme(uri) == "artifact":
+        return ArtifactSource(uri, shelf)
+    opener = _MODELS.get(_scheme(uri))
+    if opener is None:
+        raise SchemeUnknown(
+            f"{uri} is not an address of a model; write {_written(_MODELS)}, artifact://.", field="model"
+        )
+    return opener(uri, settings)
+
+
+def describe(uri: str, settings: Settings, shelf: Shelf | None = None) -> ModelDescription:
     """What a model is, from its configuration and headers alone. Raises SourceError, ModelRejected."""
-    with _blaming("model"), open_source(uri, settings) as source:
-        return describe_source(uri, source)
+    with _blaming("model"), open_source(uri, settings, shelf) as source:
+        description = describe_source(uri, source)
+        if not isinstance(source, ArtifactSource):
+            return description
+        earlier = tuple(stage for recipe in source.manifest.recipes for stage in recipe)
+        return replace(description, base=source.manifest.base, earlier=earlier)
 
 
-def fetch_model(uri: str, settings: Settings, *, progress: Progress, cancelled: Cancelled) -> FetchedModel:
+def fetch_model(
+    uri: str, settings: Settings, shelf: Shelf | None = None, *, progress: Progress, cancelled: Cancelled
+) -> FetchedModel:
     """A verified local directory. `progress` hears (bytes present, bytes in all).
 
     Raises SourceError, ModelRejected, DiskFull, PlanExceeded; FetchCancelled when `cancelled` says so.
     """
-    with _blaming("model"), open_source(uri, settings) as source:
-        return fetch_from(uri, source, settings, progress, cancelled)
+    with _blaming("model"), open_source(uri, settings, shelf) as source:
+        lineage = source.lineage() if isinstance(source, ArtifactSource) else ()
+        fetched = fetch_from(uri, source, settings, progress, cancelled)
+        if isinstance(source, ArtifactSource):
+            return replace(fetched, record=source.manifest.base, lineage=lineage)
+        return fetched
 
 
 # The key of a data set in the object store; raises NotFound for a foreign or unknown one.
@@ -168,6 +191,7 @@ __all__ = [
     "Part",
     "Progress",
     "ResolveDataset",
+    "Shelf",
     "SourceFile",
     "check_text_uri",
     "describe",

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from paredown.contracts.artifact import BaseModelRecord, JsonObject
+from paredown.contracts.artifact import Ancestor, BaseModelRecord, JsonObject
 from paredown.contracts.families import ModelShape
+from paredown.contracts.recipes import Stage
 from paredown.core.errors import SourceUnreachable
 
 Progress = Callable[[int, int], None]  # (bytes present, bytes in all)
@@ -47,6 +48,14 @@ class ModelDescription:
     files: tuple[SourceFile, ...]
     container: Container
     gguf_file: str | None
+    # Of an artifact: the model that it was made of in the first place, and the stages that lie between.
+    base: BaseModelRecord | None = None
+    earlier: tuple[Stage, ...] = ()
+
+    @property
+    def base_bytes(self) -> int:
+        """What every size is compared with."""
+        return self.base.base_bytes if self.base else self.shape.base_bytes
 
     @property
     def download_bytes(self) -> int:
@@ -61,13 +70,22 @@ class Lease(Protocol):
 
 @dataclass(frozen=True)
 class FetchedModel:
-    """A verified model on the local disk. It cannot be evicted while this object lives or until close()."""
+    """A verified model on the local disk. It cannot be evicted while this object lives or until close().
+
+    Where it is an artifact, `record` is of the model that this was made of, and `lineage` ends with the artifact.
+    """
 
     directory: Path
     record: BaseModelRecord
     config: JsonObject
     gguf_file: str | None
     lease: Lease = field(repr=False, compare=False)
+    lineage: tuple[Ancestor, ...] = ()
+
+    @property
+    def earlier(self) -> tuple[Stage, ...]:
+        """The stages between base and model."""
+        return tuple(stage for ancestor in self.lineage for stage in ancestor.recipe)
 
     def close(self) -> None:
         self.lease.close()
