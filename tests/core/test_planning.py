@@ -319,6 +319,21 @@ def test_gguf_is_planned_for_what_it_holds(config: dict[str, Any]) -> None:
     assert timed.disk_bytes == quick.disk_bytes + shape.base_bytes, "the base is written to be timed in llama.cpp"
 
 
+def test_rounded_activations_are_refused_where_no_runtime_would_round_them() -> None:
+    error = refusal(GPT2, job({"method": "smoothquant"}))
+    assert (type(error), error.field) == (RecipeRefused, "recipe.0")
+    assert "Conv1D" in error.detail
+    for stage in ({"method": "fp8"}, {"method": "smoothquant"}):
+        flattened = refusal(OPT, job(stage))
+        assert (type(flattened), flattened.field) == (RecipeRefused, "recipe.0")
+        assert "use static activations, or skip *.fc?" in flattened.detail
+        check_recipe(shape_from_config(OPT), job(stage | {"skip": ["*.fc?"]}))
+        with pytest.raises(ValueError, match="only format compressed-tensors can say"):
+            job(stage, format="safetensors")
+    check_recipe(shape_from_config(OPT), job({"method": "fp8-static"}))
+    check_recipe(shape_from_config(OPT), job({"method": "smoothquant", "activations": "static"}))
+
+
 def test_sequences_longer_than_the_context_are_refused() -> None:
     long = {"sequence_length": 1025}
     calibrated = refusal(LLAMA, job({"method": "gptq"}, calibration=long, evaluation=long))
@@ -387,6 +402,7 @@ def test_the_artifacts_bytes_are_foretold_within_two_percent(grid: dict[str, Any
         (NEOX, job(RTN | {"bits": 8})),
         (MIXTURE | {"model_type": "mixtral"}, job(RTN)),
         (MIXTURE | {"model_type": "qwen2_moe", "shared_expert_intermediate_size": 64}, job({"method": "magnitude"})),
+        (TINY, job({"method": "fp8"})),
         (GPT2, job(RTN, format="safetensors")),
         (GPT2, job({"method": "magnitude"})),
         (TINY, job({"method": "magnitude"}, RTN)),
@@ -406,6 +422,7 @@ def test_the_artifacts_bytes_are_foretold_within_two_percent(grid: dict[str, Any
         "gpt_neox",
         "mixtral",
         "qwen2_moe",
+        "fp8",
         "gpt2-rtn",
         "gpt2-magnitude",
         "chain",
@@ -487,6 +504,14 @@ def test_a_plan_of_narrower_blocks() -> None:
     assert made.seconds > survey.seconds
     assert made.memory_bytes > survey.memory_bytes
     assert made.disk_bytes > survey.disk_bytes
+
+
+def test_everything_in_four_bits_and_embeddings_in_eight_take_a_third() -> None:
+    made = plan(SMOL, job({"method": "gptq", "embeddings": 8}))
+    assert 0.31 < made.size_ratio < 0.32
+    untied = {"tie_word_embeddings": False}
+    sixteen, eight = (plan(SMOL | untied, job({"method": "gptq", "embeddings": bits})).output_bytes for bits in (16, 8))
+    assert sixteen - eight == pytest.approx(2 * 49152 * 576, rel=1e-4)
 
 
 def test_cost_follows_the_pool() -> None:
@@ -577,6 +602,24 @@ def test_a_plan_warns_where_the_proof_will_not_fit() -> None:
     limit = 2 * 2**30
     warnings = plan(deep, job({"method": "rtn"}), pools={"cpu": Pool(memory_bytes=limit)}).warnings
     assert any("no runtime will be claimed" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize(
+    ("config", "layers"),
+    [
+        (GPT2, "mlp.c_proj"),
+        (OPT | {"activation_function": "gelu"}, "fc2"),
+        (OPT | {"do_layer_norm_before": False}, "self_attn.k_proj, self_attn.v_proj, self_attn.q_proj, fc1"),
+    ],
+)
+def test_a_plan_names_the_layers_whose_inputs_awq_cannot_scale(config: dict[str, Any], layers: str) -> None:
+    awq = {"method": "awq"}
+    assert any(
+        f"no inputs of {layers} in" in warning for warning in plan(config, job(awq, format="safetensors")).warnings
+    )
+    assert not any("no inputs" in warning for warning in plan(SMOL, job(awq)).warnings)
+    rest = job(awq | {"skip": [f"*.{name}" for name in layers.split(", ")]}, format="safetensors")
+    assert not any("no inputs" in warning for warning in plan(config, rest).warnings)
 
 
 def test_half_of_the_weights_pruned_is_nothing_to_warn_of() -> None:

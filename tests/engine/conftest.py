@@ -93,6 +93,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], torch.dtype]] = {
     "qwen3_moe": ("qwen3_moe", MIXTURE | {"head_dim": 32, "num_experts": 6, "num_experts_per_tok": 1}, torch.bfloat16),
     "olmoe": ("olmoe", MIXTURE | {"norm_topk_prob": True, "pad_token_id": 0}, torch.float32),
 }
+MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -52,6 +52,9 @@ def test_contracts_know_the_same_linears_by_their_sizes(family: str) -> None:
     architecture = architecture_of(model.config)
     block = Skeleton(model.config, torch.float32).blocks[0]
     assert {linear.name for linear in shape.linears} == set(architecture.linears)
+    skeleton = Skeleton(model.config, torch.float32)
+    groups = [group for index, group in enumerate(architecture.groups) if skeleton.producer(index)]
+    assert set(shape.scalable) == {name for group in groups for name in group}
     for linear in shape.linears:
         weight_OI = architecture.oriented(block.get_parameter(f"{linear.name}.weight"))
         assert tuple(weight_OI.shape) == (linear.out_features, linear.in_features)

@@ -1,7 +1,9 @@
 """Every method on every family, and what each of them promises wherever it runs."""
 
 import math
+import re
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -10,27 +12,35 @@ from tests.engine.conftest import CPU, FAMILIES, Compressor, folded
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from paredown.contracts.families import shape_from_config
 from paredown.contracts.job import Calibration
 from paredown.contracts.recipes import (
     STAGES,
+    Awq,
     Deeper,
     Depth,
+    EightBit,
     Esparse,
+    Fp8,
+    Fp8Static,
     Gptq,
     Laco,
     LlmPruner,
     Magnitude,
     Rtn,
     ShortGpt,
+    SmoothQuant,
     Sparsegpt,
     Stage,
     Wanda,
     WeightGrid,
+    quantizer,
 )
 from paredown.contracts.recipes.pruning import Pruner
 from paredown.engine.architectures import architecture_of
 from paredown.engine.errors import RecipeUnfit
 from paredown.engine.evaluation.perplexity import perplexity
+from paredown.engine.inputs import check_stages
 from paredown.engine.methods import METHODS, MODEL_METHODS, esparse
 from paredown.engine.statistics import Statistic
 from paredown.engine.stream import CompressedModel
@@ -40,6 +50,10 @@ from paredown.engine.weights import ModelFiles
 RECIPES: dict[str, tuple[Stage, ...]] = {
     "rtn": (Rtn(bits=4, group_size=32),),
     "gptq": (Gptq(bits=4, group_size=32),),
+    "awq": (Awq(bits=4, group_size=32),),
+    "smoothquant": (SmoothQuant(),),
+    "fp8": (Fp8(),),
+    "fp8-static": (Fp8Static(),),
     "magnitude": (Magnitude(sparsity=0.5),),
     "wanda": (Wanda(sparsity=0.5),),
     "sparsegpt": (Sparsegpt(sparsity=0.5),),
@@ -49,10 +63,6 @@ RECIPES: dict[str, tuple[Stage, ...]] = {
     "laco": (Laco(blocks=1, layers_per_merge=2, samples=3),),
     "llm-pruner": (LlmPruner(mlp_share=0.5, head_groups=1),),
 }
-# Of these alone each block has one gated MLP, and queries, keys and values of their own.
-SEPARATE = {"llama", "llama-tied", "mistral", "qwen2", "qwen3", "gemma2", "gemma3"}
-# What a method cannot take, and why.
-REFUSED = {("llm-pruner", family): "gated MLP" for family in FAMILIES if family not in SEPARATE}
 VARIANTS: dict[str, tuple[Stage, ...]] = {
     "rtn 3 bits asymmetric": (Rtn(bits=3, group_size=32, symmetric=False),),
     "rtn 8 bits rows": (Rtn(bits=8, group_size=None),),
@@ -61,6 +71,11 @@ VARIANTS: dict[str, tuple[Stage, ...]] = {
     "gptq in order, asymmetric rows, min-max": (
         Gptq(bits=4, group_size=None, activation_order=False, symmetric=False, scale_search="min_max"),
     ),
+    "awq 3 bits asymmetric": (Awq(bits=3, group_size=64, symmetric=False),),
+    "awq rows, min-max": (Awq(bits=8, group_size=None, scale_search="min_max", scale_steps=3),),
+    "static smoothquant": (SmoothQuant(activations="static", alpha=0.8),),
+    "wanda then smoothquant": (Wanda(sparsity=0.5), SmoothQuant()),
+    "wanda then awq": (Wanda(sparsity=0.5), Awq(bits=4, group_size=32)),
     "wanda 2:4": (Wanda(pattern="2:4"),),
     "wanda then gptq": (Wanda(sparsity=0.5), Gptq(bits=4, group_size=32)),
     "wanda 2:4 then asymmetric gptq": (Wanda(pattern="2:4"), Gptq(bits=4, group_size=32, symmetric=False)),
@@ -102,11 +117,19 @@ def test_methods_are_the_stages_that_recipes_know() -> None:
 def test_a_method_keeps_its_promises_on_a_family(
     method: str, family: str, tiny: Callable[[str], ModelFiles], compress: Compressor, tokens_NT: Tensor
 ) -> None:
-    if reason := REFUSED.get((method, family)):
-        with pytest.raises(RecipeUnfit, match=reason):
-            compress(tiny(family), RECIPES[method], tokens_NT)
-    else:
-        _check(RECIPES[method], tiny(family), compress, tokens_NT)
+    [stage] = RECIPES[method]
+    files = tiny(family)
+    shape = shape_from_config(files.config.to_dict())
+    if stage.refusal(shape):
+        with pytest.raises(RecipeUnfit, match="cannot take a"):
+            check_stages((stage,), shape)
+        return
+    if isinstance(stage, EightBit) and stage.is_dynamic and family.startswith("opt"):
+        # transformers flattens the sequences before its MLP; core/planning.py refuses that before it comes here.
+        with pytest.raises(RecipeUnfit, match="use static activations"):
+            _check((stage,), files, compress, tokens_NT)
+        stage = stage.model_copy(update={"skip": ("*.fc?",)})
+    _check((stage,), files, compress, tokens_NT, name="again")
 
 
 @pytest.mark.usefixtures("small_batches")
@@ -118,21 +141,25 @@ def test_settings_and_chains_keep_their_promises(
     _check(VARIANTS[variant], tiny(family), compress, tokens_NT)
 
 
-def _check(recipe: tuple[Stage, ...], files: ModelFiles, compress: Compressor, tokens_NT: Tensor) -> None:
+def _check(
+    recipe: tuple[Stage, ...], files: ModelFiles, compress: Compressor, tokens_NT: Tensor, name: str = "work"
+) -> None:
     needs_tokens = any(stage.needs_calibration for stage in recipe)
-    result = compress(files, recipe, tokens_NT if needs_tokens else None)
+    result = compress(files, recipe, tokens_NT if needs_tokens else None, name)
     bases = _base_names(result, files)
     assert set(bases.values()) <= set(files.names)
     assert (tuple(bases) == files.names) == (not isinstance(recipe[0], Depth))
     assert result.storage_dtype == files.storage_dtype
     assert [layer.name for layer in result.layers] == list(result.linear_names)
-    quantizing = next((stage for stage in recipe if isinstance(stage, WeightGrid)), None)
+    quantizing = quantizer(recipe)
     pruning = next((stage for stage in recipe if isinstance(stage, Pruner)), None)
     shuffling = any(isinstance(stage, Esparse) for stage in recipe)
     compressed = {f"{name}.weight" for name in result.linear_names}
     if any(stage.method in ("laco", "llm-pruner") for stage in recipe):
         # A merge adds up biases too, and a narrower block has fewer.
         compressed |= {f"{name}.bias" for name in result.linear_names}
+    if isinstance(quantizing, Awq | SmoothQuant):
+        compressed |= {name for name in files.names if takes_a_scale(name)}
     for name in result.names:
         value = result.tensor(name)
         assert value.dtype == files.storage_dtype
@@ -151,11 +178,14 @@ def _check(recipe: tuple[Stage, ...], files: ModelFiles, compress: Compressor, t
         if pruning is not None:
             assert layer.zeros >= weight.numel() // 2
         quantized = result.quantized(layer.name)
-        if quantizing is None:
+        if quantizing is None or any(fnmatchcase(layer.name, pattern) for pattern in quantizing.skip):
             assert quantized is None
             assert layer.bits == 16
         else:
             assert quantized is not None
+            assert quantizing.bits < layer.bits < quantizing.bits + 1
+            assert (quantized.activations is not None) == isinstance(quantizing, EightBit)
+        if isinstance(quantizing, WeightGrid) and quantized is not None:
             low = -(2 ** (quantizing.bits - 1)) if quantizing.symmetric else 0
             assert low <= int(quantized.codes_OI.min())
             assert int(quantized.codes_OI.max()) < low + 2**quantizing.bits
@@ -166,6 +196,12 @@ def _check(recipe: tuple[Stage, ...], files: ModelFiles, compress: Compressor, t
             assert 0 < layer.error < 1
     found, _ = perplexity(result, tokens_NT, device=CPU, dtype=torch.float32)
     assert math.isfinite(found)
+
+
+def takes_a_scale(name: str) -> bool:
+    """Norms of a block, and biases of the linears that make another's input."""
+    makers = ("layernorm", "layer_norm", "ln_1", "ln_2", "ln_attn", "ln_mlp", "v_proj", "c_attn", "up_proj", "fc1")
+    return bool(re.search(r"(layers|h)\.\d+\.", name)) and name.split(".")[-2].endswith(makers)
 
 
 def _base_names(result: CompressedModel, files: ModelFiles) -> dict[str, str]:
@@ -247,8 +283,10 @@ def test_shuffled_channels_change_nothing_that_the_model_computes(
     plain = compress(files, (Esparse(shuffle=False),), tokens_NT, "plain")
     result = compress(files, (Esparse(),), tokens_NT)
     moved = {name for name in result.names if not torch.equal(result.tensor(name), plain.tensor(name))}
-    produced = architecture_of(files.config).produced
-    expected = {name for consumer, producers in produced.items() for name in (consumer, *producers)}
+    architecture = architecture_of(files.config)
+    rows = {name: maker for name, maker in architecture.producers.items() if maker.name in architecture.linears}
+    expected = {name for consumer, maker in rows.items() for name in (consumer, maker.name, *maker.gates)}
+    assert expected
     assert {name for name in expected if any(f".{name}.weight" in one for one in moved)} == expected
     assert len(moved) >= len(expected)
     before, after = (perplexity(model, tokens_NT, device=CPU, dtype=torch.float32)[0] for model in (plain, result))
@@ -265,7 +303,7 @@ def test_a_layer_that_is_skipped_is_not_shuffled_either(
             assert torch.equal(result.tensor(f"{name}.weight"), files.tensor(f"{name}.weight"))
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3", "mixtral"])
 def test_a_shuffled_pattern_holds_in_the_file(
     family: str, tiny: Callable[[str], ModelFiles], compress: Compressor, tokens_NT: Tensor
 ) -> None:

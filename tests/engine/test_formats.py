@@ -90,6 +90,11 @@ CASES = [
             ("qwen2_moe", False),
         )
     ),
+    *(
+        quantized(model_type, config_of(model_type, tied=tied), bits=4, group_size=64, embeddings=8)
+        for model_type, tied in (("llama", True), ("qwen3", False), ("opt-projected", True))
+    ),
+    Case("dense-embeddings", config_of("gpt2"), (Rtn(embeddings=8),), Format.SAFETENSORS),
     quantized("llama", config_of("llama", tied=False), bits=4, skip=("*.down_proj", "model.layers.0.*")),
     Case(
         "pruned-and-quantized",
@@ -246,6 +251,18 @@ def test_names_in_the_files_are_those_of_checkpoints(artifacts: dict[str, Writte
     assert set(config["quantization_config"]["ignore"]) == {"lm_head", "embed_out"}
 
 
+def test_embeddings_and_head_are_stored_in_eight_bits_where_asked(artifacts: dict[str, Written]) -> None:
+    for name in ("llama-bits=4-group_size=64-embeddings=8", "qwen3-bits=4-group_size=64-embeddings=8"):
+        source = open_model(artifacts[name].directory.parent / "model")
+        with safe_open(artifacts[name].directory / "model.safetensors", "pt") as file:
+            eight_bit = {key for key in file.keys() if file.get_slice(key).get_dtype() == "F8_E4M3"}  # noqa: SIM118
+        head = set() if name.startswith("llama") else {"lm_head.weight"}
+        assert eight_bit == {"model.embed_tokens.weight"} | head
+        for parameter in eight_bit:
+            before, after = source.tensor(parameter).float(), artifacts[name].reloaded[parameter].float()
+            assert 0 < float((after - before).norm() / before.norm()) < 0.04
+
+
 def test_config_says_how_the_weights_are_packed(artifacts: dict[str, Written]) -> None:
     name = "llama-bits=4-skip=('*.down_proj', 'model.layers.0.*')"
     config = json.loads((artifacts[name].directory / "config.json").read_text())
@@ -273,7 +290,7 @@ def test_config_says_how_the_weights_are_packed(artifacts: dict[str, Written]) -
     [
         Rtn(bits=2, group_size=32, symmetric=False),
         Rtn(bits=3, group_size=32),
-        Rtn(bits=4, group_size=64, symmetric=False),
+        Rtn(bits=4, group_size=64, symmetric=False, embeddings=8),
         Rtn(bits=5, group_size=64),
         Rtn(bits=8, group_size=None),
     ],

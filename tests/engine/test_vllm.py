@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy
 import pytest
+from tests.engine.test_real_model import GGUF, model_dir, texts
 
 from paredown.contracts.job import Calibration, EvaluationSettings, Format
 from paredown.contracts.recipes import Gptq, LlmPruner, Recipe, Rtn, ShortGpt, Wanda
 from paredown.contracts.work import WorkOrder
 from paredown.engine import data
 from paredown.engine.run import run
-from tests.engine.test_real_model import GGUF, model_dir, texts
 
 __all__ = ["model_dir", "texts"]
 

@@ -85,6 +85,9 @@ class LayerReport(Contract):
     zeros: int = 0
     bits: float = 16.0
     error: float | None = None
+    scaled: bool | None = Field(
+        None, description="Whether the input's channels could be scaled; empty where no method of the recipe does that."
+    )
     tokens: int | None = Field(None, description="Calibration tokens that reached it; of a mixture's experts only.")
 
 

@@ -91,6 +91,9 @@ def _llama(config: dict[str, Any]) -> ModelShape:
     mlp_bias = bool(config.get("mlp_bias", False)) and model_type == "llama"
     biases = (query + 2 * key_value) * query_bias + hidden * attention_bias + (2 * inner + hidden) * mlp_bias
     tied = bool(config.get("tie_word_embeddings", False))
+    linears = attention_linears(hidden, query, key_value, bias=query_bias) + gated_linears(
+        "mlp", hidden, inner, bias=mlp_bias
+    )
     return ModelShape(
         model_type=model_type,
         family="llama",
@@ -99,8 +102,8 @@ def _llama(config: dict[str, Any]) -> ModelShape:
         vocab_size=vocab,
         context_length=size(config, "max_position_embeddings", _CONTEXT.get(model_type, 2048)),
         tied_embeddings=tied,
-        linears=attention_linears(hidden, query, key_value, bias=query_bias)
-        + gated_linears("mlp", hidden, inner, bias=mlp_bias),
+        linears=linears,
+        scalable=tuple(one.name for one in linears),
         kv_heads=key_value // head_dim,
         block_other_parameters=norms + biases,
         other_parameters=vocab * hidden * (1 if tied else 2) + hidden,
@@ -116,9 +119,8 @@ def _opt(config: dict[str, Any]) -> ModelShape:
     tied = bool(config.get("tie_word_embeddings", True))
     norm = 2 * hidden if affine else 0
     projections = 2 * embedding * hidden if embedding != hidden else 0
-    has_final_norm = bool(config.get("do_layer_norm_before", True)) and not config.get(
-        "_remove_final_layer_norm", False
-    )
+    norms_first = bool(config.get("do_layer_norm_before", True))
+    has_final_norm = norms_first and not config.get("_remove_final_layer_norm", False)
     return ModelShape(
         model_type="opt",
         family="opt",
@@ -127,6 +129,7 @@ def _opt(config: dict[str, Any]) -> ModelShape:
         vocab_size=vocab,
         context_length=context,
         tied_embeddings=tied,
+        embedding_size=embedding,
         linears=(
             linear("self_attn.k_proj", hidden, hidden),
             linear("self_attn.v_proj", hidden, hidden, shares_input=True),
@@ -134,6 +137,12 @@ def _opt(config: dict[str, Any]) -> ModelShape:
             linear("self_attn.out_proj", hidden, hidden),
             linear("fc1", inner, hidden),
             linear("fc2", hidden, inner),
+        ),
+        # Norms that come after a block's parts also make the residual.
+        scalable=(
+            "self_attn.out_proj",
+            *((*(f"self_attn.{name}_proj" for name in "qkv"), "fc1") if affine and norms_first else ()),
+            *(("fc2",) if config.get("activation_function", "relu") == "relu" else ()),
         ),
         block_other_parameters=2 * norm + (5 * hidden + inner if bias else 0),
         # OPT's learned positions carry an offset of two rows.
@@ -163,6 +172,7 @@ def _gpt2(config: dict[str, Any]) -> ModelShape:
             linear("mlp.c_fc", inner, hidden),
             linear("mlp.c_proj", hidden, inner),
         ),
+        scalable=("attn.c_attn", "attn.c_proj", "mlp.c_fc"),
         block_other_parameters=4 * hidden + 3 * hidden + hidden + inner + hidden,
         other_parameters=vocab * hidden * (1 if tied else 2) + context * hidden + 2 * hidden,
         numbered_blocks=bool(config.get("scale_attn_by_inverse_layer_idx", False)),
@@ -182,6 +192,7 @@ def _gemma(config: dict[str, Any]) -> ModelShape:
     attention_bias = bool(config.get("attention_bias", False))
     biases = (query + 2 * key_value + hidden) * attention_bias
     tied = bool(config.get("tie_word_embeddings", True))
+    linears = attention_linears(hidden, query, key_value, bias=attention_bias) + gated_linears("mlp", hidden, inner)
     return ModelShape(
         model_type=model_type,
         family="gemma",
@@ -190,7 +201,8 @@ def _gemma(config: dict[str, Any]) -> ModelShape:
         vocab_size=vocab,
         context_length=size(config, "max_position_embeddings", 8192 if model_type == "gemma2" else 131072),
         tied_embeddings=tied,
-        linears=attention_linears(hidden, query, key_value, bias=attention_bias) + gated_linears("mlp", hidden, inner),
+        linears=linears,
+        scalable=tuple(one.name for one in linears),
         kv_heads=key_value // head_dim,
         block_other_parameters=4 * hidden + head_norms + biases,
         other_parameters=vocab * hidden * (1 if tied else 2) + hidden,
@@ -217,6 +229,7 @@ def _phi3(config: dict[str, Any]) -> ModelShape:
             linear("mlp.gate_up_proj", 2 * inner, hidden),
             linear("mlp.down_proj", hidden, inner),
         ),
+        scalable=("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"),
         block_other_parameters=2 * hidden,
         other_parameters=vocab * hidden * (1 if tied else 2) + hidden,
     )
@@ -245,6 +258,7 @@ def _gpt_neox(config: dict[str, Any]) -> ModelShape:
         context_length=size(config, "max_position_embeddings", 2048),
         tied_embeddings=tied,
         linears=_fused_linears("attention", hidden, 3 * hidden, inner),
+        scalable=("attention.query_key_value", "mlp.dense_h_to_4h"),
         block_other_parameters=4 * hidden + attention_biases + inner + hidden,
         other_parameters=vocab * hidden * (1 if tied else 2) + 2 * hidden,
     )
@@ -258,6 +272,7 @@ def _alias(config: dict[str, Any], *keys: str) -> str:
 def _bloom(config: dict[str, Any]) -> ModelShape:
     hidden, vocab = size(config, _alias(config, "n_embed", "hidden_size")), size(config, "vocab_size")
     tied = bool(config.get("tie_word_embeddings", True))
+    norms_make_residual = bool(config.get("apply_residual_connection_post_layernorm", False))
     return ModelShape(
         model_type="bloom",
         family="bloom",
@@ -268,6 +283,7 @@ def _bloom(config: dict[str, Any]) -> ModelShape:
         context_length=size(config, "seq_length", 2048),
         tied_embeddings=tied,
         linears=_fused_linears("self_attention", hidden, 3 * hidden, 4 * hidden),
+        scalable=() if norms_make_residual else ("self_attention.query_key_value", "mlp.dense_h_to_4h"),
         block_other_parameters=4 * hidden + 9 * hidden,
         other_parameters=vocab * hidden * (1 if tied else 2) + 4 * hidden,
         score_heads=size(config, _alias(config, "n_head", "num_attention_heads"), 8),
@@ -303,6 +319,8 @@ def _falcon(config: dict[str, Any]) -> ModelShape:
         context_length=size(config, "max_position_embeddings", 2048),
         tied_embeddings=tied,
         linears=_fused_linears("self_attention", hidden, fused, inner),
+        # Only norms side by side make one input each.
+        scalable=("self_attention.query_key_value", "mlp.dense_h_to_4h") if parallel and norms == 2 else (),
         block_other_parameters=norms * 2 * hidden + biases,
         other_parameters=vocab * hidden * (1 if tied else 2) + 2 * hidden,
         # The distance bias comes as a mask of every head.

@@ -6,7 +6,7 @@ float16 minimum. The engine packs by the same tables (engine/formats/gguf.py).
 
 from typing import Any
 
-from paredown.contracts.recipes import Stage, WeightGrid
+from paredown.contracts.recipes import EightBit, Stage, WeightGrid
 from paredown.contracts.recipes.width import Width
 
 BLOCK_WEIGHTS = 32
@@ -68,8 +68,10 @@ def width_refusal(model_type: str, stage: Stage) -> str | None:
     return None
 
 
-def grid_refusal(grid: WeightGrid) -> tuple[str, str] | None:
+def grid_refusal(grid: WeightGrid | EightBit) -> tuple[str, str] | None:
     """(the stage's field to change, why and to what) where no type of GGUF holds the grid; None where one does."""
+    if isinstance(grid, EightBit):
+        return "method", "GGUF cannot say how activations are rounded; set format to compressed-tensors."
     if (grid.bits, grid.symmetric) not in GRID_TYPES:
         kind = "symmetric" if grid.symmetric else "asymmetric"
         field = "symmetric" if (grid.bits, not grid.symmetric) in GRID_TYPES else "bits"
@@ -83,7 +85,7 @@ def grid_refusal(grid: WeightGrid) -> tuple[str, str] | None:
     return None
 
 
-def embedding_type(grid: WeightGrid | None, width: int) -> str | None:
+def embedding_type(grid: WeightGrid | EightBit | None, width: int) -> str | None:
     """The block type of embeddings and head; None where they stay in 16 bits.
 
     llama.cpp's own quantizer codes them too: in a small model they are a good part of the bytes.

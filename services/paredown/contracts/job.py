@@ -9,7 +9,7 @@ from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from paredown.contracts.recipes import Recipe, quantizer
+from paredown.contracts.recipes import Recipe, quantizer, rounds_activations
 
 Uri = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=3, max_length=2048, pattern=r"^[a-z0-9]+://\S+$")
@@ -109,6 +109,10 @@ class JobSpec(Contract):
         if self.format is Format.COMPRESSED_TENSORS and quantizer(self.recipe) is None:
             raise ValueError(
                 "format compressed-tensors needs a stage that quantizes; use safetensors for pruned models"
+            )
+        if rounds_activations(self.recipe) and self.resolved_format is not Format.COMPRESSED_TENSORS:
+            raise ValueError(
+                "the recipe rounds activations, which only format compressed-tensors can say; use that, or auto"
             )
         if self.run_at and self.deadline_at and self.deadline_at <= self.run_at:
             raise ValueError("deadline_at must be later than run_at")

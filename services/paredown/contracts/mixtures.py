@@ -55,6 +55,11 @@ def mixture(config: dict[str, Any]) -> ModelShape:
             norms += 2 * head_dim if model_type == "qwen3_moe" else hidden + key_value
             biases = query + 2 * key_value + hidden if config.get("attention_bias") else 0
     shared = _shared_expert(config, hidden)
+    linears = attention_linears(hidden, query, key_value) + shared + _expert_linears(config, hidden, experts)
+    # The norm before the experts makes the router's input too; olmoe may clip values, which a scale does not pass.
+    scalable = [one.name for one in linears if one.name.endswith(("q_proj", "k_proj", "v_proj", "down_proj", ".w2"))]
+    if config.get("clip_qkv") is None:
+        scalable.append("self_attn.o_proj")
     return ModelShape(
         model_type=model_type,
         family=_FAMILIES[model_type],
@@ -63,7 +68,8 @@ def mixture(config: dict[str, Any]) -> ModelShape:
         vocab_size=vocab,
         context_length=size(config, "max_position_embeddings", _CONTEXT[model_type]),
         tied_embeddings=tied,
-        linears=attention_linears(hidden, query, key_value) + shared + _expert_linears(config, hidden, experts),
+        linears=linears,
+        scalable=tuple(scalable),
         # The router, and the gate of a shared expert, are a few rows that decide much; they stay as they are.
         block_other_parameters=norms + biases + experts * hidden + (hidden if shared else 0),
         other_parameters=vocab * hidden * (1 if tied else 2) + hidden,

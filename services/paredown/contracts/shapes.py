@@ -82,7 +82,11 @@ class ModelShape(BaseModel):
     vocab_size: int
     context_length: int
     tied_embeddings: bool
+    # Width of the embeddings where it is not the model's.
+    embedding_size: int | None = None
     linears: tuple[LinearShape, ...]
+    # Linears whose input comes from something that can take a scale of it.
+    scalable: tuple[str, ...] = ()
     # Embeddings, positions, norms, biases, head: all that no method of this release touches.
     other_parameters: int
     # Parameters of one block that are not in `linears` (norms, biases).
@@ -106,6 +110,11 @@ class ModelShape(BaseModel):
     @property
     def parameters(self) -> int:
         return self.linear_parameters + self.num_blocks * self.block_other_parameters + self.other_parameters
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Of the input embeddings and the head, tied ones once; part of `other_parameters`."""
+        return self.vocab_size * (self.embedding_size or self.hidden_size) * (1 if self.tied_embeddings else 2)
 
     def named_linears(self) -> Iterator[tuple[str, LinearShape]]:
         """Every linear layer of every block under transformers' name, in the order of the model."""

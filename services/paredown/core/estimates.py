@@ -13,10 +13,10 @@ from functools import reduce
 from paredown.contracts import gguf
 from paredown.contracts.families import LinearShape, ModelShape
 from paredown.contracts.job import Format, JobSpec
-from paredown.contracts.recipes import Depth, Gptq, Laco, Stage, WeightGrid, Width, quantizer
+from paredown.contracts.recipes import Awq, Depth, EightBit, Gptq, Laco, Stage, WeightGrid, Width, quantizer
 
 # Methods that gather XᵀX of every layer's input, and solve with it.
-_HESSIAN_METHODS = ("gptq", "sparsegpt")
+_HESSIAN_METHODS = ("gptq", "sparsegpt", "awq")
 
 # How many a search for GPTQ's damping tries.
 _DAMPINGS = 5
@@ -48,10 +48,14 @@ def shape_left(shape: ModelShape, recipe: tuple[Stage, ...]) -> ModelShape:
 def output_bytes(shape: ModelShape, recipe: tuple[Stage, ...], file_format: Format) -> int:
     """Bytes of the artifact's weight files, safetensors headers included. `file_format` is resolved, not auto."""
     shape = shape_left(shape, recipe)
+    stage = quantizer(recipe)
     if file_format is Format.GGUF:
-        return _gguf_bytes(shape, quantizer(recipe))
-    grid = quantizer(recipe) if file_format is Format.COMPRESSED_TENSORS else None
+        assert not isinstance(stage, EightBit), "GGUF cannot say how activations are rounded"
+        return _gguf_bytes(shape, stage)
+    grid = stage if file_format is Format.COMPRESSED_TENSORS else None
     total = 2 * (shape.other_parameters + shape.num_blocks * shape.block_other_parameters)
+    if stage is not None and stage.embeddings == 8:
+        total -= shape.embedding_parameters
     header = _HEADER_FIXED_BYTES
     for name, linear in shape.named_linears():
         if grid is not None and not skipped(grid, name):
@@ -65,17 +69,23 @@ def output_bytes(shape: ModelShape, recipe: tuple[Stage, ...], file_format: Form
     return total + header + vector * _other_tensors(shape)
 
 
-_DTYPE_BYTES = {"BF16": 2, "I32": 4, "I64": 8}
+_DTYPE_BYTES = {"I8": 1, "F8_E4M3": 1, "BF16": 2, "I32": 4, "I64": 8}
 # Eight bytes of length, braces, and {"format":"pt"}.
 _HEADER_FIXED_BYTES = 48
 
 
-def _packed_tensors(linear: LinearShape, grid: WeightGrid) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """What compressed-tensors' pack-quantized stores for a linear: names, dtypes, shapes.
+def _packed_tensors(linear: LinearShape, grid: WeightGrid | EightBit) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """What compressed-tensors stores for a linear: names, dtypes, shapes.
 
-    Codes lie dense in 32-bit words along each row, zero points along the columns of groups.
+    In pack-quantized, codes lie dense in 32-bit words along each row, zero points along the columns of groups.
     """
     rows, columns = linear.out_features, linear.in_features
+    if isinstance(grid, EightBit):
+        yield ".weight", "I8" if grid.number == "int" else "F8_E4M3", (rows, columns)
+        yield ".weight_scale", "BF16", (rows, 1)
+        if not grid.is_dynamic:
+            yield ".input_scale", "BF16", (1,)
+        return
     groups = columns // grid.group_size if grid.group_size is not None else 1
     yield ".weight_packed", "I32", (rows, -(-columns * grid.bits // 32))
     yield ".weight_scale", "BF16", (rows, groups)
@@ -256,6 +266,8 @@ _THROUGHPUT = {
     "cuda": Throughput({"float32": 2e13, "bfloat16": 2.5e14}, 2e9, 2e7, 40),
 }
 _MEASURED_THREADS = 2
+# Plain roundings in the time of one search for scales.
+_PLAIN_ROUNDINGS = 12
 DOWNLOAD_BYTES_PER_SECOND = 50e6
 
 
@@ -278,6 +290,10 @@ def seconds_of(shape: ModelShape, spec: JobSpec, device: str, threads: int | Non
     if _searches_damping(spec):
         # A third of it is factorizing and the sweep over columns, once for each damping; scales are found once.
         solving *= 1 + (_DAMPINGS - 1) / 3
+    # AWQ's candidates: each rounds all weights to a plain grid and multiplies them with the Hessian.
+    tried = next((stage.scale_steps for stage in spec.recipe if isinstance(stage, Awq)), 0)
+    hessian += tried * shape.num_blocks * sum(2 * linear.weights * linear.in_features for linear in shape.linears)
+    solving += tried * shape.linear_parameters / _PLAIN_ROUNDINGS / speed.quantized_weights / scale
     if all(isinstance(stage, Depth | Width) for stage in spec.recipe):
         solving = 0
     # Base and artifact by the block stream, and the artifact once more by the runtime that proves it.

@@ -3,6 +3,7 @@
 All of it comes from sizes alone (contracts.families); nothing is loaded. The formulas are in core/estimates.py.
 """
 
+import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import get_args
@@ -12,8 +13,11 @@ from paredown.contracts.artifact import BaseModelRecord
 from paredown.contracts.families import LinearShape, ModelShape
 from paredown.contracts.job import Format, JobSpec, Plan
 from paredown.contracts.recipes import (
+    Awq,
     Deeper,
     Depth,
+    EightBit,
+    SmoothQuant,
     Stage,
     WeightGrid,
     Width,
@@ -64,12 +68,14 @@ def check_recipe(shape: ModelShape, spec: JobSpec, earlier: tuple[Stage, ...] = 
         )
     for index, stage in enumerate(spec.recipe):
         field = f"recipe.{index}"
-        if reason := stage.refuses.get(shape.family) or stage.refuses.get(shape.model_type):
-            raise RecipeRefused(f"{stage.title} cannot take a {shape.model_type} model: {reason}", field=field)
+        if reason := stage.refusal(shape):
+            raise RecipeRefused(reason, field=field)
         _check_skip(shape, stage, field)
         linears = _touched(shape, stage)
         if isinstance(stage, WeightGrid):
             _check_group_size(stage, linears, f"{field}.group_size")
+        if isinstance(stage, EightBit) and stage.is_dynamic and shape.family == "opt":
+            _check_flattened(stage, linears, field)
         if isinstance(stage, Pruner) and stage.pattern is not None:
             _check_pattern(stage.pattern, linears, f"{field}.pattern")
         if isinstance(stage, Depth):
@@ -167,12 +173,6 @@ def _check_depth(shape: ModelShape, spec: JobSpec, stage: Depth, field: str) -> 
 
 def _check_width(shape: ModelShape, stage: Width, field: str) -> None:
     channels, heads = shape.mlp_channels, shape.kv_heads
-    if not channels or not heads:
-        raise RecipeRefused(
-            f"{stage.title} cannot take a {shape.model_type} model: it needs a gated MLP and separate query, key and "
-            "value projections.",
-            field=field,
-        )
     if stage.head_groups >= heads:
         raise RecipeRefused(
             f"{stage.title} cannot drop {stage.head_groups} of {heads} key-value heads; at most {heads - 1} can go.",
@@ -205,6 +205,15 @@ def _check_group_size(stage: WeightGrid, linears: list[tuple[str, LinearShape]],
         "null for one scale a row, or skip that layer.",
         field=field,
     )
+
+
+def _check_flattened(stage: EightBit, linears: list[tuple[str, LinearShape]], field: str) -> None:
+    if any(linear.name in ("fc1", "fc2") for _, linear in linears):
+        raise RecipeRefused(
+            f"{stage.title} cannot scale each token as it comes in OPT's fc1 and fc2, because transformers flattens "
+            "the sequences before them and would find one scale for all tokens; use static activations, or skip *.fc?.",
+            field=field,
+        )
 
 
 def _check_pattern(pattern: str, linears: list[tuple[str, LinearShape]], field: str) -> None:
@@ -317,7 +326,7 @@ def _warnings(description: ModelDescription, spec: JobSpec, output: int, memory_
     left = shape
     if grid is not None and grid.bits <= 3 and not grid.needs_calibration:
         yield f"{grid.bits} bits without calibration cost much accuracy; gptq keeps more of it."
-    if grid is not None and grid.bits == 2 and grid.symmetric:
+    if isinstance(grid, WeightGrid) and grid.bits == 2 and grid.symmetric:
         yield "2 bits on a symmetric grid leave one value above zero; symmetric: false keeps more accuracy."
     if grid is not None and grid.bits not in VLLM_BITS and spec.resolved_format is Format.COMPRESSED_TENSORS:
         yield f"vLLM has no kernel for {grid.bits}-bit weights; the artifact loads in transformers only."
@@ -333,6 +342,11 @@ def _warnings(description: ModelDescription, spec: JobSpec, output: int, memory_
                     f"Dropping {gone} of {left.num_blocks} blocks without retraining usually breaks a model; most bear "
                     "a fifth."
                 )
+        if isinstance(stage, Awq | SmoothQuant) and (fixed := _unscalable(left, stage)):
+            yield (
+                f"{stage.title} can scale no inputs of {', '.join(fixed)} in this model, because nothing before them "
+                "takes the scale; they are rounded as they are."
+            )
         left = shape_after(left, stage)
     tokens = calibration_tokens(spec)
     if 0 < tokens < FEW_TOKENS:
@@ -349,6 +363,13 @@ def _warnings(description: ModelDescription, spec: JobSpec, output: int, memory_
             f"Reloading the artifact in a clean process takes about {_gib(whole)}, more than a worker of the pool has, "
             "so no runtime will be claimed for it."
         )
+
+
+def _unscalable(shape: ModelShape, stage: Stage) -> list[str]:
+    """Linears of a block that the stage compresses, and whose input no scale can be taken of."""
+    touched = {linear.name for _, linear in _touched(shape, stage)}
+    fixed = [linear.name for linear in shape.linears if linear.name in touched - set(shape.scalable)]
+    return list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in fixed))
 
 
 def _gib(size_bytes: int) -> str:

@@ -23,6 +23,41 @@ from paredown.engine.shuffle import Exchange
 
 
 @dataclass(frozen=True)
+class Producer:
+    """What makes the input of a group, channel by channel: a scale or an order of its channels can be moved there.
+
+    A norm whose output goes nowhere else; or the rows of a linear with no step between them and the group that mixes
+    channels, the last rows where it has more of them (a fused one).
+    """
+
+    name: str
+    # Linears whose rows are multiplied, through a function, with these: they follow an order, but take no scale. One of
+    # the same name is fused with them, and its rows lie before.
+    gates: tuple[str, ...] = ()
+    # The rows are attention's values: in grouped-query attention several heads, and so several channels, read one row.
+    values: bool = False
+    # Whether a scale passes what lies between, and a field of the configuration with the value without which none does.
+    scalable: bool = True
+    when: tuple[str, Any] | None = None
+    # Of a norm, what is added to its weight before it multiplies.
+    offset: float = 0.0
+
+    def rows(self, config: Any, num_rows: int, num_channels: int) -> Tensor:
+        """The row that each input channel of the group reads."""
+        blocks, repeats = self.parts(config)
+        rows = torch.arange(num_channels // repeats).view(blocks, 1, -1)
+        return rows.expand(-1, repeats, -1).flatten() + (num_rows - rows.numel())
+
+    def parts(self, config: Any) -> tuple[int, int]:
+        """Equal parts of the rows between which no channel may move, and how often the input repeats each of them."""
+        if not self.values:
+            return 1, 1
+        heads = config.num_attention_heads
+        blocks = getattr(config, "num_key_value_heads", None) or heads
+        return blocks, heads // blocks
+
+
+@dataclass(frozen=True)
 class Architecture:
     """A family. Names are transformers'; `groups` are the block's linears in order of execution, and the linears of one
     group read the same input."""
@@ -30,13 +65,10 @@ class Architecture:
     base: str
     blocks: str
     groups: tuple[tuple[str, ...], ...]
+    # By the first linear of the group whose input it makes; a group that is not here has none.
+    producers: Mapping[str, Producer] = field(default_factory=dict)
     # transformers' Conv1D keeps weight_IO; everything in the engine sees weight_OI.
     transposed: bool = False
-    # Linears whose input channels are the output rows of others, one by one: nothing between them mixes channels. Of a
-    # fused producer they are the last rows.
-    produced: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    # Of these, those that read attention's heads: channels stay within their head.
-    in_heads: frozenset[str] = frozenset()
     # A block returns (hidden states, attention scores).
     returns_tuple: bool = False
     # Of a mixture: `architecture_of` adds the experts' linears, which follow all others, to what is written above.
@@ -53,11 +85,15 @@ class Architecture:
 
 _ATTENTION = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.o_proj",))
 _GATED = (("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",))
-_PRODUCED_HEADS = {"self_attn.o_proj": ("self_attn.v_proj",)}
-_PRODUCED = {**_PRODUCED_HEADS, "mlp.down_proj": ("mlp.gate_proj", "mlp.up_proj")}
-_IN_HEADS = frozenset({"self_attn.o_proj"})
-# Heads' rows of a fused projection that lie between those of others cannot be reordered by themselves.
-_PRODUCED_FUSED = {"mlp.dense_4h_to_h": ("mlp.dense_h_to_4h",)}
+_VALUES = Producer("self_attn.v_proj", values=True)
+_LLAMA = {
+    "self_attn.q_proj": Producer("input_layernorm"),
+    "self_attn.o_proj": _VALUES,
+    "mlp.gate_proj": Producer("post_attention_layernorm"),
+    "mlp.down_proj": Producer("mlp.up_proj", gates=("mlp.gate_proj",)),
+}
+# The norm before a mixture's experts makes the router's input too.
+_MIXTURE = {"self_attn.q_proj": Producer("input_layernorm"), "self_attn.o_proj": _VALUES}
 
 
 def _fused(attention: str) -> tuple[tuple[str, ...], ...]:
@@ -71,27 +107,38 @@ def _fused(attention: str) -> tuple[tuple[str, ...], ...]:
     )
 
 
+def _fused_producers(attention: str, before_attention: Producer, before_mlp: Producer) -> dict[str, Producer]:
+    """Their query_key_value mostly holds each head's queries, keys and values next to each other, so that values cannot
+    follow by themselves; between the linears of the feed-forward part lies a function that a scale does not pass."""
+    return {
+        f"{attention}.query_key_value": before_attention,
+        "mlp.dense_h_to_4h": before_mlp,
+        "mlp.dense_4h_to_h": Producer("mlp.dense_h_to_4h", scalable=False),
+    }
+
+
 ARCHITECTURES: dict[FamilyName, Architecture] = {
-    "llama": Architecture(
-        base="model",
-        blocks="model.layers",
-        groups=_ATTENTION + _GATED,
-        produced=_PRODUCED,
-        in_heads=_IN_HEADS,
-    ),
+    "llama": Architecture(base="model", blocks="model.layers", groups=_ATTENTION + _GATED, producers=_LLAMA),
     "gemma": Architecture(
         base="model",
         blocks="model.layers",
         groups=_ATTENTION + _GATED,
-        produced=_PRODUCED,
-        in_heads=_IN_HEADS,
+        producers={
+            **_LLAMA,
+            "self_attn.q_proj": Producer("input_layernorm", offset=1.0),
+            "mlp.gate_proj": Producer("pre_feedforward_layernorm", offset=1.0),
+        },
     ),
     "phi3": Architecture(
         base="model",
         blocks="model.layers",
         groups=(("self_attn.qkv_proj",), ("self_attn.o_proj",), ("mlp.gate_up_proj",), ("mlp.down_proj",)),
-        produced={"self_attn.o_proj": ("self_attn.qkv_proj",)},
-        in_heads=_IN_HEADS,
+        producers={
+            "self_attn.qkv_proj": Producer("input_layernorm"),
+            "self_attn.o_proj": Producer("self_attn.qkv_proj", values=True),
+            "mlp.gate_up_proj": Producer("post_attention_layernorm"),
+            "mlp.down_proj": Producer("mlp.gate_up_proj", gates=("mlp.gate_up_proj",)),
+        },
     ),
     "opt": Architecture(
         base="model",
@@ -102,40 +149,57 @@ ARCHITECTURES: dict[FamilyName, Architecture] = {
             ("fc1",),
             ("fc2",),
         ),
-        produced={"self_attn.out_proj": ("self_attn.v_proj",), "fc2": ("fc1",)},
-        in_heads=frozenset({"self_attn.out_proj"}),
+        # Where the norms come after the blocks' parts, their output is also the residual.
+        producers={
+            "self_attn.q_proj": Producer("self_attn_layer_norm", when=("do_layer_norm_before", True)),
+            "self_attn.out_proj": _VALUES,
+            "fc1": Producer("final_layer_norm", when=("do_layer_norm_before", True)),
+            "fc2": Producer("fc1", when=("activation_function", "relu")),
+        },
     ),
     "gpt2": Architecture(
         base="transformer",
         blocks="transformer.h",
         groups=(("attn.c_attn",), ("attn.c_proj",), ("mlp.c_fc",), ("mlp.c_proj",)),
+        producers={
+            "attn.c_attn": Producer("ln_1"),
+            "attn.c_proj": Producer("attn.c_attn", values=True),
+            "mlp.c_fc": Producer("ln_2"),
+            # A scale does not pass the function that lies between.
+            "mlp.c_proj": Producer("mlp.c_fc", scalable=False),
+        },
         transposed=True,
-        produced={"attn.c_proj": ("attn.c_attn",), "mlp.c_proj": ("mlp.c_fc",)},
-        in_heads=frozenset({"attn.c_proj"}),
     ),
     "gpt_neox": Architecture(
-        base="gpt_neox", blocks="gpt_neox.layers", groups=_fused("attention"), produced=_PRODUCED_FUSED
+        base="gpt_neox",
+        blocks="gpt_neox.layers",
+        groups=_fused("attention"),
+        producers=_fused_producers("attention", Producer("input_layernorm"), Producer("post_attention_layernorm")),
     ),
     "bloom": Architecture(
         base="transformer",
         blocks="transformer.h",
         groups=_fused("self_attention"),
-        produced=_PRODUCED_FUSED,
+        producers=_fused_producers(
+            "self_attention",
+            Producer("input_layernorm", when=("apply_residual_connection_post_layernorm", False)),
+            Producer("post_attention_layernorm", when=("apply_residual_connection_post_layernorm", False)),
+        ),
         returns_tuple=True,
     ),
     "falcon": Architecture(
         base="transformer",
         blocks="transformer.h",
         groups=_fused("self_attention"),
-        produced=_PRODUCED_FUSED,
+        # Only where attention and feed-forward part have a norm each, side by side.
+        producers=_fused_producers("self_attention", Producer("ln_attn"), Producer("ln_mlp")),
         returns_tuple=True,
     ),
     "mixtral": Architecture(
         base="model",
         blocks="model.layers",
         groups=_ATTENTION,
-        produced=_PRODUCED_HEADS,
-        in_heads=_IN_HEADS,
+        producers=_MIXTURE,
         experts=ExpertNames(gate="w1", up="w3", down="w2"),
     ),
     "qwen2_moe": Architecture(
@@ -146,19 +210,20 @@ ARCHITECTURES: dict[FamilyName, Architecture] = {
             ("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"),
             ("mlp.shared_expert.down_proj",),
         ),
-        produced={
-            **_PRODUCED_HEADS,
-            "mlp.shared_expert.down_proj": ("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"),
+        producers={
+            **_MIXTURE,
+            "mlp.shared_expert.down_proj": Producer(
+                "mlp.shared_expert.up_proj", gates=("mlp.shared_expert.gate_proj",)
+            ),
         },
-        in_heads=_IN_HEADS,
         experts=ExpertNames(),
     ),
     "qwen3_moe": Architecture(
         base="model",
         blocks="model.layers",
         groups=_ATTENTION,
-        produced=_PRODUCED_HEADS,
-        in_heads=_IN_HEADS,
+        # olmoe may clip values, which a scale does not pass.
+        producers={**_MIXTURE, "self_attn.o_proj": replace(_VALUES, when=("clip_qkv", None))},
         experts=ExpertNames(),
     ),
 }
@@ -171,8 +236,8 @@ def architecture_of(config: Any) -> Architecture:
         return architecture
     groups = architecture.experts.groups(num_experts(config.to_dict()))
     # Of an expert's two groups, gate and up make what down reads.
-    produced = {down: makers for makers, (down,) in zip(groups[::2], groups[1::2], strict=True)}
-    return replace(architecture, groups=architecture.groups + groups, produced={**architecture.produced, **produced})
+    makers = {down: Producer(up, gates=(gate,)) for (gate, up), (down,) in zip(groups[::2], groups[1::2], strict=True)}
+    return replace(architecture, groups=architecture.groups + groups, producers={**architecture.producers, **makers})
 
 
 def _family_of(config: Any) -> FamilyName:
@@ -238,6 +303,12 @@ class Skeleton:
         """Parameters outside the blocks: embeddings, final norm, head."""
         return [name for name in self.parameter_shapes() if not name.startswith(f"{self.architecture.blocks}.")]
 
+    def embedding_names(self) -> list[str]:
+        """Parameters of the input embeddings and the head; tied ones once."""
+        model: Any = self.model
+        tables = {id(module.weight) for module in (model.get_input_embeddings(), self.head)}
+        return [name for name in self.outer_names() if id(self.model.get_parameter(name)) in tables]
+
     def block_names(self, index: int) -> list[str]:
         """Parameters of one block."""
         prefix = self.block_prefix(index)
@@ -249,26 +320,37 @@ class Skeleton:
 
     def exchange(self, index: int, name: str) -> Exchange | None:
         """Which input channels of a linear may change places; `name` is the architecture's, without the block."""
-        producers = self.architecture.produced.get(name)
-        if producers is None:
+        producer = self.architecture.producers.get(name)
+        if producer is None or producer.name not in self.architecture.linears:
             return None
         prefix = self.block_prefix(index)
-        _, in_features = self.shape_OI(prefix + name)
-        heads = blocks = 1
-        if name in self.architecture.in_heads:
-            heads = self.config.num_attention_heads
-            blocks = getattr(self.config, "num_key_value_heads", None) or heads
-        rows = in_features // heads * blocks
+        blocks, repeats = producer.parts(self.config)
+        rows = self.shape_OI(prefix + name)[1] // repeats
+        makers = (*producer.gates, producer.name)
         return Exchange(
             blocks,
-            heads // blocks,
-            tuple((prefix + producer, self.shape_OI(prefix + producer)[0] - rows) for producer in producers),
+            repeats,
+            tuple(
+                (prefix + maker, self.shape_OI(prefix + maker)[0] - rows * makers[position:].count(maker))
+                for position, maker in enumerate(makers)
+            ),
         )
 
     def shape_OI(self, name: str) -> tuple[int, int]:
         """out_features and in_features of a linear."""
         first, second = self.model.get_parameter(f"{name}.weight").shape
         return (second, first) if self.architecture.transposed else (first, second)
+
+    def producer(self, group: int) -> Producer | None:
+        """What makes the input of a group of linears and can take a scale, in this configuration."""
+        producer = self.architecture.producers.get(self.architecture.groups[group][0])
+        if producer is None or not producer.scalable:
+            return None
+        if producer.when and getattr(self.config, producer.when[0], producer.when[1]) != producer.when[1]:
+            return None
+        # A norm may have no weight at all.
+        parameters = {name for name, _ in self.blocks[0].named_parameters()}
+        return producer if f"{producer.name}.weight" in parameters else None
 
     def all_linear_names(self) -> Iterator[str]:
         for index in range(self.num_blocks):

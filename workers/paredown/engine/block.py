@@ -3,7 +3,8 @@
 Shapes: O out_features, I in_features, T tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from fnmatch import fnmatchcase
 from functools import partial
 from itertools import zip_longest
@@ -16,12 +17,14 @@ from torch import Tensor, nn
 from paredown.contracts.artifact import LayerReport
 from paredown.contracts.job import Calibration
 from paredown.contracts.recipes import Stage
+from paredown.engine.activations import ActivationGrid, entering
 from paredown.engine.architectures import Skeleton
 from paredown.engine.errors import ExpertsUnreached, NanFound
 from paredown.engine.forward import BlockForward
 from paredown.engine.method import LinearWeight, joined, take_apart
 from paredown.engine.methods import METHODS
 from paredown.engine.quantized import QuantizedLinear
+from paredown.engine.scaling import Fold
 from paredown.engine.shuffle import Exchange
 from paredown.engine.statistics import InputStatistics, Statistic, all_finite
 from paredown.engine.weights import ModelReader
@@ -56,6 +59,8 @@ class BlockRun:
         self._calibration = calibration
         self._keep_zeros = keep_zeros
         prefix = skeleton.block_prefix(index)
+        # What the inputs of finished linears go through; the forwards wait with them as they were before any scale.
+        self._inputs: dict[str, Callable[[Tensor], Tensor]] = {}
         self._groups = [[prefix + name for name in group] for group in skeleton.architecture.groups]
         weights = {f"{name}.weight" for name in skeleton.linear_names(index)}
         for name in skeleton.block_names(index):
@@ -103,7 +108,8 @@ class BlockRun:
         def pause(group: int, inputs: Tensor) -> None:
             getcurrent().parent.switch((group, inputs.flatten(0, -2)))
 
-        with _Hooks(self._skeleton, self._groups, pause):
+        # The pause comes first: what a linear's input goes through is known when its group is compressed.
+        with _Hooks(self._skeleton, self._groups, pause), self._entering():
             try:
                 for micro_batch in range(len(forward.tokens)):
                     go_on(micro_batch, greenlet(run), micro_batch)
@@ -126,16 +132,21 @@ class BlockRun:
         self._load_dense()
         for target in range(len(self._groups)):
             statistics = self._statistics(target)
-            with _Hooks(self._skeleton, self._groups, partial(_gather_and_stop, target, statistics)):
+            hooks = _Hooks(self._skeleton, self._groups, partial(_gather_and_stop, target, statistics))
+            with hooks, self._entering():
                 for micro_batch in range(len(forward.tokens)):
                     try:
                         forward.call(self._index, micro_batch)
                     except _Stop:
                         _check_modes()
             self._compress(target, statistics)
-        for micro_batch in range(len(forward.tokens)):
-            forward.keep(micro_batch, forward.call(self._index, micro_batch))
+        with self._entering():
+            for micro_batch in range(len(forward.tokens)):
+                forward.keep(micro_batch, forward.call(self._index, micro_batch))
         self._check_states(forward)
+
+    def _entering(self) -> AbstractContextManager[None]:
+        return entering(self._skeleton.model, self._skeleton.linear_names(self._index), self._inputs)
 
     def _load_dense(self) -> None:
         self._skeleton.put_from(self.dense.__getitem__, list(self.dense), self._device)
@@ -183,25 +194,31 @@ class BlockRun:
         left_out = unreached and self._calibration.unreached_experts == "dense"
         recipe = [stage for stage in self._recipe if not (left_out and METHODS[stage.method].needs)]
         for stage, following in zip_longest(recipe, recipe[1:]):
-            self._apply(stage, following, linears, statistics)
+            self._apply(stage, following, group, linears, statistics)
+        if linears[0].fold is not None and linears[0].scale_I is not None:
+            linears[0].fold.divide(linears[0].scale_I)
         for linear, original_OI in zip(linears, originals, strict=True):
-            # Codes stand for what the format's reader makes of them, which need not fit the storage dtype.
-            stored_OI = linear.weight_OI.to(storage_dtype) if linear.quantized is None else linear.weight_OI
-            # The forward goes on in the model's own order of channels; only the artifact's is another.
-            running_OI = linear.in_place(stored_OI)
             weight_name = f"{linear.name}.weight"
-            self._skeleton.put(weight_name, oriented(running_OI.to(self._skeleton.dtype)).contiguous())
             if linear.quantized is not None:
+                stored_OI = linear.quantized.dequantized()
+                running_OI = linear.in_place(linear.weight_OI)
                 self.quantized[linear.name] = linear.quantized.to(torch.device("cpu"))
+                self._inputs[linear.name] = partial(_entered, linear.scale_I, linear.quantized.activations)
             else:
+                stored_OI = linear.weight_OI.to(storage_dtype)
+                running_OI = linear.in_place(stored_OI.float())
                 self.dense[weight_name] = oriented(stored_OI).cpu()
+            # The forward goes on in the model's own order of channels; only the artifact's is another.
+            forward_OI = linear.in_place(stored_OI.to(self._skeleton.dtype))
+            self._skeleton.put(weight_name, oriented(forward_OI).contiguous())
             self.layers.append(
                 LayerReport(
                     name=linear.name,
                     weights=stored_OI.numel(),
                     zeros=int((stored_OI == 0).sum()),
                     bits=linear.quantized.stored_bits if linear.quantized else 16.0,
-                    error=None if original_OI is None else _output_error(original_OI, running_OI.float(), statistics),
+                    error=None if original_OI is None else _output_error(original_OI, running_OI, statistics),
+                    scaled=linear.scale_I is not None if self._scales(linear.name, recipe) else None,
                     tokens=statistics.num_tokens if self._is_expert(group) and statistics.needs else None,
                 )
             )
@@ -229,7 +246,12 @@ class BlockRun:
         return True
 
     def _apply(
-        self, stage: Stage, following: Stage | None, linears: list[LinearWeight], statistics: InputStatistics
+        self,
+        stage: Stage,
+        following: Stage | None,
+        group: int,
+        linears: list[LinearWeight],
+        statistics: InputStatistics,
     ) -> None:
         """One stage on all linears that it does not skip; with the one that follows, where both are solved at once."""
         method = METHODS[stage.method]
@@ -239,6 +261,10 @@ class BlockRun:
             for linear in [linear for linear in chosen if following in self._stages(linear.name)]:
                 solve(linear, linear.inputs(statistics), stage, following)
                 chosen.remove(linear)
+        if method.scales and len(chosen) == len(linears):
+            fold = self._fold(stage, group, linears)
+            for linear in linears:
+                linear.fold = fold
         if method.rowwise and len(chosen) > 1:
             joint = joined(chosen)
             method.compress(joint, statistics, stage)
@@ -264,13 +290,32 @@ class BlockRun:
         order_R = linear.exchange.rows(linear.order_BC).cpu()
         oriented = self._skeleton.architecture.oriented
         for name, first in linear.exchange.producers:
-            order_O = torch.cat([torch.arange(first), first + order_R])
+            order_O = torch.arange(self._skeleton.shape_OI(name)[0])
+            order_O[first : first + len(order_R)] = first + order_R
             if name in self.quantized:
                 self.quantized[name] = self.quantized[name].reordered(order_O)
             else:
                 self.dense[f"{name}.weight"] = oriented(oriented(self.dense[f"{name}.weight"])[order_O])
             if f"{name}.bias" in self.dense:
                 self.dense[f"{name}.bias"] = self.dense[f"{name}.bias"][order_O]
+
+    def _fold(self, stage: Stage, group: int, linears: list[LinearWeight]) -> Fold | None:
+        """What can take a scale of the group's input; a linear that the stage skips is left as it is."""
+        producer = self._skeleton.producer(group)
+        # A producer's rows can follow a new order of channels or a scale of them, not both.
+        if producer is None or any(linear.order_BC is not None for linear in linears):
+            return None
+        in_features = linears[0].weight_OI.shape[1]
+        name = self._skeleton.block_prefix(self._index) + producer.name
+        is_linear = producer.name in self._skeleton.architecture.linears
+        if is_linear and stage not in self._stages(name):
+            return None
+        num_rows = self.quantized[name].codes_OI.shape[0] if is_linear else in_features
+        rows_I = producer.rows(self._skeleton.config, num_rows, in_features)
+        return Fold(name, rows_I, self.dense, self.quantized, producer.offset)
+
+    def _scales(self, linear: str, recipe: Sequence[Stage]) -> bool:
+        return any(METHODS[stage.method].scales for stage in recipe if stage in self._stages(linear))
 
     def _check_states(self, forward: BlockForward) -> None:
         if not all(all_finite(state) for state in forward.states):
@@ -279,6 +324,13 @@ class BlockRun:
                 "bfloat16 try float32; else the source checkpoint is damaged.",
                 field="dtype",
             )
+
+
+def _entered(scale_I: Tensor | None, activations: ActivationGrid | None, inputs: Tensor) -> Tensor:
+    """A linear's input as its stored weight takes it."""
+    if scale_I is not None:
+        inputs = (inputs / scale_I).to(inputs.dtype)
+    return inputs if activations is None else activations.rounded(inputs)
 
 
 class _Hooks:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from paredown.contracts.artifact import LayerReport, sha256_file
 from paredown.contracts.job import Contract
+from paredown.engine.activations import ActivationGrid
 from paredown.engine.errors import DiskFull
 from paredown.engine.quantized import QuantizedLinear
 
@@ -181,8 +182,18 @@ class BlockShard:
             codes_OI=self._read(f"codes.{linear}"),
             scales_OG=self._read(f"scales.{linear}"),
             zeros_OG=self._read(zeros) if zeros in self._stored else None,
-            **grid,
+            bits=grid["bits"],
+            group_size=grid["group_size"],
+            symmetric=grid["symmetric"],
+            wide=grid["wide"],
+            activations=self.activations(linear),
         )
+
+    def activations(self, linear: str) -> ActivationGrid | None:
+        """How the linear's inputs are rounded, where they are."""
+        kind = self._grids[linear].get("activations")
+        scale = f"inputs.{linear}"
+        return kind and ActivationGrid(kind, self._read(scale) if scale in self._stored else None)
 
     def _read(self, key: str) -> Tensor:
         with safe_open(self._path, "pt") as file:
@@ -211,6 +222,11 @@ def _pack(
             "symmetric": linear.symmetric,
             "wide": linear.wide,
         }
+        if linear.activations is not None:
+            grids[name]["activations"] = linear.activations.type
+            if linear.activations.scale is not None:
+                # Linears that share an input share the tensor, which a file may not.
+                tensors[f"inputs.{name}"] = linear.activations.scale.clone()
     return tensors, {"grids": json.dumps(grids, sort_keys=True)}
 
 

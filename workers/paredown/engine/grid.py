@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from paredown.contracts.recipes import WeightGrid
+from paredown.engine.activations import ActivationGrid
 from paredown.engine.errors import GroupSizeUnfit
 from paredown.engine.quantized import QuantizedLinear
 
@@ -59,16 +60,19 @@ def group_width(in_features: int, config: WeightGrid, name: str) -> int:
 
 
 def fit_grid(
-    weight_OGS: Tensor, config: WeightGrid, storage_dtype: torch.dtype, importance_GS: Tensor | None = None
+    weight_OGS: Tensor, config: WeightGrid, storage_dtype: torch.dtype, importance: Tensor | None = None
 ) -> Grid:
-    """The grid of each group, by the recipe's `scale_search`; `importance_GS` weighs the squared error of a channel."""
+    """The grid of each group, by the recipe's `scale_search`.
+
+    `importance` weighs the squared error of each channel (GS), or the product of each two channels' errors (GSS).
+    """
     low, high = code_range(config)
     if config.scale_search == "min_max":
         return _spanning(*_limits(weight_OGS, config.symmetric), low, high, storage_dtype, config.symmetric)
     rows = max(1, _SEARCH_CHUNK // weight_OGS[0].numel())
     return side_by_side(
         [
-            _least_squares(part_OGS, importance_GS, low, high, storage_dtype, config.symmetric)
+            _least_squares(part_OGS, importance, low, high, storage_dtype, config.symmetric)
             for part_OGS in torch.split(weight_OGS, rows)
         ],
         dim=0,
@@ -86,12 +90,20 @@ def side_by_side(grids: list[Grid], dim: int) -> Grid:
     )
 
 
-def quantized_linear(codes_OI: Tensor, grid: Grid, config: WeightGrid) -> QuantizedLinear:
+def quantized_linear(
+    codes_OI: Tensor, grid: Grid, config: WeightGrid, activations: ActivationGrid | None = None
+) -> QuantizedLinear:
     """Codes of a whole linear in their stored types."""
     kind = torch.int8 if config.symmetric else torch.uint8
     zeros_OG = None if grid.zeros_OG is None else grid.zeros_OG.to(kind)
     return QuantizedLinear(
-        codes_OI.to(kind), grid.scales_OG, zeros_OG, config.bits, config.group_size, config.symmetric
+        codes_OI.to(kind),
+        grid.scales_OG,
+        zeros_OG,
+        config.bits,
+        config.group_size,
+        config.symmetric,
+        activations=activations,
     )
 
 
@@ -122,7 +134,7 @@ def _storable(scales_OG: Tensor, storage_dtype: torch.dtype) -> Tensor:
 
 def _least_squares(
     weight_OGS: Tensor,
-    importance_GS: Tensor | None,
+    importance: Tensor | None,
     low: int,
     high: int,
     storage_dtype: torch.dtype,
@@ -134,18 +146,18 @@ def _least_squares(
     best_error_OG = torch.full_like(lowest_OG, torch.inf)
     for width in _WIDTHS:
         grid = _spanning(lowest_OG * width, highest_OG * width, low, high, storage_dtype, symmetric)
-        error_OG, _ = _error_and_codes(weight_OGS, importance_GS, grid)
+        error_OG, _ = _error_and_codes(weight_OGS, importance, grid)
         best, best_error_OG = _better(best, best_error_OG, grid, error_OG)
     assert best is not None
     for _ in range(_REFINEMENTS):
-        _, codes_OGS = _error_and_codes(weight_OGS, importance_GS, best)
+        _, codes_OGS = _error_and_codes(weight_OGS, importance, best)
         if best.zeros_OG is not None:
             codes_OGS -= best.zeros_OG.unsqueeze(-1)
-        weighted_OGS = codes_OGS if importance_GS is None else codes_OGS * importance_GS
+        weighted_OGS = codes_OGS if importance is None else _weighed(codes_OGS, importance)
         # Where all codes are zero so is the numerator, and the fit, which is no better, is dropped.
         fit_OG = (weight_OGS * weighted_OGS).sum(-1) / (codes_OGS * weighted_OGS).sum(-1).clamp_(min=1e-9)
         grid = Grid(_storable(fit_OG, storage_dtype), best.zeros_OG, low, high)
-        error_OG, _ = _error_and_codes(weight_OGS, importance_GS, grid)
+        error_OG, _ = _error_and_codes(weight_OGS, importance, grid)
         best, best_error_OG = _better(best, best_error_OG, grid, error_OG)
     return best
 
@@ -162,14 +174,24 @@ def _better(best: Grid | None, best_error_OG: Tensor, grid: Grid, error_OG: Tens
     return Grid(scales_OG, zeros_OG, grid.low, grid.high), torch.where(better_OG, error_OG, best_error_OG)
 
 
-def _error_and_codes(weight_OGS: Tensor, importance_GS: Tensor | None, grid: Grid) -> tuple[Tensor, Tensor]:
+def _weighed(values_OGS: Tensor, importance: Tensor) -> Tensor:
+    if importance.ndim == 2:
+        return values_OGS * importance
+    return torch.bmm(values_OGS.transpose(0, 1), importance).transpose(0, 1)
+
+
+def _error_and_codes(weight_OGS: Tensor, importance: Tensor | None, grid: Grid) -> tuple[Tensor, Tensor]:
     """Weighed squared error of each group, but for the rounding of stored values, and the codes."""
     scales_OG = grid.scales_OG.float()
     position_OGS = weight_OGS / scales_OG.unsqueeze(-1)
     if grid.zeros_OG is not None:
         position_OGS += grid.zeros_OG.unsqueeze(-1)
     codes_OGS = position_OGS.round().clamp_(grid.low, grid.high)
-    squares_OGS = position_OGS.sub_(codes_OGS).square_()
-    if importance_GS is not None:
-        squares_OGS *= importance_GS
+    position_OGS -= codes_OGS
+    if importance is None:
+        squares_OGS = position_OGS.square_()
+    elif importance.ndim == 2:
+        squares_OGS = position_OGS.square_().mul_(importance)
+    else:
+        squares_OGS = _weighed(position_OGS, importance).mul_(position_OGS)
     return squares_OGS.sum(-1).mul_(scales_OG.square_()), codes_OGS

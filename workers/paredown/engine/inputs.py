@@ -1,16 +1,17 @@
 """What a run reads before the work begins, and all that can be refused before it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from paredown.contracts.families import ModelShape, UnsupportedArchitecture, shape_from_config
 from paredown.contracts.job import Calibration, Format
-from paredown.contracts.recipes import quantizer
+from paredown.contracts.recipes import Stage, quantizer, rounds_activations
 from paredown.contracts.work import WorkOrder
 from paredown.engine import data
 from paredown.engine.checkpoint import identity_hash
-from paredown.engine.errors import ArchitectureUnsupported, FormatRefused, NotAModel, OrderInvalid
+from paredown.engine.errors import ArchitectureUnsupported, FormatRefused, NotAModel, OrderInvalid, RecipeUnfit
 from paredown.engine.formats import compressed_tensors, gguf
 from paredown.engine.weights import ModelFiles, open_model
 
@@ -34,6 +35,11 @@ def resolved_format(order: WorkOrder) -> Format:
         raise FormatRefused(
             "Format compressed-tensors needs a stage that quantizes; use safetensors for pruned models.", field="format"
         )
+    if rounds_activations(order.recipe) and order.format is not Format.COMPRESSED_TENSORS:
+        raise FormatRefused(
+            "The recipe rounds activations, which only format compressed-tensors can say; use that, or auto.",
+            field="format",
+        )
     return order.format
 
 
@@ -54,6 +60,7 @@ def read_inputs(order: WorkOrder, output_format: Format) -> Inputs:
         shape = shape_from_config(files.config.to_dict())
     except UnsupportedArchitecture as error:
         raise ArchitectureUnsupported(f"{error}.", field="model") from error
+    check_stages(order.recipe, shape)
     if output_format is Format.COMPRESSED_TENSORS:
         compressed_tensors.check(files.config)
     calibrated = _calibration_of(order)
@@ -82,6 +89,13 @@ def read_inputs(order: WorkOrder, output_format: Format) -> Inputs:
             order.evaluation_text, order.evaluation, tokenizer, shape.vocab_size, shape.context_length, first_token
         )
     return Inputs(files, shape, tokenizer, calibration, evaluation, tuple(warnings))
+
+
+def check_stages(recipe: Sequence[Stage], shape: ModelShape) -> None:
+    """Raise RecipeUnfit, before any work, for a method that cannot take the model's family."""
+    for index, stage in enumerate(recipe):
+        if reason := stage.refusal(shape):
+            raise RecipeUnfit(reason, field=f"recipe.{index}")
 
 
 def fingerprint(model_dir: Path) -> list[tuple[str, int, str]]:

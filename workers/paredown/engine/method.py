@@ -15,6 +15,7 @@ from torch import Tensor
 from paredown.contracts.artifact import StageReport
 from paredown.contracts.recipes import Stage
 from paredown.engine.quantized import QuantizedLinear
+from paredown.engine.scaling import Fold
 from paredown.engine.shuffle import Exchange
 from paredown.engine.statistics import InputStatistics, Statistic
 from paredown.engine.weights import ModelReader
@@ -28,7 +29,7 @@ class LinearWeight:
     """
 
     name: str
-    weight_OI: Tensor  # float32; a stage changes it in place or replaces it
+    weight_OI: Tensor  # float32, for the input as it is; a stage changes it in place or replaces it
     storage_dtype: torch.dtype  # of scales
     # True where a stage set the weight to zero for good; later stages keep it zero.
     pruned_OI: Tensor | None = None
@@ -65,15 +66,23 @@ class LinearWeight:
         assert self.exchange is not None
         return torch.empty_like(weight_OI).index_copy_(1, self.exchange.columns(self.order_BC), weight_OI)
 
+    # Where the input's channels can be scaled, what takes the scale; the same for all linears that share the input.
+    fold: Fold | None = None
+    # The codes stand for weight_OI × scale_I: the input will come divided by it. Set by the stage that quantizes.
+    scale_I: Tensor | None = None
+
     def prune(self, mask_OI: Tensor) -> None:
         """Set weights to zero for good."""
         self.weight_OI.masked_fill_(mask_OI, 0)
         self.pruned_OI = mask_OI if self.pruned_OI is None else self.pruned_OI | mask_OI
 
-    def quantize(self, quantized: QuantizedLinear) -> None:
-        """Store the weight as codes; from here on it is what they stand for."""
+    def quantize(self, quantized: QuantizedLinear, scale_I: Tensor | None = None) -> None:
+        """Store the weight, its columns multiplied by the scale, as codes; from here on it is what they stand for."""
         self.quantized = replace(quantized, wide=self.wide)
         self.weight_OI = self.quantized.dequantized().float()
+        if scale_I is not None:
+            self.scale_I = scale_I
+            self.weight_OI /= scale_I
 
 
 Compress = Callable[[LinearWeight, InputStatistics, Any], None]
@@ -86,6 +95,7 @@ class LinearMethod:
 
     `rowwise`: no output row's result depends on another's, so linears that share an input may be solved as one.
     `joint`: by the method of the next stage, what solves both stages at once.
+    `scales`: it may scale the input's channels, where the linears' `fold` says what takes the scale.
     """
 
     config: type[Stage]
@@ -93,6 +103,7 @@ class LinearMethod:
     compress: Compress
     rowwise: bool = True
     joint: Mapping[str, JointCompress] = field(default_factory=dict)
+    scales: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,6 +153,7 @@ def joined(linears: list[LinearWeight]) -> LinearWeight:
         storage_dtype=storage_dtype,
         pruned_OI=torch.cat(pruned) if any(linear.pruned_OI is not None for linear in linears) else None,
         wide=linears[0].wide,
+        fold=linears[0].fold,
     )
 
 
@@ -153,4 +165,5 @@ def take_apart(joint: LinearWeight, linears: list[LinearWeight]) -> None:
         linear.weight_OI = joint.weight_OI[start : start + count]
         linear.pruned_OI = None if joint.pruned_OI is None else joint.pruned_OI[start : start + count]
         linear.quantized = None if joint.quantized is None else joint.quantized.rows(start, count)
+        linear.scale_I = joint.scale_I
         start += count

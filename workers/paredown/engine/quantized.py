@@ -1,4 +1,4 @@
-"""A linear layer on an integer grid: codes, scales and zero points, and the dense weight they stand for.
+"""A linear layer on a grid: codes, scales and zero points, and the dense weight they stand for.
 
 Shapes: O out_features, I in_features, G groups along the input (1 where a whole row shares one scale).
 """
@@ -9,13 +9,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from paredown.engine.activations import ActivationGrid
+
 
 @dataclass(frozen=True, eq=False)
 class QuantizedLinear:
     """Grid codes of one linear.
 
-    `codes_OI` are signed, −2^(bits-1) … 2^(bits-1)−1 as int8, where the grid is symmetric; else 0 … 2^bits−1 as uint8.
-    `scales_OG` are in the artifact's storage dtype; `zeros_OG` (uint8) only where the grid is not symmetric.
+    `codes_OI` are signed, −2^(bits-1) … 2^(bits-1)−1 as int8, where the grid is symmetric; else 0 … 2^bits−1 as uint8;
+    or they are numbers of type float8_e4m3fn. `scales_OG` are in the artifact's storage dtype; `zeros_OG` (uint8) only
+    where the grid is not symmetric. `activations` where the inputs are rounded too.
     """
 
     codes_OI: Tensor
@@ -26,6 +29,7 @@ class QuantizedLinear:
     symmetric: bool
     # GGUF's readers multiply in float32; compressed-tensors' in the scales' dtype.
     wide: bool = False
+    activations: ActivationGrid | None = None
 
     def dequantized(self) -> Tensor:
         """weight_OI, rounded at the same places as the format's reader rounds."""
@@ -59,13 +63,11 @@ class QuantizedLinear:
 
     def reordered(self, order_O: Tensor) -> "QuantizedLinear":
         """The rows in another order."""
-        return QuantizedLinear(
-            self.codes_OI[order_O],
-            self.scales_OG[order_O],
-            None if self.zeros_OG is None else self.zeros_OG[order_O],
-            self.bits,
-            self.group_size,
-            self.symmetric,
+        return replace(
+            self,
+            codes_OI=self.codes_OI[order_O],
+            scales_OG=self.scales_OG[order_O],
+            zeros_OG=None if self.zeros_OG is None else self.zeros_OG[order_O],
         )
 
     def where(self, chosen_O: Tensor, other: "QuantizedLinear") -> "QuantizedLinear":

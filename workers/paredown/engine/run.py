@@ -8,15 +8,15 @@ import importlib.metadata
 import math
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from paredown.contracts.artifact import Evaluation, Protocol, Report, RuntimeProof, Speed
+from paredown.contracts.artifact import Evaluation, LayerReport, Protocol, Report, RuntimeProof, Speed
 from paredown.contracts.job import Calibration, Contract, EvaluationSettings, Format, Phase, Progress
-from paredown.contracts.recipes import Gptq, Stage, quantizer
+from paredown.contracts.recipes import Gptq, Stage, WeightGrid, quantizer
 from paredown.contracts.work import EngineResult, WorkOrder
 from paredown.engine import data
 from paredown.engine.checkpoint import identity_hash
@@ -127,7 +127,7 @@ def run(
             stages=compressed.stages,
             phase_seconds=journey.seconds,
             peak_memory_bytes=peak,
-            warnings=(*inputs.warnings, *coverage_warnings(layers, _calibration(order)), *warnings),
+            warnings=(*inputs.warnings, *_unscaled(layers), *coverage_warnings(layers, _calibration(order)), *warnings),
         ),
         calibration_tokens_sha256=inputs.calibration.sha256 if inputs.calibration else None,
         evaluation_tokens_sha256=inputs.evaluation.sha256 if inputs.evaluation else None,
@@ -137,6 +137,15 @@ def run(
 def _runtime(output_format: Format) -> Literal["transformers", "llama.cpp"]:
     """The runtime that proves a format."""
     return "llama.cpp" if output_format is Format.GGUF else "transformers"
+
+
+def _unscaled(layers: tuple[LayerReport, ...]) -> Iterator[str]:
+    names = [layer.name for layer in layers if layer.scaled is False]
+    if names:
+        yield (
+            f"The inputs of {len(names)} linear layers could not be scaled, because nothing before them takes the "
+            f"scale, or the recipe skips what would: {', '.join(names[:4])}{', …' if len(names) > 4 else ''}."
+        )
 
 
 # What a run's parts cost, in tokens that a forward pass would have read meanwhile (measured on two cores; whatever the
@@ -156,7 +165,8 @@ def _compress_cost(recipe: tuple[Stage, ...], calibration_tokens: int) -> float:
     grid = quantizer(recipe)
     sweeps = 5 if any(isinstance(stage, Gptq) and stage.damping_search for stage in recipe) else 1
     cost = _READING + calibration_tokens * (passes + solves * _GATHERING_HESSIANS) + solves * sweeps * _SOLVING_COLUMNS
-    return cost + _SEARCHING_SCALES if grid and grid.scale_search == "least_squares" else cost
+    searches = isinstance(grid, WeightGrid) and grid.scale_search == "least_squares"
+    return cost + _SEARCHING_SCALES if searches else cost
 
 
 def _parts(order: WorkOrder, inputs: Inputs, output_format: Format) -> dict[str, Part]:

@@ -3,7 +3,8 @@
 Nothing of the engine is imported: what loads here loads anywhere. `{"call": NAME, …}` comes in on standard input,
 a line each; `{"ok": …}` or `{"error": …}` goes out on standard output. End of input ends the process at once, even in
 the middle of a computation, and so does the end of the process whose number is on the command line: it never outlives
-the engine.
+the engine. Gradients are off by no_grad, not by inference_mode, under which weights that are decompressed in the first
+forward could not be cast to another number type later.
 Shapes: N sequences, T tokens in each, V vocabulary.
 """
 
@@ -115,7 +116,7 @@ class Runtime:
     def generate(self, prompt: list[int], new_tokens: int) -> dict[str, Any]:
         """Continue the prompt greedily; `text` is None for a model without a tokenizer."""
         prompt_NT = self.torch.tensor([prompt], device=self.model.device)
-        with self.torch.inference_mode():
+        with self.torch.no_grad():
             ids_NT = self.model.generate(
                 prompt_NT,
                 attention_mask=self.torch.ones_like(prompt_NT),
@@ -137,7 +138,7 @@ class Runtime:
         self.model = self.model.to(getattr(self.torch, dtype))
         tokens_NT = self.torch.from_numpy(numpy.load(tokens, allow_pickle=False))
         total = 0.0
-        with self.torch.inference_mode():
+        with self.torch.no_grad():
             for tokens_T in tokens_NT.to(self.model.device):
                 logits_TV = self.model(tokens_T[None], use_cache=False).logits[0, :-1].float()
                 total += self.torch.nn.functional.cross_entropy(logits_TV, tokens_T[1:], reduction="sum").item()
@@ -148,7 +149,7 @@ class Runtime:
     def time(self, prompt: list[int], new_tokens: int) -> dict[str, Any]:
         """Seconds to read the prompt at once, and to write `new_tokens` one by one after it."""
         prompt_NT = self.torch.tensor([prompt], device=self.model.device)
-        with self.torch.inference_mode():
+        with self.torch.no_grad():
             started = self._now()
             output = self.model(prompt_NT, use_cache=True, logits_to_keep=1)
             next_NT = output.logits[:, -1:].argmax(-1)

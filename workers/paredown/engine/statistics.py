@@ -19,6 +19,8 @@ class Statistic(StrEnum):
 
     ENERGY = "energy"  # sum of squares of each input channel: O(T I)
     ENTROPY = "entropy"  # of each input channel's values; its energy too: O(T I)
+    MAGNITUDE = "magnitude"  # mean absolute value of each input channel: O(T I)
+    PEAK = "peak"  # largest absolute value of each input channel: O(T I)
     HESSIAN = "hessian"  # XᵀX, of the least-squares loss of the layer's output: O(T I²)
 
 
@@ -40,6 +42,8 @@ class InputStatistics:
         self._hessian_II: Tensor | None = None
         self._energy_I: Tensor | None = None
         self._histogram: _Histogram | None = None
+        self._magnitude_I: Tensor | None = None
+        self._peak_I: Tensor | None = None
         self._factors: dict[tuple[float, bool, int], tuple[Tensor, Tensor | None]] = {}
         if Statistic.HESSIAN in needs:
             self._hessian_II = torch.zeros(in_features, in_features, device=device)
@@ -47,6 +51,10 @@ class InputStatistics:
             self._energy_I = torch.zeros(in_features, device=device)
         if Statistic.ENTROPY in needs:
             self._histogram = _Histogram()
+        if Statistic.MAGNITUDE in needs:
+            self._magnitude_I = torch.zeros(in_features, device=device)
+        if Statistic.PEAK in needs:
+            self._peak_I = torch.zeros(in_features, device=device)
 
     def add(self, inputs_TI: Tensor) -> None:
         """Take in one micro-batch."""
@@ -58,14 +66,19 @@ class InputStatistics:
             self._energy_I += inputs_TI.square().sum(0)
         if self._histogram is not None:
             self._histogram.add(inputs_TI)
+        if self._magnitude_I is not None:
+            self._magnitude_I += inputs_TI.abs().sum(0)
+        if self._peak_I is not None:
+            torch.maximum(self._peak_I, inputs_TI.abs().amax(0), out=self._peak_I)
 
     def complete(self) -> None:
         """Close the sums. Raises NanFound where an input was not finite."""
         if self._hessian_II is not None:
             _mirror_lower(self._hessian_II)
         energy_I = self._hessian_II.diagonal() if self._hessian_II is not None else self._energy_I
-        if energy_I is not None and not all_finite(energy_I):
-            raise NanFound(f"The inputs of {self.name} are not finite over the calibration text.")
+        for figures_I in (energy_I, self._magnitude_I, self._peak_I):
+            if figures_I is not None and not all_finite(figures_I):
+                raise NanFound(f"The inputs of {self.name} are not finite over the calibration text.")
 
     def assume_uniform(self) -> None:
         """In place of what was gathered: inputs whose channels are independent and equally active.
@@ -76,6 +89,9 @@ class InputStatistics:
             self._hessian_II.zero_().fill_diagonal_(1)
         if self._energy_I is not None:
             self._energy_I.fill_(1)
+        if self._magnitude_I is not None:
+            self._magnitude_I.fill_(max(self.num_tokens, 1))
+
         if self._histogram is not None:
             self._histogram.level(self.energy_I)
 
@@ -98,6 +114,18 @@ class InputStatistics:
         return self._histogram.entropy_I()
 
     @property
+    def magnitude_I(self) -> Tensor:
+        """Mean absolute value of each input channel; zero where no token came by."""
+        assert self._magnitude_I is not None, "a method reads MAGNITUDE without declaring it"
+        return self._magnitude_I / max(self.num_tokens, 1)
+
+    @property
+    def peak_I(self) -> Tensor:
+        """Largest absolute value of each input channel."""
+        assert self._peak_I is not None, "a method reads PEAK without declaring it"
+        return self._peak_I
+
+    @property
     def hessian_II(self) -> Tensor:
         """XᵀX, symmetric, without damping."""
         assert self._hessian_II is not None, "a method reads HESSIAN without declaring it"
@@ -109,8 +137,9 @@ class InputStatistics:
         other._factors = {}
         if self._hessian_II is not None:
             other._hessian_II = self._hessian_II[order_I][:, order_I]
-        if self._energy_I is not None:
-            other._energy_I = self._energy_I[order_I]
+        for name in ("_energy_I", "_magnitude_I", "_peak_I"):
+            if (figures_I := getattr(self, name)) is not None:
+                setattr(other, name, figures_I[order_I])
         if self._histogram is not None:
             other._histogram = self._histogram.reordered(order_I)
         return other

@@ -8,7 +8,6 @@ Shapes: N sequences, T tokens of each, B sequences of a micro-batch, H hidden si
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +15,8 @@ from torch import Tensor
 
 from paredown.contracts.artifact import LayerReport, StageReport
 from paredown.contracts.job import Calibration
-from paredown.contracts.recipes import Stage
+from paredown.contracts.recipes import Stage, quantizer
+from paredown.engine.activations import ActivationGrid
 from paredown.engine.architectures import Skeleton
 from paredown.engine.block import BlockRun
 from paredown.engine.checkpoint import BlockShard, Checkpoint, identity_hash
@@ -31,11 +31,40 @@ from paredown.engine.weights import ModelReader, stored
 __all__ = ["CompressedModel", "compress_model", "perplexity"]
 
 
+class OuterTensors:
+    """Parameters outside the blocks, in the number types of the artifact."""
+
+    def __init__(self, files: ModelReader, skeleton: Skeleton, recipe: Sequence[Stage]) -> None:
+        stage = quantizer(tuple(recipe))
+        # GGUF has a type of its own for them.
+        eight_bit = stage is not None and stage.embeddings == 8 and not files.source.storage.coded
+        self._files = files
+        self._eight_bit = frozenset(skeleton.embedding_names() if eight_bit else ())
+
+    def __call__(self, name: str) -> Tensor:
+        if name not in self._eight_bit:
+            return stored(self._files, name)
+        tensor = self._files.tensor(name)
+        # The type has no infinity: a number beyond its largest would become none at all.
+        largest = torch.finfo(torch.float8_e4m3fn).max
+        return tensor.float().clamp_(-largest, largest).to(torch.float8_e4m3fn)
+
+    def read_back(self, name: str) -> Tensor:
+        """One parameter as readers of the artifact have it."""
+        tensor = self(name)
+        return tensor.to(self._files.storage_dtype) if name in self._eight_bit else tensor
+
+
 class CompressedModel:
     """The result of a pass: reads like its model, and gives codes and scales where a linear was quantized."""
 
     def __init__(
-        self, files: ModelReader, skeleton: Skeleton, checkpoint: Checkpoint, stages: tuple[StageReport, ...]
+        self,
+        files: ModelReader,
+        outer: OuterTensors,
+        skeleton: Skeleton,
+        checkpoint: Checkpoint,
+        stages: tuple[StageReport, ...],
     ) -> None:
         self.config = files.config
         self.names = files.names
@@ -49,7 +78,7 @@ class CompressedModel:
         # A parameter's name in the files of an artifact, which are those of checkpoints.
         self.stored_name = skeleton.stored_name
         self.source = files.source
-        self._files = files
+        self._outer = outer
         self.architecture = skeleton.architecture
         self._shards: dict[str, BlockShard] = {}
         for index in range(skeleton.num_blocks):
@@ -61,15 +90,24 @@ class CompressedModel:
         shard = self._shards.get(f"{linear_name}.weight")
         return shard.quantized(linear_name) if shard and linear_name in shard.quantized_names else None
 
+    def activations(self, linear_name: str) -> ActivationGrid | None:
+        """How the inputs of a linear (named without `.weight`) are rounded, where they are."""
+        shard = self._shards.get(f"{linear_name}.weight")
+        return shard.activations(linear_name) if shard and linear_name in shard.quantized_names else None
+
     def tensor(self, name: str) -> Tensor:
         """One parameter as the artifact gives it back: in the storage dtype; codes, as they are read back."""
         shard = self._shards.get(name)
         if shard is None:
-            return stored(self._files, name)
+            return self._outer.read_back(name)
         linear = name.removesuffix(".weight")
         if linear in shard.quantized_names:
             return self.architecture.oriented(shard.quantized(linear).dequantized()).contiguous()
         return shard.dense(name)
+
+    def stored(self, name: str) -> Tensor:
+        """One parameter in the number type of the file, where it is not stored as codes."""
+        return self.tensor(name) if name in self._shards else self._outer(name)
 
 
 def compress_model(
@@ -118,6 +156,7 @@ def compress_model(
         passes.next()
     recipe = [stage for stage in recipe if stage.method not in MODEL_METHODS]
     skeleton = Skeleton(files.config, dtype)
+    outer = OuterTensors(files, skeleton, recipe)
     num_blocks = skeleton.num_blocks
     calibrated = any(METHODS[stage.method].needs for stage in recipe)
     checkpoint = Checkpoint(work_dir, identity, num_blocks, sequential=calibrated)
@@ -127,7 +166,7 @@ def compress_model(
         forward: BlockForward | None = None
         if calibrated and todo:
             assert tokens_NT is not None, "a stage needs calibration, but there are no tokens"
-            skeleton.load_outer(partial(stored, files), device)
+            skeleton.load_outer(outer, device)
             forward = BlockForward(skeleton, tokens_NT, device)
             saved = checkpoint.hidden(todo[0], forward.states_device)
             if saved is not None:
@@ -148,7 +187,7 @@ def compress_model(
             checkpoint.save(index, block.dense, block.quantized, tuple(block.layers), hidden)
             skeleton.release_block(index)
             passes.step(len(checkpoint.finished), num_blocks)
-    return CompressedModel(files, skeleton, checkpoint, tuple(reports))
+    return CompressedModel(files, outer, skeleton, checkpoint, tuple(reports))
 
 
 class _Passes:

@@ -17,7 +17,7 @@ from torch.nn import functional
 from paredown.engine.architectures import Skeleton
 from paredown.engine.checkpoint import Checkpoint
 from paredown.engine.depth import Observations
-from paredown.engine.errors import Drained, NanFound, RecipeUnfit
+from paredown.engine.errors import Drained, NanFound
 from paredown.engine.forward import BlockForward
 from paredown.engine.method import ModelWork
 from paredown.engine.statistics import all_finite
@@ -74,16 +74,6 @@ def _narrowed(config: Any, channels: int, kv_heads: int) -> Any:
     return narrower
 
 
-def check_blocks(skeleton: Skeleton) -> None:
-    """Raises RecipeUnfit where the blocks have no channels and heads that can be cut."""
-    if not set(CHANNELS | HEADS) <= set(skeleton.architecture.linears):
-        raise RecipeUnfit(
-            f"The width of a {skeleton.config.model_type} model cannot be pruned: it has no gated MLP with projections "
-            "of their own beside separate query, key and value projections.",
-            field="recipe",
-        )
-
-
 Score = Callable[[Mapping[str, tuple[Tensor, Tensor]]], dict[str, Tensor]]
 
 
@@ -137,8 +127,8 @@ def _through(
     dtype = model.storage_dtype
     skeleton.put_from(lambda name: model.tensor(name).to(dtype), skeleton.block_names(index), forward.device)
     block = skeleton.blocks[index]
-    linears = [linear for linear in CHANNELS | HEADS if linear in skeleton.architecture.linears]
-    parameters = {name: parameter for name, parameter in block.named_parameters() if name.rpartition(".")[0] in linears}
+    cut = CHANNELS | HEADS
+    parameters = {name: parameter for name, parameter in block.named_parameters() if name.rpartition(".")[0] in cut}
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     totals = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in parameters.items()}

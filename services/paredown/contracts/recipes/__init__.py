@@ -9,18 +9,35 @@ from pydantic import AfterValidator, Field
 
 from paredown.contracts.recipes.depth import Deeper, Depth, Laco, ShortGpt
 from paredown.contracts.recipes.pruning import Esparse, Magnitude, Pruner, Sparsegpt, Wanda
-from paredown.contracts.recipes.quantization import Gptq, Rtn, WeightGrid
+from paredown.contracts.recipes.quantization import Awq, EightBit, Fp8, Fp8Static, Gptq, Rtn, SmoothQuant, WeightGrid
 from paredown.contracts.recipes.stage import Family, Stage
 from paredown.contracts.recipes.width import LlmPruner, Width
 
 AnyStage = Annotated[
-    Rtn | Gptq | Magnitude | Wanda | Sparsegpt | Esparse | ShortGpt | Deeper | Laco | LlmPruner,
+    Rtn
+    | Gptq
+    | Awq
+    | SmoothQuant
+    | Fp8
+    | Fp8Static
+    | Magnitude
+    | Wanda
+    | Sparsegpt
+    | Esparse
+    | ShortGpt
+    | Deeper
+    | Laco
+    | LlmPruner,
     Field(discriminator="method"),
 ]
 
 STAGES: dict[str, type[Stage]] = {
     "rtn": Rtn,
     "gptq": Gptq,
+    "awq": Awq,
+    "smoothquant": SmoothQuant,
+    "fp8": Fp8,
+    "fp8-static": Fp8Static,
     "magnitude": Magnitude,
     "wanda": Wanda,
     "sparsegpt": Sparsegpt,
@@ -112,6 +129,8 @@ def recipe_name(recipe: tuple[Stage, ...]) -> str:
 def _stage_name(stage: Stage) -> str:
     if isinstance(stage, WeightGrid):
         return f"{stage.method}-{stage.bits}"
+    if isinstance(stage, SmoothQuant):
+        return f"{stage.method}-w8a8" if stage.is_dynamic else f"{stage.method}-w8a8-static"
     if isinstance(stage, Pruner):
         return f"{stage.method}-{stage.pattern or f'{stage.share:.0%}'}"
     if isinstance(stage, Depth):
@@ -121,18 +140,27 @@ def _stage_name(stage: Stage) -> str:
     return stage.method
 
 
-def quantizer(recipe: tuple[Stage, ...]) -> WeightGrid | None:
+def quantizer(recipe: tuple[Stage, ...]) -> WeightGrid | EightBit | None:
     """The stage that quantizes the weights, if the recipe has one."""
-    return next((stage for stage in recipe if isinstance(stage, WeightGrid)), None)
+    return next((stage for stage in recipe if isinstance(stage, WeightGrid | EightBit)), None)
+
+
+def rounds_activations(recipe: tuple[Stage, ...]) -> bool:
+    """Whether the recipe needs a format that says how activations are rounded."""
+    return any(isinstance(stage, EightBit) for stage in recipe)
 
 
 __all__ = [
     "STAGES",
     "AnyStage",
+    "Awq",
     "Deeper",
     "Depth",
+    "EightBit",
     "Esparse",
     "Family",
+    "Fp8",
+    "Fp8Static",
     "Gptq",
     "Laco",
     "LlmPruner",
@@ -140,6 +168,7 @@ __all__ = [
     "Recipe",
     "Rtn",
     "ShortGpt",
+    "SmoothQuant",
     "Sparsegpt",
     "Stage",
     "Wanda",
@@ -149,4 +178,5 @@ __all__ = [
     "quantizer",
     "recipe_hash",
     "recipe_name",
+    "rounds_activations",
 ]

@@ -10,10 +10,20 @@ Bits = Literal[2, 3, 4, 5, 6, 8]
 GroupSize = Literal[32, 64, 128, 256]
 
 
-class WeightGrid(Stage):
-    """The uniform grid that a weight-only quantizer rounds to."""
+class Quantizer(Stage):
+    """A method that stores the weights of linears in fewer bits, once in a recipe."""
 
     family: ClassVar[Family] = Family.QUANTIZATION
+
+    embeddings: Literal[8, 16] = Field(
+        16,
+        description="Bits of the embeddings and the head: 16 leaves them as they are; 8 stores them as float8_e4m3, "
+        "which runtimes turn into 16 bits as they load.",
+    )
+
+
+class WeightGrid(Quantizer):
+    """The uniform grid that a weight-only quantizer rounds to."""
 
     bits: Bits = Field(4, description="Bits stored for each weight.")
     group_size: GroupSize | None = Field(
@@ -60,3 +70,94 @@ class Gptq(WeightGrid):
         "with the least output error over the calibration tokens; one that does not factorize is left out. The solve "
         "takes about four times as long.",
     )
+
+
+class Awq(WeightGrid):
+    """Scale up the input channels with the largest activations before rounding, and what produces them down.
+    arXiv:2306.00978"""
+
+    title: ClassVar[str] = "AWQ"
+    paper: ClassVar[str] = "arXiv:2306.00978"
+    needs_calibration: ClassVar[bool] = True
+
+    method: Literal["awq"] = "awq"
+    scale_steps: int = Field(
+        20,
+        ge=1,
+        le=100,
+        description="Exponents tried between 0 and 1 for each input: a channel's scale is its mean absolute value to "
+        "that power. With 1 nothing is scaled.",
+    )
+
+
+class EightBit(Quantizer):
+    """Weights with a scale for each output row, and activations, in eight bits."""
+
+    refuses: ClassVar[dict[str, str]] = {
+        "gpt2": "only compressed-tensors can say that activations are rounded, and it does not know Conv1D layers.",
+        **dict.fromkeys(
+            ("mixtral", "qwen2_moe", "qwen3_moe"),
+            "transformers joins the experts into one tensor and rounds none of what they read.",
+        ),
+    }
+    bits: ClassVar[int] = 8
+    number: ClassVar[Literal["int", "float"]]
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether each token's scale is found as it comes."""
+        return True
+
+
+class SmoothQuant(EightBit):
+    """Weights and activations as 8-bit integers, with the activations' outliers moved into the weights.
+    arXiv:2211.10438"""
+
+    title: ClassVar[str] = "SmoothQuant"
+    paper: ClassVar[str] = "arXiv:2211.10438"
+    needs_calibration: ClassVar[bool] = True
+    number: ClassVar[Literal["int", "float"]] = "int"
+
+    method: Literal["smoothquant"] = "smoothquant"
+    alpha: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="How much of the difficulty moves from the activations into the weights: a channel's scale is "
+        "max|x|^α / max|w|^(1-α).",
+    )
+    activations: Literal["dynamic", "static"] = Field(
+        "dynamic",
+        description="dynamic finds each token's scale as it comes; static has one scale for each input, from the "
+        "calibration text: faster, less accurate.",
+    )
+
+    @property
+    def is_dynamic(self) -> bool:
+        return self.activations == "dynamic"
+
+
+class Fp8(EightBit):
+    """Weights and activations as float8_e4m3, each token's scale found as it comes; no calibration. arXiv:2209.05433"""
+
+    title: ClassVar[str] = "FP8"
+    paper: ClassVar[str] = "arXiv:2209.05433"
+    needs_calibration: ClassVar[bool] = False
+    number: ClassVar[Literal["int", "float"]] = "float"
+
+    method: Literal["fp8"] = "fp8"
+
+
+class Fp8Static(EightBit):
+    """Weights and activations as float8_e4m3, one scale for each input from the calibration text. arXiv:2209.05433"""
+
+    title: ClassVar[str] = "FP8, static activations"
+    paper: ClassVar[str] = "arXiv:2209.05433"
+    needs_calibration: ClassVar[bool] = True
+    number: ClassVar[Literal["int", "float"]] = "float"
+
+    method: Literal["fp8-static"] = "fp8-static"
+
+    @property
+    def is_dynamic(self) -> bool:
+        return False

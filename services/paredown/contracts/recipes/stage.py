@@ -5,6 +5,8 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from paredown.contracts.shapes import ModelShape
+
 
 class Family(StrEnum):
     """The kind of compression a method does. A recipe holds its stages in this order."""
@@ -38,6 +40,11 @@ class Stage(BaseModel):
         max_length=64,
         description="Glob patterns of linear layers left as they are, such as *.down_proj or model.layers.0.*",
     )
+
+    def refusal(self, shape: ModelShape) -> str | None:
+        """Why the method cannot take this model's family, for the user; None where it can."""
+        reason = self.refuses.get(shape.family) or self.refuses.get(shape.model_type)
+        return reason and f"{self.title} cannot take a {shape.model_type} model: {reason}"
 
     def identity(self) -> dict[str, Any]:
         """The settings that differ from their default, with the method's name: what a recipe's hash covers."""

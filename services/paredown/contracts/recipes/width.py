@@ -15,6 +15,11 @@ class Width(Stage):
 
     family: ClassVar[Family] = Family.WIDTH
     needs_calibration: ClassVar[bool] = True
+    refuses: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("opt", "gpt2", "gpt_neox", "bloom", "falcon"), "it has no gated MLP."),
+        "phi3": "its queries, keys and values are one projection, and so are the gated MLP's gate and up.",
+        **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe"), "experts stand where its gated MLP would be."),
+    }
 
     mlp_share: float = Field(
         0.25, ge=0, lt=1, description="Share of each block's MLP channels dropped; a multiple of 16 is left."

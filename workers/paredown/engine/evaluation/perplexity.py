@@ -1,5 +1,6 @@
 """Perplexity by the block stream: one block of weights in memory at a time, as when compressing.
 
+Where a recipe rounds activations, linears read them rounded here as they do in the artifact's reader.
 Perplexity is exp(mean negative log-likelihood) over the T-1 tokens that each sequence of T predicts.
 Shapes: N sequences, T tokens of each, B sequences of a micro-batch, H hidden size, V vocabulary.
 """
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from paredown.engine.activations import entering, roundings
 from paredown.engine.architectures import Skeleton
 from paredown.engine.forward import BlockForward
 from paredown.engine.weights import ModelReader
@@ -37,8 +39,10 @@ def perplexity(
         forward = BlockForward(skeleton, tokens_NT, device)
         for index in range(skeleton.num_blocks):
             skeleton.put_from(model.tensor, skeleton.block_names(index), device)
-            for micro_batch in range(len(forward.tokens)):
-                forward.keep(micro_batch, forward.call(index, micro_batch))
+            names = skeleton.linear_names(index)
+            with entering(skeleton.model, names, roundings(model, names)):
+                for micro_batch in range(len(forward.tokens)):
+                    forward.keep(micro_batch, forward.call(index, micro_batch))
             skeleton.release_block(index)
             on_progress(index + 1, skeleton.num_blocks)
         loss = sum(

@@ -1,4 +1,5 @@
-"""The compressed-tensors format, `pack-quantized`: integer codes packed into int32 words, one scale for each group.
+"""The compressed-tensors format: integer codes packed into int32 words (`pack-quantized`), or, where activations are
+rounded too, eight bits each as they are (`int-quantized`, `float-quantized`).
 
 The packing is the format's own library's. Codes are packed as the method left them, not quantized again from rounded
 weights: at 8 bits, requantizing in bfloat16 would move codes.
@@ -27,6 +28,12 @@ from paredown.engine.errors import FormatRefused
 from paredown.engine.formats.files import write_config, write_weights
 from paredown.engine.quantized import QuantizedLinear
 from paredown.engine.stream import CompressedModel
+
+_FORMATS = {
+    None: CompressionFormat.pack_quantized,
+    "int": CompressionFormat.int_quantized,
+    "float": CompressionFormat.float_quantized,
+}
 
 
 def check(config: Any) -> None:
@@ -63,6 +70,12 @@ def _check_experts(model: CompressedModel, quantized: frozenset[str]) -> None:
     experts = [name for name in model.linear_names if ".experts." in name]
     for name in experts:
         linear = model.quantized(name) if name in quantized else None
+        if linear is not None and linear.activations is not None:
+            raise FormatRefused(
+                f"The inputs of {name} are rounded, and transformers joins a mixture's experts into one tensor, whose "
+                "inputs it does not round; use a method that quantizes the weights alone.",
+                field="recipe",
+            )
         if linear is None or not linear.symmetric:
             raise FormatRefused(
                 f"{name} is {'dense' if linear is None else 'on a grid that is not symmetric'}, and transformers loads "
@@ -80,7 +93,7 @@ def _tensors(model: CompressedModel, quantized: frozenset[str]) -> Iterator[tupl
             for leaf, tensor in packed(linear).items():
                 yield model.stored_name(f"{linear_name}.{leaf}"), tensor
         else:
-            yield model.stored_name(name), model.tensor(name).to(model.storage_dtype)
+            yield model.stored_name(name), model.stored(name)
 
 
 def packed(linear: QuantizedLinear) -> dict[str, Tensor]:
@@ -88,6 +101,9 @@ def packed(linear: QuantizedLinear) -> dict[str, Tensor]:
 
     The format's codes are always signed: where the grid is not symmetric, codes and zero points move by half a range.
     """
+    if linear.activations is not None:
+        tensors = {"weight": linear.codes_OI, "weight_scale": linear.scales_OG}
+        return tensors if linear.activations.scale is None else {**tensors, "input_scale": linear.activations.scale}
     half = 1 << (linear.bits - 1)
 
     def signed(unsigned: Tensor) -> Tensor:
@@ -110,7 +126,7 @@ def _quantization_config(model: CompressedModel, quantized: list[str]) -> dict[s
     grouped = first.group_size is not None
     arguments = QuantizationArgs(
         num_bits=first.bits,
-        type=QuantizationType.INT,
+        type=QuantizationType.INT if first.activations is None else QuantizationType(first.activations.type),
         symmetric=first.symmetric,
         strategy=QuantizationStrategy.GROUP if grouped else QuantizationStrategy.CHANNEL,
         group_size=first.group_size,
@@ -125,12 +141,17 @@ def _quantization_config(model: CompressedModel, quantized: list[str]) -> dict[s
     ]
     # Under both names: transformers matches its own, other runtimes those of the files.
     ignored = list(dict.fromkeys(other for name in dense for other in (name, model.stored_name(f"{name}.")[:-1])))
+    inputs = None if first.activations is None else first.activations.arguments
     config = QuantizationConfig(
-        config_groups={"group_0": QuantizationScheme(targets=["Linear"], weights=arguments)},
-        format=CompressionFormat.pack_quantized.value,
+        config_groups={"group_0": QuantizationScheme(targets=["Linear"], weights=arguments, input_activations=inputs)},
+        format=_FORMATS[first.activations.type if first.activations else None].value,
         quantization_status=QuantizationStatus.COMPRESSED,
         ignore=ignored,
     )
+    dumped: dict[str, Any] = config.model_dump(mode="json")
+    if inputs is not None:
+        # transformers rounds activations only in layers that it leaves compressed until the first forward.
+        return dumped
     # transformers has no integer kernels: it dequantizes at the first forward or, told so here, while it loads. Only
     # the second way can read zero points, which are packed along the rows. Other runtimes do not look at this key.
-    return {**config.model_dump(mode="json"), "dequantize": True}
+    return {**dumped, "dequantize": True}

@@ -9,7 +9,6 @@ from paredown.engine.stream import CompressedModel
 def write(model: CompressedModel, directory: Path) -> int:
     """Weight files and config.json; returns the bytes of the weight files. Tied weights are stored once."""
     dtype = model.storage_dtype
-    tensors = ((model.stored_name(name), model.tensor(name).to(dtype)) for name in model.names)
-    size_bytes = write_weights(tensors, directory)
+    size_bytes = write_weights(((model.stored_name(name), model.stored(name)) for name in model.names), directory)
     write_config(model.config, str(dtype).removeprefix("torch."), directory)
     return size_bytes

@@ -2,14 +2,17 @@
 
 from paredown.engine.method import LinearMethod, ModelMethod
 from paredown.engine.methods import (
+    awq,
     deeper,
     esparse,
+    fp8,
     gptq,
     laco,
     llm_pruner,
     magnitude,
     rtn,
     shortgpt,
+    smoothquant,
     sparsegpt,
     wanda,
 )
@@ -17,6 +20,10 @@ from paredown.engine.methods import (
 METHODS: dict[str, LinearMethod] = {
     "rtn": rtn.METHOD,
     "gptq": gptq.METHOD,
+    "awq": awq.METHOD,
+    "smoothquant": smoothquant.METHOD,
+    "fp8": fp8.METHOD,
+    "fp8-static": fp8.STATIC,
     "magnitude": magnitude.METHOD,
     "wanda": wanda.METHOD,
     "sparsegpt": sparsegpt.METHOD,

@@ -21,7 +21,7 @@ from paredown.engine.depth import survey
 from paredown.engine.errors import RecipeUnfit
 from paredown.engine.method import ModelMethod, ModelWork
 from paredown.engine.weights import ModelReader
-from paredown.engine.width import CHANNELS, HEADS, WidthView, backward, check_blocks
+from paredown.engine.width import CHANNELS, HEADS, WidthView, backward
 
 
 def importance(linears: Mapping[str, tuple[Tensor, Tensor]], sides: Mapping[str, int], groups: int) -> Tensor:
@@ -40,7 +40,6 @@ def importance(linears: Mapping[str, tuple[Tensor, Tensor]], sides: Mapping[str,
 def apply(model: ModelReader, work: ModelWork, config: LlmPruner) -> tuple[WidthView, StageReport]:
     """Raises RecipeUnfit, NanFound, Drained."""
     skeleton = Skeleton(model.config, torch.float32)
-    check_blocks(skeleton)
     channels, heads = int(model.config.intermediate_size), int(model.config.num_key_value_heads)
     channels_left, heads_left = config.channels_left(channels), heads - config.head_groups
     if heads_left < 1 or channels_left > channels or (channels_left, heads_left) == (channels, heads):
