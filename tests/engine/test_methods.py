@@ -9,11 +9,13 @@ from compressed_tensors.quantization.lifecycle.forward import dequantize
 from tests.engine.conftest import CPU
 from torch import Tensor
 
-from paredown.contracts.recipes import Esparse, Gptq, Magnitude, Rtn, Sparsegpt, Stage, Wanda
+from paredown.contracts.recipes import Esparse, Gptq, Magnitude, Owq, Rtn, Sparsegpt, Squeezellm, Stage, Svd, Wanda
+from paredown.engine.compact import CodebookLinear, MixedLinear
 from paredown.engine.errors import GroupSizeUnfit, HessianSingular, NanFound, RecipeUnfit
 from paredown.engine.method import LinearWeight
 from paredown.engine.methods import METHODS
 from paredown.engine.methods.sparsegpt import compress_jointly
+from paredown.engine.methods.squeezellm import cluster
 from paredown.engine.shuffle import Exchange, shuffled
 from paredown.engine.statistics import InputStatistics, Statistic
 
@@ -567,3 +569,183 @@ def test_settings_that_do_not_fit_a_layer_are_refused() -> None:
     for stage in (Wanda(pattern="2:7"), Sparsegpt(pattern="2:7")):
         with pytest.raises(RecipeUnfit, match=r"2:7 does not fit layer"):
             apply(stage, linear(weight_OI), statistics(inputs_TI))
+
+
+def test_svd_by_hand() -> None:
+    # Of diag(4, 1) plain truncation keeps the 4; where the second input is ten times as large, the 1 makes more output.
+    weight = torch.tensor([[4.0, 0.0], [0.0, 1.0]])
+    inputs = statistics(torch.diag(torch.tensor([1.0, 10.0])))
+    plain = apply(Svd(ratio=0.5, whitening=False), linear(weight), inputs)
+    assert torch.allclose(plain.weight_OI, torch.tensor([[4.0, 0.0], [0.0, 0.0]]), atol=1e-2)
+    whitened = apply(Svd(ratio=0.5, damping=1e-6), linear(weight), inputs)
+    assert torch.allclose(whitened.weight_OI, torch.tensor([[0.0, 0.0], [0.0, 1.0]]), atol=1e-2)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("rows", [24, 200])
+def test_svd_loses_what_the_dropped_singular_values_say_and_less_than_plain(seed: int, rows: int) -> None:
+    """The paper's theorem: the squared output error is the sum of the squares of what was truncated."""
+    weight_OI, inputs_TI = random_layer(seed, rows=rows)
+    gathered = statistics(inputs_TI)
+    config = Svd(ratio=0.4, damping=1e-9)
+    whitened = apply(config, linear(weight_OI), gathered)
+    plain = apply(config.model_copy(update={"whitening": False}), linear(weight_OI), gathered)
+    values_M = torch.linalg.svdvals(inputs_TI.double() @ weight_OI.double().T)
+    least = float(values_M[config.rank(rows, 128) :].square().sum())
+    error = output_error(inputs_TI, weight_OI, whitened.weight_OI)
+    # Factors are stored in bfloat16, which costs about 2⁻⁹ of the output.
+    total = output_error(inputs_TI, weight_OI, torch.zeros_like(weight_OI))
+    assert least - 1e-4 * total < error < least + 1e-4 * total
+    assert error < 0.9 * output_error(inputs_TI, weight_OI, plain.weight_OI)
+
+
+def test_svd_of_a_layer_whose_inputs_were_always_zero_is_plain() -> None:
+    weight_OI, inputs_TI = random_layer(0)
+    silent = apply(Svd(), linear(weight_OI), statistics(torch.zeros_like(inputs_TI)))
+    plain = apply(Svd(whitening=False), linear(weight_OI), statistics(inputs_TI))
+    assert torch.allclose(silent.weight_OI, plain.weight_OI, atol=0.02)
+
+
+def energies(values_I: list[float]) -> InputStatistics:
+    return statistics(torch.diag(torch.tensor(values_I).sqrt()))
+
+
+def test_squeezellm_by_hand() -> None:
+    # Four values for {0, 1 | 10 | 20 | 30}: of 0 and 1 the second counts three times, so their value is 0.75.
+    weight = torch.tensor([[10.0, 0.0, 30.0, 1.0, 20.0]])
+    config = Squeezellm(bits=2, outliers=0, sensitive=0)
+    result = apply(config, linear(weight), energies([1.0, 1.0, 1.0, 3.0, 1.0]))
+    assert isinstance(result.quantized, CodebookLinear)
+    assert result.quantized.codebooks_OK.tolist() == [[0.75, 10.0, 20.0, 30.0]]
+    assert result.quantized.codes_OI.tolist() == [[1, 0, 3, 0, 2]]
+    assert result.weight_OI.tolist() == [[10.0, 0.75, 30.0, 0.75, 20.0]]
+
+
+def test_squeezellm_keeps_the_largest_and_the_most_sensitive_weights() -> None:
+    # Of ten, one as the largest (the −40 at 2) and one as the most sensitive (the 7 at 5): both exact, and the other
+    # eight need four values only.
+    weight = torch.tensor([[1.0, 1.0, -40.0, 2.0, 2.0, 7.0, 3.0, 3.0, 4.0, 4.0]])
+    config = Squeezellm(bits=2, outliers=0.1, sensitive=0.1)
+    result = apply(config, linear(weight), energies([1.0] * 5 + [50.0] + [1.0] * 4))
+    assert isinstance(result.quantized, CodebookLinear)
+    assert result.quantized.positions_OS.tolist() == [[2, 5]]
+    assert result.quantized.codebooks_OK.tolist() == [[1.0, 2.0, 3.0, 4.0]]
+    assert torch.equal(result.weight_OI, weight)
+
+
+def test_squeezellm_keeps_what_was_pruned_at_zero() -> None:
+    weight_OI, inputs_TI = random_layer(0)
+    pruned = linear(weight_OI.abs() + 3)
+    mask_OI = torch.rand(weight_OI.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    pruned.prune(mask_OI)
+    result = apply(Squeezellm(bits=2, outliers=0.02), pruned, statistics(inputs_TI))
+    assert bool((result.weight_OI[mask_OI] == 0).all())
+    assert not bool((result.weight_OI[~mask_OI] == 0).any())
+
+
+def test_clusters_are_the_best_there_are() -> None:
+    """Against every way of cutting the sorted row into runs, which in one dimension are all that can be best."""
+    generator = torch.Generator().manual_seed(0)
+    weight_OI = torch.randn(40, 12, generator=generator)
+    counts_OI = torch.rand(40, 12, generator=generator).double() + 0.05
+    found_OK = cluster(weight_OI, counts_OI, 3)
+    assert bool((found_OK.diff(dim=1) >= 0).all())
+    error_O = ((weight_OI.unsqueeze(2) - found_OK.unsqueeze(1)).square().amin(2) * counts_OI).sum(1)
+    sorted_OI, order_OI = weight_OI.double().sort(dim=1)
+    counts_OI = counts_OI.gather(1, order_OI)
+
+    def error_of(first: int, last: int) -> Tensor:
+        part, count = sorted_OI[:, first:last], counts_OI[:, first:last]
+        mean_O1 = (part * count).sum(1, keepdim=True) / count.sum(1, keepdim=True)
+        return ((part - mean_O1).square() * count).sum(1)
+
+    cuts = [(one, two) for one in range(1, 11) for two in range(one + 1, 12)]
+    best_O = torch.stack([error_of(0, one) + error_of(one, two) + error_of(two, 12) for one, two in cuts]).amin(0)
+    assert bool((error_O >= best_O - 1e-9).all())
+    # k-means finds a local optimum; the better of two starts is mostly the best, and never far from it.
+    assert float(error_O.sum()) < 1.1 * float(best_O.sum())
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("bits", [3, 4])
+def test_codebooks_lose_less_output_than_a_uniform_grid_of_as_many_bits(seed: int, bits: int) -> None:
+    weight_OI, inputs_TI = random_layer(seed)
+    gathered = statistics(inputs_TI)
+    grid = apply(Rtn.model_validate({"bits": bits, "group_size": None}), linear(weight_OI), gathered)
+    dense = Squeezellm.model_validate({"bits": bits, "outliers": 0, "sensitive": 0})
+    codebook = apply(dense, linear(weight_OI), gathered)
+    sparse = apply(dense.model_copy(update={"outliers": 0.02, "sensitive": 0.01}), linear(weight_OI), gathered)
+    uniform, clustered, with_kept = (
+        output_error(inputs_TI, weight_OI, result.weight_OI) for result in (grid, codebook, sparse)
+    )
+    assert with_kept < clustered < uniform
+
+
+def test_rows_are_clustered_alike_however_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight_OI, inputs_TI = random_layer(1)
+    gathered = statistics(inputs_TI)
+    whole = apply(Squeezellm(bits=3), linear(weight_OI), gathered)
+    monkeypatch.setattr("paredown.engine.methods.squeezellm._CHUNK", 5 * 128)
+    monkeypatch.setattr("paredown.engine.compact._CHUNK", 7 * 128)
+    assert torch.equal(apply(Squeezellm(bits=3), linear(weight_OI), gathered).weight_OI, whole.weight_OI)
+
+
+def test_owq_by_hand() -> None:
+    # H = [[2, 1], [1, 2]] and a grid of 1: rounding changes 0.4 and 1.0 by 0.4 and 0, 15 by nothing. With one weak
+    # column, the first, the others are rounded first; the second is exact, so nothing is left to absorb.
+    inputs = torch.eye(3)
+    inputs[:2, :2] = torch.linalg.cholesky(torch.tensor([[2.0, 1.0], [1.0, 2.0]])).T
+    grid = {"bits": 4, "group_size": None, "symmetric": False, "scale_search": "min_max", "damping": 1e-6}
+    config = Owq.model_validate(grid | {"extra_bits": 4})
+    assert config.weak(3) == 1
+    result = apply(config, linear(torch.tensor([[0.4, 1.0, 15.0]])), statistics(inputs))
+    assert isinstance(result.quantized, MixedLinear)
+    assert result.quantized.columns_W.tolist() == [0]
+    assert torch.allclose(result.weight_OI, torch.tensor([[0.4, 1.0, 15.0]]), atol=2e-3)
+    # H = [[8, 2], [2, 2]]: 0.6 goes up to 1, and the weak 0.5 before it makes up for that with 0.4 · H₁₂/H₁₁ = 0.1.
+    result = apply(config, linear(torch.tensor([[0.5, 0.6, 15.0]])), statistics(inputs * torch.tensor([2.0, 1.0, 1.0])))
+    assert isinstance(result.quantized, MixedLinear)
+    assert result.quantized.columns_W.tolist() == [0]
+    assert torch.allclose(result.weight_OI, torch.tensor([[0.4, 1.0, 15.0]]), atol=2e-3)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_owq_loses_less_output_than_gptq_and_less_with_every_column(seed: int, symmetric: bool) -> None:
+    weight_OI, inputs_TI = random_layer(seed)
+    gathered = statistics(inputs_TI)
+    grid = {"bits": 3, "group_size": 32, "symmetric": symmetric}
+    errors = [
+        output_error(inputs_TI, weight_OI, apply(stage, linear(weight_OI), gathered).weight_OI)
+        for stage in (
+            Gptq.model_validate(grid),
+            *(Owq.model_validate(grid | {"extra_bits": columns / 8}) for columns in (0, 1, 4, 16)),
+        )
+    ]
+    assert errors[1] == errors[0], "without weak columns it is gptq"
+    assert errors[1:] == sorted(errors[1:], reverse=True)
+    assert errors[-1] < 0.5 * errors[0]
+
+
+def test_owq_chooses_the_columns_that_rounding_hurts_most() -> None:
+    weight_OI, inputs_TI = random_layer(0)
+    # Two loud channels, of which one has weights that lie on the grid already.
+    weight_OI = weight_OI.clamp(-3, 3)
+    inputs_TI[:, 7] *= 300
+    inputs_TI[:, 70] *= 300
+    weight_OI[:, 70] = 0
+    result = apply(Owq(bits=3, group_size=32, extra_bits=1 / 8), linear(weight_OI), statistics(inputs_TI))
+    assert isinstance(result.quantized, MixedLinear)
+    assert result.quantized.columns_W.tolist() == [7]
+    assert torch.allclose(result.weight_OI[:, 7], weight_OI[:, 7], rtol=0.05, atol=0.05)
+
+
+def test_owq_keeps_what_was_pruned_at_zero_in_weak_columns_too() -> None:
+    weight_OI, inputs_TI = random_layer(3)
+    pruned = linear(weight_OI)
+    mask_OI = torch.rand(weight_OI.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    pruned.prune(mask_OI)
+    result = apply(Owq(bits=3, group_size=32, extra_bits=1), pruned, statistics(inputs_TI))
+    assert isinstance(result.quantized, MixedLinear)
+    assert len(result.quantized.columns_W) == 8
+    assert bool((result.weight_OI[mask_OI] == 0).all())

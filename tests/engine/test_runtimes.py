@@ -186,3 +186,4 @@ def test_runtimes_that_were_not_tried_are_not_claimed() -> None:
         assert (llama_cpp.runtime, llama_cpp.loads) == ("llama.cpp", False)
         assert "set the job's format to gguf" in (llama_cpp.detail or "")
         assert json.loads(vllm.model_dump_json())
+    assert not any(proof.loads for proof in unclaimed(Format.NATIVE, 3))

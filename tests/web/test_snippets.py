@@ -85,6 +85,17 @@ def test_a_gguf_artifact_is_loaded_in_llama_cpp(name):
         assert shlex.split(line)[1:3] == ["--model", f"{snippets.directory_name(view)}/model.gguf"]
 
 
+def test_a_native_artifact_is_loaded_with_its_own_loader():
+    spec = JobSpec.model_validate({"model": "hf://a/b", "recipe": [{"method": "svd"}]})
+    manifest = make_manifest("00000000-0000-4000-8000-000000000000", spec, {"model.safetensors": b"w"}, 23.0)
+    proofs = [proof.model_copy(update={"runtime": "native"}) for proof in manifest.report.runtimes if proof.loads]
+    manifest = manifest.model_copy(update={"report": manifest.report.model_copy(update={"runtimes": tuple(proofs)})})
+    [(runtime, language, code)] = snippets.loaders(_view(manifest, "svd"), manifest)
+    assert (runtime, language) == ("native", "python")
+    compile(code, "snippet", "exec")
+    assert "native.load('svd')" in code
+
+
 def _view(manifest, name):
     report = manifest.report
     return ArtifactView(

@@ -69,7 +69,7 @@ class Speed(Contract):
 class RuntimeProof(Contract):
     """A runtime that loaded the artifact in a clean process and generated from it, or why it is not claimed."""
 
-    runtime: Literal["transformers", "vllm", "llama.cpp"]
+    runtime: Literal["transformers", "native", "vllm", "llama.cpp"]
     version: str
     loads: bool
     perplexity: float | None = None

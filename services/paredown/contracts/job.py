@@ -9,7 +9,7 @@ from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from paredown.contracts.recipes import Recipe, quantizer, rounds_activations
+from paredown.contracts.recipes import Recipe, Stage, rounds_activations, storing
 
 Uri = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=3, max_length=2048, pattern=r"^[a-z0-9]+://\S+$")
@@ -79,6 +79,38 @@ class Format(StrEnum):
     COMPRESSED_TENSORS = "compressed-tensors"
     SAFETENSORS = "safetensors"
     GGUF = "gguf"
+    NATIVE = "native"
+
+
+def automatic_format(recipe: tuple[Stage, ...]) -> Format:
+    """What `auto` stands for: the format that stores what the recipe leaves, and that most runtimes read."""
+    stage = storing(recipe)
+    if stage is None:
+        return Format.SAFETENSORS
+    return Format.NATIVE if stage.native else Format.COMPRESSED_TENSORS
+
+
+def format_refusal(file_format: Format, recipe: tuple[Stage, ...]) -> str | None:
+    """Why a format cannot hold what a recipe leaves, as a clause; None where it can."""
+    stage = storing(recipe)
+    if file_format is Format.COMPRESSED_TENSORS:
+        if stage is None:
+            return "format compressed-tensors needs a stage that quantizes; use safetensors for pruned models"
+        if stage.native:
+            return (
+                f"compressed-tensors cannot hold what {stage.method} makes of weights; use native, or safetensors, "
+                "which stores them dense"
+            )
+    if file_format is Format.NATIVE and stage is None:
+        return (
+            "format native needs a stage that quantizes or factorizes; use safetensors, which every runtime reads, "
+            "for all other models"
+        )
+    if rounds_activations(recipe) and file_format not in (Format.AUTO, Format.COMPRESSED_TENSORS):
+        return "the recipe rounds activations, which only format compressed-tensors can say; use that, or auto"
+    if file_format is Format.GGUF and stage is not None and stage.native:
+        return f"gguf cannot hold what {stage.method} makes of weights; use native"
+    return None
 
 
 class JobSpec(Contract):
@@ -94,7 +126,8 @@ class JobSpec(Contract):
     budget: Budget | None = None
     format: Format = Field(
         Format.AUTO,
-        description="auto: compressed-tensors when a stage quantizes, else safetensors. gguf is for llama.cpp.",
+        description="auto: native where a stage leaves what no stock runtime reads, compressed-tensors where one "
+        "quantizes, else safetensors, which stores every weight dense. gguf is for llama.cpp.",
     )
     dtype: DType = Field("float32", description="Number type of the forward passes.")
     pool: PoolName | None = Field(None, description="Worker pool; empty lets the plan choose.")
@@ -106,23 +139,15 @@ class JobSpec(Contract):
 
     @model_validator(mode="after")
     def _format_fits(self) -> "JobSpec":
-        if self.format is Format.COMPRESSED_TENSORS and quantizer(self.recipe) is None:
-            raise ValueError(
-                "format compressed-tensors needs a stage that quantizes; use safetensors for pruned models"
-            )
-        if rounds_activations(self.recipe) and self.resolved_format is not Format.COMPRESSED_TENSORS:
-            raise ValueError(
-                "the recipe rounds activations, which only format compressed-tensors can say; use that, or auto"
-            )
+        if refusal := format_refusal(self.format, self.recipe):
+            raise ValueError(refusal)
         if self.run_at and self.deadline_at and self.deadline_at <= self.run_at:
             raise ValueError("deadline_at must be later than run_at")
         return self
 
     @property
     def resolved_format(self) -> Format:
-        if self.format is not Format.AUTO:
-            return self.format
-        return Format.COMPRESSED_TENSORS if quantizer(self.recipe) else Format.SAFETENSORS
+        return automatic_format(self.recipe) if self.format is Format.AUTO else self.format
 
 
 class RecipeFile(Contract):

@@ -13,10 +13,25 @@ from functools import reduce
 from paredown.contracts import gguf
 from paredown.contracts.families import LinearShape, ModelShape
 from paredown.contracts.job import Format, JobSpec
-from paredown.contracts.recipes import Awq, Depth, EightBit, Gptq, Laco, Stage, WeightGrid, Width, quantizer
+from paredown.contracts.recipes import (
+    Awq,
+    Depth,
+    EightBit,
+    Gptq,
+    Laco,
+    Owq,
+    Quantizer,
+    Squeezellm,
+    Stage,
+    Svd,
+    WeightGrid,
+    Width,
+    quantizer,
+    storing,
+)
 
 # Methods that gather XᵀX of every layer's input, and solve with it.
-_HESSIAN_METHODS = ("gptq", "sparsegpt", "awq")
+_HESSIAN_METHODS = ("gptq", "owq", "sparsegpt", "awq", "svd")
 
 # How many a search for GPTQ's damping tries.
 _DAMPINGS = 5
@@ -48,20 +63,24 @@ def shape_left(shape: ModelShape, recipe: tuple[Stage, ...]) -> ModelShape:
 def output_bytes(shape: ModelShape, recipe: tuple[Stage, ...], file_format: Format) -> int:
     """Bytes of the artifact's weight files, safetensors headers included. `file_format` is resolved, not auto."""
     shape = shape_left(shape, recipe)
-    stage = quantizer(recipe)
     if file_format is Format.GGUF:
-        assert not isinstance(stage, EightBit), "GGUF cannot say how activations are rounded"
-        return _gguf_bytes(shape, stage)
-    grid = stage if file_format is Format.COMPRESSED_TENSORS else None
+        grid = quantizer(recipe)
+        assert not isinstance(grid, EightBit), "GGUF cannot say how activations are rounded"
+        return _gguf_bytes(shape, grid)
+    last = storing(recipe)
+    stage = last if file_format is not Format.SAFETENSORS else None
     total = 2 * (shape.other_parameters + shape.num_blocks * shape.block_other_parameters)
-    if stage is not None and stage.embeddings == 8:
+    if isinstance(last, Quantizer) and last.embeddings == 8:
         total -= shape.embedding_parameters
     header = _HEADER_FIXED_BYTES
     for name, linear in shape.named_linears():
-        if grid is not None and not skipped(grid, name):
-            tensors = list(_packed_tensors(linear, grid))
-        else:
-            tensors = [(".weight", "BF16", (linear.out_features, linear.in_features))]
+        tensors: list[tuple[str, str, tuple[int, ...]]] = [
+            (".weight", "BF16", (linear.out_features, linear.in_features))
+        ]
+        if stage is not None and not skipped(stage, name):
+            tensors = list(
+                _native_tensors(linear, stage) if file_format is Format.NATIVE else _packed_tensors(linear, stage)
+            )
         for suffix, dtype, dimensions in tensors:
             total += math.prod(dimensions) * _DTYPE_BYTES[dtype]
             header += _header_entry_bytes(name + suffix, dtype, dimensions, total)
@@ -69,12 +88,40 @@ def output_bytes(shape: ModelShape, recipe: tuple[Stage, ...], file_format: Form
     return total + header + vector * _other_tensors(shape)
 
 
-_DTYPE_BYTES = {"I8": 1, "F8_E4M3": 1, "BF16": 2, "I32": 4, "I64": 8}
+_DTYPE_BYTES = {"I8": 1, "F8_E4M3": 1, "U8": 1, "BF16": 2, "U16": 2, "I32": 4, "I64": 8}
 # Eight bytes of length, braces, and {"format":"pt"}.
 _HEADER_FIXED_BYTES = 48
 
 
-def _packed_tensors(linear: LinearShape, grid: WeightGrid | EightBit) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+_Tensors = Iterator[tuple[str, str, tuple[int, ...]]]
+
+
+def _native_tensors(linear: LinearShape, stage: Stage) -> _Tensors:
+    """What the native format stores for a linear, as engine/formats/layout.py says: names, dtypes, shapes."""
+    rows, columns = linear.out_features, linear.in_features
+    if isinstance(stage, Svd):
+        rank = stage.rank(rows, columns)
+        yield ".left", "BF16", (rows, rank)
+        yield ".right", "BF16", (rank, columns)
+    if isinstance(stage, Squeezellm):
+        kept = sum(stage.kept(columns))
+        yield ".codes", "U8", (rows, -(-columns * stage.bits // 8))
+        yield ".codebooks", "BF16", (rows, 2**stage.bits)
+        if kept:
+            yield ".positions", "U16" if columns <= 2**16 else "I32", (rows, kept)
+            yield ".kept", "BF16", (rows, kept)
+    if isinstance(stage, WeightGrid):
+        groups = columns // (stage.group_size or columns)
+        yield ".codes", "U8", (rows, -(-columns * stage.bits // 8))
+        yield ".scales", "BF16", (rows, groups)
+        if not stage.symmetric:
+            yield ".zeros", "U8", (rows, -(-groups * stage.bits // 8))
+    if isinstance(stage, Owq) and (weak := stage.weak(columns)):
+        yield ".columns", "I32", (weak,)
+        yield ".weak", "BF16", (rows, weak)
+
+
+def _packed_tensors(linear: LinearShape, grid: Stage) -> _Tensors:
     """What compressed-tensors stores for a linear: names, dtypes, shapes.
 
     In pack-quantized, codes lie dense in 32-bit words along each row, zero points along the columns of groups.
@@ -86,6 +133,7 @@ def _packed_tensors(linear: LinearShape, grid: WeightGrid | EightBit) -> Iterato
         if not grid.is_dynamic:
             yield ".input_scale", "BF16", (1,)
         return
+    assert isinstance(grid, WeightGrid), "the format was checked"
     groups = columns // grid.group_size if grid.group_size is not None else 1
     yield ".weight_packed", "I32", (rows, -(-columns * grid.bits // 32))
     yield ".weight_scale", "BF16", (rows, groups)
@@ -165,6 +213,9 @@ def memory_of(shape: ModelShape, spec: JobSpec, device: str) -> Memory:
     # A Hessian in float32; to factor it in float64, the damped matrix, its inverse and the factor beside it. A search
     # for the damping keeps a factor of each that it tries.
     kept = 4 * (_DAMPINGS - 1) if _searches_damping(spec) else 0
+    if any(isinstance(stage, Owq) for stage in spec.recipe):
+        # The same Hessian in the order of work.
+        kept += 4
     statistics = (4 + 3 * 8 + kept) * widest**2 if _needs_hessian(spec) else 4 * widest
     # Hidden states entering and leaving the block.
     states = 2 * shape.hidden_size * number
@@ -180,6 +231,9 @@ def memory_of(shape: ModelShape, spec: JobSpec, device: str) -> Memory:
     logits = 4 * 4 * shape.vocab_size * _HEAD_TOKENS
     evaluation = outer + block_parameters * (number + 2) + evaluated * states + micro_batch * inside + logits
     writing = min(output_bytes(shape, spec.recipe, spec.resolved_format), _SHARD_BYTES)
+    if any(isinstance(stage, Svd) for stage in spec.recipe):
+        # The weight, the weight times its inputs' factor and both factors of the result, in float64.
+        block += 4 * 8 * max(linear.weights for linear in shape.linears)
     compression = outer + block + (statistics + calibrated * states if calibrated else 0)
     scores = micro_batch * shape.score_heads * length * (number + 4)
     if any(isinstance(stage, Width) for stage in spec.recipe):
@@ -244,6 +298,12 @@ def _searches_damping(spec: JobSpec) -> bool:
     return any(isinstance(stage, Gptq) and stage.damping_search for stage in spec.recipe)
 
 
+def _factorizing_flops(linear: LinearShape) -> float:
+    """The weight times its inputs' factor, its square on the smaller side, and that square's eigenvectors."""
+    smaller = min(linear.out_features, linear.in_features)
+    return 2 * linear.weights * (linear.in_features + smaller) + 25 * smaller**3
+
+
 def _evaluation_tokens(spec: JobSpec) -> int:
     return spec.evaluation.samples * spec.evaluation.sequence_length
 
@@ -294,6 +354,9 @@ def seconds_of(shape: ModelShape, spec: JobSpec, device: str, threads: int | Non
     tried = next((stage.scale_steps for stage in spec.recipe if isinstance(stage, Awq)), 0)
     hessian += tried * shape.num_blocks * sum(2 * linear.weights * linear.in_features for linear in shape.linears)
     solving += tried * shape.linear_parameters / _PLAIN_ROUNDINGS / speed.quantized_weights / scale
+    if any(isinstance(stage, Svd) for stage in spec.recipe):
+        # In float64, at half of float32's rate.
+        solving = shape.num_blocks * sum(map(_factorizing_flops, shape.linears)) * 2 / (speed.flops["float32"] * scale)
     if all(isinstance(stage, Depth | Width) for stage in spec.recipe):
         solving = 0
     # Base and artifact by the block stream, and the artifact once more by the runtime that proves it.

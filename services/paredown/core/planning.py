@@ -17,6 +17,7 @@ from paredown.contracts.recipes import (
     Deeper,
     Depth,
     EightBit,
+    Family,
     SmoothQuant,
     Stage,
     WeightGrid,
@@ -25,6 +26,7 @@ from paredown.contracts.recipes import (
     quantizer,
     recipe_hash,
     recipe_name,
+    storing,
 )
 from paredown.contracts.recipes.pruning import Pruner, parse_pattern
 from paredown.contracts.recipes.quantization import GroupSize
@@ -87,7 +89,7 @@ def check_recipe(shape: ModelShape, spec: JobSpec, earlier: tuple[Stage, ...] = 
     if spec.resolved_format is Format.COMPRESSED_TENSORS and shape.family == "gpt2":
         raise RecipeRefused(
             "compressed-tensors does not know GPT-2's Conv1D layers, so neither vLLM nor transformers would load the "
-            "artifact; set format to safetensors, which stores the quantized weights dense.",
+            "artifact; set format to native, or to safetensors, which stores the quantized weights dense.",
             field="format",
         )
     if spec.resolved_format is Format.COMPRESSED_TENSORS:
@@ -330,8 +332,12 @@ def _warnings(description: ModelDescription, spec: JobSpec, output: int, memory_
         yield "2 bits on a symmetric grid leave one value above zero; symmetric: false keeps more accuracy."
     if grid is not None and grid.bits not in VLLM_BITS and spec.resolved_format is Format.COMPRESSED_TENSORS:
         yield f"vLLM has no kernel for {grid.bits}-bit weights; the artifact loads in transformers only."
-    if grid is not None and spec.resolved_format is Format.SAFETENSORS:
-        yield "safetensors stores quantized weights dense, so the artifact is no smaller than the base."
+    stage = storing(spec.recipe)
+    if stage is not None and spec.resolved_format is Format.SAFETENSORS:
+        how = "quantized weights" if stage.family is Family.QUANTIZATION else "the product of two factors"
+        yield f"safetensors stores {how} dense, so the artifact is no smaller than the base."
+    if stage is not None and spec.resolved_format is Format.NATIVE:
+        yield "A native artifact loads with paredown.engine.formats.native.load only; no other runtime reads it."
     for stage in spec.recipe:
         if isinstance(stage, Pruner) and stage.share > 0.5:
             yield f"Pruning {stage.share:.0%} at once without retraining usually breaks a model; most bear 50 %."

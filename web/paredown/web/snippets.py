@@ -74,6 +74,8 @@ def _loader(runtime: str, directory: str, manifest: Manifest) -> tuple[str, str]
     match runtime:
         case "transformers":
             return "python", _transformers(directory, manifest)
+        case "native":
+            return "python", _native(directory)
         case "vllm":
             return "bash", f"# pip install vllm\nvllm serve ./{shlex.quote(directory)}\n"
         case "llama.cpp":
@@ -89,6 +91,19 @@ def _transformers(directory: str, manifest: Manifest) -> str:
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained({directory!r}, device_map="auto")
+tokenizer = AutoTokenizer.from_pretrained({directory!r})
+
+prompt = tokenizer("The three primary colours are", return_tensors="pt").to(model.device)
+print(tokenizer.decode(model.generate(**prompt, max_new_tokens=32)[0]))
+"""
+
+
+def _native(directory: str) -> str:
+    return f"""# pip install 'paredown[worker]'
+from paredown.engine.formats import native
+from transformers import AutoTokenizer
+
+model = native.load({directory!r})
 tokenizer = AutoTokenizer.from_pretrained({directory!r})
 
 prompt = tokenizer("The three primary colours are", return_tensors="pt").to(model.device)

@@ -23,10 +23,10 @@ from paredown.engine.errors import ExpertsUnreached, NanFound
 from paredown.engine.forward import BlockForward
 from paredown.engine.method import LinearWeight, joined, take_apart
 from paredown.engine.methods import METHODS
-from paredown.engine.quantized import QuantizedLinear
 from paredown.engine.scaling import Fold
 from paredown.engine.shuffle import Exchange
 from paredown.engine.statistics import InputStatistics, Statistic, all_finite
+from paredown.engine.stored import StoredLinear
 from paredown.engine.weights import ModelReader
 
 
@@ -49,7 +49,7 @@ class BlockRun:
         keep_zeros: bool,
     ) -> None:
         self.dense: dict[str, Tensor] = {}
-        self.quantized: dict[str, QuantizedLinear] = {}
+        self.quantized: dict[str, StoredLinear] = {}
         self.layers: list[LayerReport] = []
         self._files = files
         self._skeleton = skeleton
@@ -310,7 +310,7 @@ class BlockRun:
         is_linear = producer.name in self._skeleton.architecture.linears
         if is_linear and stage not in self._stages(name):
             return None
-        num_rows = self.quantized[name].codes_OI.shape[0] if is_linear else in_features
+        num_rows = self._skeleton.shape_OI(name)[0] if is_linear else in_features
         rows_I = producer.rows(self._skeleton.config, num_rows, in_features)
         return Fold(name, rows_I, self.dense, self.quantized, producer.offset)
 

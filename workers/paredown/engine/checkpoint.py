@@ -4,7 +4,7 @@ A file counts only once it was written, synchronized, renamed and entered, with 
 replaced in one step. Whatever fails its hash on resume is redone; it is never trusted.
 
     work_dir/journal.json              identity, finished blocks, hidden states
-    work_dir/block-00007.safetensors   one finished block: dense tensors in the storage dtype, codes, scales, zeros
+    work_dir/block-00007.safetensors   one finished block: dense tensors in the storage dtype, codes, scales, factors
     work_dir/hidden-00008.safetensors  hidden states entering block 8, verbatim; the last two are kept
 """
 
@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, ValidationError
@@ -25,8 +25,9 @@ from torch import Tensor
 from paredown.contracts.artifact import LayerReport, sha256_file
 from paredown.contracts.job import Contract
 from paredown.engine.activations import ActivationGrid
+from paredown.engine.compact import FORMS
 from paredown.engine.errors import DiskFull
-from paredown.engine.quantized import QuantizedLinear
+from paredown.engine.stored import StoredLinear
 
 _JOURNAL = "journal.json"
 _KEPT_HIDDEN = 2
@@ -44,7 +45,8 @@ class _Block(Contract):
 
 
 class _Journal(Contract):
-    version: int = 1
+    # Of another layout of blocks' files than this one's, nothing is taken over.
+    version: Literal[2] = 2
     identity: str
     blocks: dict[int, _Block] = {}
     hidden: dict[int, _File] = {}
@@ -88,7 +90,7 @@ class Checkpoint:
         self,
         block: int,
         dense: Mapping[str, Tensor],
-        quantized: Mapping[str, QuantizedLinear],
+        quantized: Mapping[str, StoredLinear],
         layers: tuple[LayerReport, ...],
         hidden: list[Tensor] | None,
     ) -> None:
@@ -159,7 +161,7 @@ class BlockShard:
     def __init__(self, path: Path) -> None:
         self._path = path
         with safe_open(path, "pt") as file:
-            self._grids: dict[str, dict[str, Any]] = json.loads((file.metadata() or {}).get("grids", "{}"))
+            self._forms: dict[str, dict[str, Any]] = json.loads((file.metadata() or {}).get("forms", "{}"))
             self._stored = frozenset(file.keys())
 
     @property
@@ -169,31 +171,23 @@ class BlockShard:
 
     @property
     def quantized_names(self) -> frozenset[str]:
-        """Linears (without `.weight`) that are stored as codes."""
-        return frozenset(self._grids)
+        """Linears (without `.weight`) that are not stored dense."""
+        return frozenset(self._forms)
 
     def dense(self, name: str) -> Tensor:
         return self._read(f"dense.{name}")
 
-    def quantized(self, linear: str) -> QuantizedLinear:
-        grid = self._grids[linear]
-        zeros = f"zeros.{linear}"
-        return QuantizedLinear(
-            codes_OI=self._read(f"codes.{linear}"),
-            scales_OG=self._read(f"scales.{linear}"),
-            zeros_OG=self._read(zeros) if zeros in self._stored else None,
-            bits=grid["bits"],
-            group_size=grid["group_size"],
-            symmetric=grid["symmetric"],
-            wide=grid["wide"],
-            activations=self.activations(linear),
-        )
+    def quantized(self, linear: str) -> StoredLinear:
+        form = self._forms[linear]
+        tensors = {name: self._read(f"{name}.{linear}") for name in form["tensors"]}
+        return FORMS[form["kind"]](**tensors, **form["settings"])
 
     def activations(self, linear: str) -> ActivationGrid | None:
         """How the linear's inputs are rounded, where they are."""
-        kind = self._grids[linear].get("activations")
-        scale = f"inputs.{linear}"
-        return kind and ActivationGrid(kind, self._read(scale) if scale in self._stored else None)
+        form = self._forms[linear]
+        kind = form["settings"].get("activation_type")
+        scale = self._read(f"activation_scale.{linear}") if "activation_scale" in form["tensors"] else None
+        return kind and ActivationGrid(kind, scale)
 
     def _read(self, key: str) -> Tensor:
         with safe_open(self._path, "pt") as file:
@@ -207,27 +201,15 @@ def identity_hash(*parts: Any) -> str:
 
 
 def _pack(
-    dense: Mapping[str, Tensor], quantized: Mapping[str, QuantizedLinear]
+    dense: Mapping[str, Tensor], quantized: Mapping[str, StoredLinear]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors = {f"dense.{name}": tensor for name, tensor in dense.items()}
-    grids: dict[str, dict[str, Any]] = {}
-    for name, linear in quantized.items():
-        tensors[f"codes.{name}"] = linear.codes_OI
-        tensors[f"scales.{name}"] = linear.scales_OG
-        if linear.zeros_OG is not None:
-            tensors[f"zeros.{name}"] = linear.zeros_OG
-        grids[name] = {
-            "bits": linear.bits,
-            "group_size": linear.group_size,
-            "symmetric": linear.symmetric,
-            "wide": linear.wide,
-        }
-        if linear.activations is not None:
-            grids[name]["activations"] = linear.activations.type
-            if linear.activations.scale is not None:
-                # Linears that share an input share the tensor, which a file may not.
-                tensors[f"inputs.{name}"] = linear.activations.scale.clone()
-    return tensors, {"grids": json.dumps(grids, sort_keys=True)}
+    forms: dict[str, dict[str, Any]] = {}
+    for linear, stored in quantized.items():
+        # Linears that share an input share tensors of it, which a file may not.
+        tensors |= {f"{name}.{linear}": tensor.clone() for name, tensor in stored.tensors.items()}
+        forms[linear] = {"kind": stored.kind, "tensors": list(stored.tensors), "settings": stored.settings}
+    return tensors, {"forms": json.dumps(forms, sort_keys=True)}
 
 
 def _read(path: Path) -> _Journal | None:

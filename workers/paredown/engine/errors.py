@@ -100,6 +100,18 @@ class FormatRefused(EngineError):
     code = "format_refused"
 
 
+class ArtifactNewer(EngineError):
+    """An artifact of the native format that a later release wrote."""
+
+    code = "artifact_newer"
+
+
+class ArtifactDamaged(EngineError):
+    """Files that are not the artifact that config.json describes."""
+
+    code = "artifact_damaged"
+
+
 class OutOfMemory(EngineError):
     code = "out_of_memory"
 

@@ -96,15 +96,10 @@ def quantized_linear(
     """Codes of a whole linear in their stored types."""
     kind = torch.int8 if config.symmetric else torch.uint8
     zeros_OG = None if grid.zeros_OG is None else grid.zeros_OG.to(kind)
-    return QuantizedLinear(
-        codes_OI.to(kind),
-        grid.scales_OG,
-        zeros_OG,
-        config.bits,
-        config.group_size,
-        config.symmetric,
-        activations=activations,
+    quantized = QuantizedLinear(
+        codes_OI.to(kind), grid.scales_OG, zeros_OG, config.bits, config.group_size, config.symmetric
     )
+    return quantized if activations is None else quantized.with_activations(activations)
 
 
 def _limits(weight_OGS: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:

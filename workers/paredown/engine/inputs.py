@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from paredown.contracts.families import ModelShape, UnsupportedArchitecture, shape_from_config
-from paredown.contracts.job import Calibration, Format
-from paredown.contracts.recipes import Stage, quantizer, rounds_activations
+from paredown.contracts.job import Calibration, Format, automatic_format, format_refusal
+from paredown.contracts.recipes import Stage
 from paredown.contracts.work import WorkOrder
 from paredown.engine import data
 from paredown.engine.checkpoint import identity_hash
@@ -29,17 +29,11 @@ class Inputs:
 
 
 def resolved_format(order: WorkOrder) -> Format:
+    """Raises FormatRefused."""
     if order.format is Format.AUTO:
-        return Format.COMPRESSED_TENSORS if quantizer(order.recipe) else Format.SAFETENSORS
-    if order.format is Format.COMPRESSED_TENSORS and quantizer(order.recipe) is None:
-        raise FormatRefused(
-            "Format compressed-tensors needs a stage that quantizes; use safetensors for pruned models.", field="format"
-        )
-    if rounds_activations(order.recipe) and order.format is not Format.COMPRESSED_TENSORS:
-        raise FormatRefused(
-            "The recipe rounds activations, which only format compressed-tensors can say; use that, or auto.",
-            field="format",
-        )
+        return automatic_format(order.recipe)
+    if refusal := format_refusal(order.format, order.recipe):
+        raise FormatRefused(f"{refusal[0].upper()}{refusal[1:]}.", field="format")
     return order.format
 
 

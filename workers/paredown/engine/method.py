@@ -18,6 +18,7 @@ from paredown.engine.quantized import QuantizedLinear
 from paredown.engine.scaling import Fold
 from paredown.engine.shuffle import Exchange
 from paredown.engine.statistics import InputStatistics, Statistic
+from paredown.engine.stored import StoredLinear
 from paredown.engine.weights import ModelReader
 
 
@@ -34,7 +35,7 @@ class LinearWeight:
     # True where a stage set the weight to zero for good; later stages keep it zero.
     pruned_OI: Tensor | None = None
     # Set by the stage that quantizes; weight_OI is then what it dequantizes to.
-    quantized: QuantizedLinear | None = None
+    quantized: StoredLinear | None = None
     # The format's readers multiply codes and scales in float32.
     wide: bool = False
     # Which input channels may change places, where any may.
@@ -76,10 +77,12 @@ class LinearWeight:
         self.weight_OI.masked_fill_(mask_OI, 0)
         self.pruned_OI = mask_OI if self.pruned_OI is None else self.pruned_OI | mask_OI
 
-    def quantize(self, quantized: QuantizedLinear, scale_I: Tensor | None = None) -> None:
+    def quantize(self, quantized: StoredLinear, scale_I: Tensor | None = None) -> None:
         """Store the weight, its columns multiplied by the scale, as codes; from here on it is what they stand for."""
-        self.quantized = replace(quantized, wide=self.wide)
-        self.weight_OI = self.quantized.dequantized().float()
+        if self.wide and isinstance(quantized, QuantizedLinear):
+            quantized = replace(quantized, wide=True)
+        self.quantized = quantized
+        self.weight_OI = quantized.dequantized().float()
         if scale_I is not None:
             self.scale_I = scale_I
             self.weight_OI /= scale_I

@@ -1,4 +1,4 @@
-"""The artifact's proof: it is loaded in transformers as a user would, beside the base where speed is measured."""
+"""The artifact's proof: it is loaded as a user would, beside the base where speed is measured."""
 
 import importlib.metadata
 import tempfile
@@ -8,32 +8,40 @@ import numpy
 import torch
 
 from paredown.contracts.artifact import Evaluation, RuntimeProof, Speed
+from paredown.contracts.job import Format
 from paredown.contracts.work import WorkOrder
 from paredown.engine.evaluation import speed
-from paredown.engine.inputs import Inputs
+from paredown.engine.inputs import Inputs, resolved_format
 from paredown.engine.progress import Journey
-from paredown.engine.runtimes import RuntimeFailed, TransformersProcess, load_artifact, memory_shortage, prove
+from paredown.engine.runtimes import (
+    NativeProcess,
+    RuntimeFailed,
+    TransformersProcess,
+    load_artifact,
+    memory_shortage,
+    prove,
+)
 
 
 def prove_artifact(
     order: WorkOrder, inputs: Inputs, device: torch.device, artifact: Evaluation | None, journey: Journey
 ) -> tuple[RuntimeProof, dict[speed.Role, Speed], tuple[str, ...]]:
-    """Load the artifact in transformers, beside the base where speed is asked for."""
+    """Load the artifact in transformers or with the native loader, beside the base where speed is asked for."""
     shape = inputs.shape
+    runtime = NativeProcess if resolved_format(order) is Format.NATIVE else TransformersProcess
     # In the protocol's number type the artifact may take four bytes a parameter.
     shortage = memory_shortage(shape.parameters, 4, device.type)
     if shortage:
-        proof = RuntimeProof(
-            runtime="transformers", version=importlib.metadata.version("transformers"), loads=False, detail=shortage
-        )
-        return proof, {}, (f"The artifact was not loaded in transformers: it {shortage}.",)
+        version = importlib.metadata.version("paredown" if runtime is NativeProcess else "transformers")
+        proof = RuntimeProof(runtime=runtime.name, version=version, loads=False, detail=shortage)
+        return proof, {}, (f"The artifact was not loaded in {proof.runtime}: it {shortage}.",)
     settings = speed.SpeedSettings().within(shape.context_length)
     prompt = prompt_of(inputs, settings.prompt_tokens)
     speeds: dict[speed.Role, Speed] = {}
     warnings: tuple[str, ...] = ()
     with (
         tempfile.TemporaryDirectory(prefix="runtime-") as scratch,
-        TransformersProcess(Path(scratch), device.type, torch.get_num_threads()) as process,
+        runtime(Path(scratch), device.type, torch.get_num_threads()) as process,
     ):
         if order.evaluation and order.evaluation.speed:
             with journey.part("speed"):

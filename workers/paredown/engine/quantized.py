@@ -3,23 +3,27 @@
 Shapes: O out_features, I in_features, G groups along the input (1 where a whole row shares one scale).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from paredown.engine.activations import ActivationGrid
+from paredown.engine.stored import StoredLinear
 
 
 @dataclass(frozen=True, eq=False)
-class QuantizedLinear:
+class QuantizedLinear(StoredLinear):
     """Grid codes of one linear.
 
     `codes_OI` are signed, −2^(bits-1) … 2^(bits-1)−1 as int8, where the grid is symmetric; else 0 … 2^bits−1 as uint8;
     or they are numbers of type float8_e4m3fn. `scales_OG` are in the artifact's storage dtype; `zeros_OG` (uint8) only
-    where the grid is not symmetric. `activations` where the inputs are rounded too.
+    where the grid is not symmetric. `activation_type` where the inputs are rounded too; `activation_scale` where one is
+    for all tokens.
     """
+
+    kind: ClassVar[str] = "grid"
 
     codes_OI: Tensor
     scales_OG: Tensor
@@ -29,7 +33,16 @@ class QuantizedLinear:
     symmetric: bool
     # GGUF's readers multiply in float32; compressed-tensors' in the scales' dtype.
     wide: bool = False
-    activations: ActivationGrid | None = None
+    activation_type: Literal["int", "float"] | None = None
+    activation_scale: Tensor | None = None
+
+    @property
+    def activations(self) -> ActivationGrid | None:
+        return self.activation_type and ActivationGrid(self.activation_type, self.activation_scale)
+
+    def with_activations(self, grid: ActivationGrid) -> "QuantizedLinear":
+        """The same codes, with inputs that are rounded to the grid."""
+        return replace(self, activation_type=grid.type, activation_scale=grid.scale)
 
     def dequantized(self) -> Tensor:
         """weight_OI, rounded at the same places as the format's reader rounds."""
@@ -56,20 +69,6 @@ class QuantizedLinear:
             return None
         return (-self.zeros_OG.float() * self.scales_OG.float()).to(self.scales_OG.dtype)
 
-    def rows(self, start: int, count: int) -> "QuantizedLinear":
-        """The part that belongs to some of the rows: linears solved together are taken apart with it."""
-        rows = slice(start, start + count)
-        return self._with(lambda part: part[rows])
-
-    def reordered(self, order_O: Tensor) -> "QuantizedLinear":
-        """The rows in another order."""
-        return replace(
-            self,
-            codes_OI=self.codes_OI[order_O],
-            scales_OG=self.scales_OG[order_O],
-            zeros_OG=None if self.zeros_OG is None else self.zeros_OG[order_O],
-        )
-
     def where(self, chosen_O: Tensor, other: "QuantizedLinear") -> "QuantizedLinear":
         """The rows chosen of this one, the rest of another on the same kind of grid."""
         rows_O1 = chosen_O.unsqueeze(1)
@@ -84,13 +83,6 @@ class QuantizedLinear:
             self.group_size,
             self.symmetric,
         )
-
-    def to(self, device: torch.device) -> "QuantizedLinear":
-        return self._with(lambda part: part.to(device))
-
-    def _with(self, change: Callable[[Tensor], Tensor]) -> "QuantizedLinear":
-        zeros_OG = None if self.zeros_OG is None else change(self.zeros_OG)
-        return replace(self, codes_OI=change(self.codes_OI), scales_OG=change(self.scales_OG), zeros_OG=zeros_OG)
 
     @property
     def stored_bits(self) -> float:

@@ -16,7 +16,7 @@ import torch
 
 from paredown.contracts.artifact import Evaluation, LayerReport, Protocol, Report, RuntimeProof, Speed
 from paredown.contracts.job import Calibration, Contract, EvaluationSettings, Format, Phase, Progress
-from paredown.contracts.recipes import Gptq, Stage, WeightGrid, quantizer
+from paredown.contracts.recipes import Gptq, Squeezellm, Stage, WeightGrid, quantizer
 from paredown.contracts.work import EngineResult, WorkOrder
 from paredown.engine import data
 from paredown.engine.checkpoint import identity_hash
@@ -165,8 +165,10 @@ def _compress_cost(recipe: tuple[Stage, ...], calibration_tokens: int) -> float:
     grid = quantizer(recipe)
     sweeps = 5 if any(isinstance(stage, Gptq) and stage.damping_search for stage in recipe) else 1
     cost = _READING + calibration_tokens * (passes + solves * _GATHERING_HESSIANS) + solves * sweeps * _SOLVING_COLUMNS
-    searches = isinstance(grid, WeightGrid) and grid.scale_search == "least_squares"
-    return cost + _SEARCHING_SCALES if searches else cost
+    searches = any(isinstance(stage, Squeezellm) for stage in recipe) or (
+        isinstance(grid, WeightGrid) and grid.scale_search == "least_squares"
+    )
+    return cost + _SEARCHING_SCALES * searches
 
 
 def _parts(order: WorkOrder, inputs: Inputs, output_format: Format) -> dict[str, Part]:

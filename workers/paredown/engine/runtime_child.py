@@ -1,6 +1,7 @@
-"""A clean process that loads one model with plain transformers, as a user would, and answers questions about it.
+"""A clean process that loads one model as a user would, and answers questions about it.
 
-Nothing of the engine is imported: what loads here loads anywhere. `{"call": NAME, …}` comes in on standard input,
+That is with plain transformers, and nothing of the engine is imported: what loads here loads anywhere. Only an artifact
+of the native format goes through its public loader. `{"call": NAME, …}` comes in on standard input,
 a line each; `{"ok": …}` or `{"error": …}` goes out on standard output. End of input ends the process at once, even in
 the middle of a computation, and so does the end of the process whose number is on the command line: it never outlives
 the engine. Gradients are off by no_grad, not by inference_mode, under which weights that are decompressed in the first
@@ -9,6 +10,7 @@ Shapes: N sequences, T tokens in each, V vocabulary.
 """
 
 import ctypes
+import importlib.metadata
 import json
 import os
 import queue
@@ -84,9 +86,29 @@ class Runtime:
     def ready(self) -> bool:
         return True
 
-    def load(self, directory: str, gguf_file: str | None, dtype: str, device: str, threads: int) -> dict[str, Any]:
-        """`AutoModelForCausalLM.from_pretrained(directory)`; a GGUF file is dequantized."""
+    def load(
+        self, directory: str, gguf_file: str | None, dtype: str, device: str, threads: int, native: bool
+    ) -> dict[str, Any]:
+        """`AutoModelForCausalLM.from_pretrained(directory)`, or the native loader; a GGUF file is dequantized."""
         self.torch.set_num_threads(threads)
+        self.directory = Path(directory)
+        started = time.perf_counter()
+        if native:
+            self.model, version = self._native(directory, device), importlib.metadata.version("paredown")
+        else:
+            self.model, version = self._plain(directory, gguf_file, dtype, device), self.transformers.__version__
+        return {
+            "seconds": time.perf_counter() - started,
+            "version": version,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+        }
+
+    def _native(self, directory: str, device: str) -> Any:
+        from paredown.engine.formats import native
+
+        return native.load(directory, device=device)
+
+    def _plain(self, directory: str, gguf_file: str | None, dtype: str, device: str) -> Any:
         arguments: dict[str, Any] = {"local_files_only": True}
         if gguf_file:
             # The base is the dense model; transformers would otherwise keep the file's own blocks.
@@ -97,21 +119,14 @@ class Runtime:
             }
         elif dtype:
             arguments["dtype"] = getattr(self.torch, dtype)
-        started = time.perf_counter()
-        self.directory = Path(directory)
         model, found = self.transformers.AutoModelForCausalLM.from_pretrained(
             directory, **arguments, output_loading_info=True
         )
-        self.model = model.to(device).eval()
         # transformers only warns of weights that it lacks, and draws random ones in their place.
         wrong = sorted(map(str, (*found["missing_keys"], *found["mismatched_keys"])))
         if wrong:
             raise ValueError(f"the weight files and the configuration differ at {', '.join(wrong[:5])}")
-        return {
-            "seconds": time.perf_counter() - started,
-            "version": self.transformers.__version__,
-            "dtype": str(self.model.dtype).removeprefix("torch."),
-        }
+        return model.to(device).eval()
 
     def generate(self, prompt: list[int], new_tokens: int) -> dict[str, Any]:
         """Continue the prompt greedily; `text` is None for a model without a tokenizer."""

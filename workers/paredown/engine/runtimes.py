@@ -1,4 +1,5 @@
-"""Proof that an artifact loads: plain transformers in a clean child process, with an empty environment and no network.
+"""Proof that an artifact loads: in plain transformers, or through the native format's loader where no stock runtime
+reads it, in a clean child process with an empty environment and no network.
 
 A runtime is claimed only when it loaded the artifact here and, where quality was evaluated, measured the report's
 perplexity over the same tokens.
@@ -38,7 +39,7 @@ class RuntimeProcess:
     `scratch` is its home and working directory.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[Literal["transformers", "native", "llama.cpp"]]
     module: ClassVar[str]
 
     def __init__(self, scratch: Path, device: str, threads: int) -> None:
@@ -113,7 +114,7 @@ class RuntimeProcess:
 class TransformersProcess(RuntimeProcess):
     """One model in transformers; see runtime_child."""
 
-    name = "transformers"
+    name: ClassVar[Literal["transformers", "native"]] = "transformers"
     module = "paredown.engine.runtime_child"
 
     def load(self, directory: Path, *, gguf_file: str | None = None, dtype: torch.dtype | None = None) -> None:
@@ -125,6 +126,7 @@ class TransformersProcess(RuntimeProcess):
             dtype=str(dtype).removeprefix("torch.") if dtype else "",
             device=self.device,
             threads=self.threads,
+            native=self.name == "native",
         )
         self.loaded = True
         self.version = loaded["version"]
@@ -140,12 +142,18 @@ class TransformersProcess(RuntimeProcess):
         return float(self._call("perplexity", tokens=str(tokens), dtype=dtype)["perplexity"])
 
 
+class NativeProcess(TransformersProcess):
+    """One native artifact, read by its own loader."""
+
+    name = "native"
+
+
 def load_artifact(process: TransformersProcess, directory: Path) -> None:
     """Raises RuntimeLoadFailed."""
     try:
         process.load(directory)
     except RuntimeFailed as error:
-        raise RuntimeLoadFailed(f"transformers does not load the artifact: {error}") from error
+        raise RuntimeLoadFailed(f"{process.name} does not load the artifact: {error}") from error
 
 
 def prove(
@@ -162,15 +170,13 @@ def prove(
         sample = process.generate(prompt, new_tokens)
         perplexity = process.perplexity(tokens, dtype) if tokens is not None else None
     except RuntimeFailed as error:
-        raise RuntimeLoadFailed(f"transformers loads the artifact, but does not run it: {error}") from error
+        raise RuntimeLoadFailed(f"{process.name} loads the artifact, but does not run it: {error}") from error
     if perplexity is not None and reported is not None and not abs(perplexity / reported - 1) <= TOLERANCE:
         raise RuntimeDisagrees(
-            f"transformers measures a perplexity of {perplexity:.4f} on the artifact's files, but {reported:.4f} was "
-            "measured before they were written. This is a fault of Pare; please report it with the job's recipe."
+            f"{process.name} measures a perplexity of {perplexity:.4f} on the artifact's files, but {reported:.4f} "
+            "was measured before they were written. This is a fault of Pare; please report it with the job's recipe."
         )
-    return RuntimeProof(
-        runtime="transformers", version=process.version, loads=True, perplexity=perplexity, sample=sample
-    )
+    return RuntimeProof(runtime=process.name, version=process.version, loads=True, perplexity=perplexity, sample=sample)
 
 
 def memory_shortage(parameters: int, bytes_each: int, device: str) -> str | None:
@@ -189,6 +195,10 @@ def unclaimed(format: Format, bits: int | None) -> tuple[RuntimeProof, ...]:  # 
             _unclaimed("transformers", "Not tried here. transformers reads the file dequantized, as gguf_file."),
             _unclaimed("vllm", "Not tried here. vLLM reads GGUF through a plugin."),
         )
+    if format is Format.NATIVE:
+        detail = "Reads no native artifact; format safetensors stores the same weights dense, for every runtime."
+        runtimes: tuple[Literal["transformers", "vllm", "llama.cpp"], ...] = ("transformers", "vllm", "llama.cpp")
+        return tuple(RuntimeProof(runtime=name, version="", loads=False, detail=detail) for name in runtimes)
     if format is Format.SAFETENSORS:
         vllm = "Not tried here. vLLM reads plain safetensors of this architecture."
     elif bits not in (4, 8):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from paredown.engine.quantized import QuantizedLinear
+from paredown.engine.stored import StoredLinear
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Fold:
     name: str
     rows_I: Tensor  # the row that each input channel reads
     dense: dict[str, Tensor]
-    quantized: dict[str, QuantizedLinear]
+    quantized: dict[str, StoredLinear]
     # What is added to a norm's weight before it multiplies.
     offset: float = 0.0
 
@@ -54,7 +55,7 @@ class Fold:
         """Take the scale off what the producer makes."""
         scale_R = self._by_row(scale_I)
         if self.name in self.quantized:
-            linear = self.quantized[self.name]
+            linear = self._grid
             scales_OG = (linear.scales_OG.float() / scale_R.unsqueeze(1)).to(linear.scales_OG.dtype)
             self.quantized[self.name] = replace(linear, scales_OG=scales_OG)
         else:
@@ -68,8 +69,14 @@ class Fold:
 
     def _stored_RG(self) -> Tensor:
         if self.name in self.quantized:
-            return self.quantized[self.name].scales_OG
+            return self._grid.scales_OG
         return self.dense[f"{self.name}.weight"].unsqueeze(1)
+
+    @property
+    def _grid(self) -> QuantizedLinear:
+        linear = self.quantized[self.name]
+        assert isinstance(linear, QuantizedLinear), "who scales is the recipe's only quantizer"
+        return linear
 
     def _by_row(self, scale_I: Tensor) -> Tensor:
         rows = self._stored_RG().shape[0]

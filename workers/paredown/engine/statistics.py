@@ -45,6 +45,7 @@ class InputStatistics:
         self._magnitude_I: Tensor | None = None
         self._peak_I: Tensor | None = None
         self._factors: dict[tuple[float, bool, int], tuple[Tensor, Tensor | None]] = {}
+        self._lower: dict[float, Tensor] = {}
         if Statistic.HESSIAN in needs:
             self._hessian_II = torch.zeros(in_features, in_features, device=device)
         elif needs:
@@ -135,6 +136,7 @@ class InputStatistics:
         """The same statistics with the input channels in another order."""
         other = copy(self)
         other._factors = {}
+        other._lower = {}
         if self._hessian_II is not None:
             other._hessian_II = self._hessian_II[order_I][:, order_I]
         for name in ("_energy_I", "_magnitude_I", "_peak_I"):
@@ -162,6 +164,22 @@ class InputStatistics:
         if key not in self._factors:
             self._factors[key] = self._factorize(damping, activation_order, together)
         return self._factors[key]
+
+    def lower_factor(self, damping: float) -> Tensor:
+        """lower_II in float64 with lower_II lower_IIᵀ the damped Hessian; `damping` is a share of the mean diagonal.
+
+        Computed once for all linears that share the input. Raises HessianSingular.
+        """
+        if damping not in self._lower:
+            damped_II = self.hessian_II.double()
+            mean = float(damped_II.diagonal().mean())
+            # Inputs that were always zero have no scale of their own.
+            damped_II.diagonal().add_(damping * mean or 1.0)
+            lower_II, info = torch.linalg.cholesky_ex(damped_II)
+            if int(info) != 0 or not all_finite(lower_II):
+                raise HessianSingular(self.name, damping)
+            self._lower[damping] = lower_II
+        return self._lower[damping]
 
     def _factorize(self, damping: float, activation_order: bool, together: int) -> tuple[Tensor, Tensor | None]:
         diagonal_I = self.hessian_II.diagonal()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from paredown.contracts.artifact import LayerReport, StageReport
 from paredown.contracts.job import Calibration
-from paredown.contracts.recipes import Stage, quantizer
+from paredown.contracts.recipes import Quantizer, Stage
 from paredown.engine.activations import ActivationGrid
 from paredown.engine.architectures import Skeleton
 from paredown.engine.block import BlockRun
@@ -25,7 +25,7 @@ from paredown.engine.evaluation.perplexity import perplexity
 from paredown.engine.forward import BlockForward
 from paredown.engine.method import ModelWork
 from paredown.engine.methods import METHODS, MODEL_METHODS
-from paredown.engine.quantized import QuantizedLinear
+from paredown.engine.stored import StoredLinear
 from paredown.engine.weights import ModelReader, stored
 
 __all__ = ["CompressedModel", "compress_model", "perplexity"]
@@ -35,9 +35,9 @@ class OuterTensors:
     """Parameters outside the blocks, in the number types of the artifact."""
 
     def __init__(self, files: ModelReader, skeleton: Skeleton, recipe: Sequence[Stage]) -> None:
-        stage = quantizer(tuple(recipe))
+        wanted = any(isinstance(stage, Quantizer) and stage.embeddings == 8 for stage in recipe)
         # GGUF has a type of its own for them.
-        eight_bit = stage is not None and stage.embeddings == 8 and not files.source.storage.coded
+        eight_bit = wanted and not files.source.storage.coded
         self._files = files
         self._eight_bit = frozenset(skeleton.embedding_names() if eight_bit else ())
 
@@ -85,7 +85,7 @@ class CompressedModel:
             shard = checkpoint.block(index)
             self._shards |= dict.fromkeys(skeleton.block_names(index), shard)
 
-    def quantized(self, linear_name: str) -> QuantizedLinear | None:
+    def quantized(self, linear_name: str) -> StoredLinear | None:
         """Codes and scales of a linear (named without `.weight`); None where it is dense."""
         shard = self._shards.get(f"{linear_name}.weight")
         return shard.quantized(linear_name) if shard and linear_name in shard.quantized_names else None

@@ -68,12 +68,26 @@ class _Stored:
     kind: str
 
 
+class SafetensorsFiles:
+    """The tensors of a directory's safetensors files, as they are called there. Raises NotAModel."""
+
+    def __init__(self, directory: Path) -> None:
+        self.stored = {tensor.name: tensor for path in _weight_files(directory) for tensor in _headers(path)}
+
+    def tensor(self, name: str) -> Tensor:
+        stored = self.stored[name]
+        with safe_open(stored.path, "pt") as file:
+            tensor: Tensor = file.get_tensor(stored.name)
+        return tensor
+
+
 class _SafetensorsWeights:
     """The tensors of a safetensors checkpoint under transformers' names."""
 
     def __init__(self, directory: Path, skeleton: Skeleton) -> None:
         self._tensors: dict[str, _Stored] = {}
-        stored = {tensor.name: tensor for path in _weight_files(directory) for tensor in _headers(path)}
+        self._files = SafetensorsFiles(directory)
+        stored = self._files.stored
         prefix = f"{skeleton.architecture.base}."
         for name, shape in skeleton.parameter_shapes().items():
             # Checkpoints of the bare model, as GPT-2's and OPT's are, leave the base model's name out.
@@ -98,10 +112,7 @@ class _SafetensorsWeights:
         return _SAFETENSORS_DTYPES[self._tensors[name].kind]
 
     def tensor(self, name: str) -> Tensor:
-        stored = self._tensors[name]
-        with safe_open(stored.path, "pt") as file:
-            tensor: Tensor = file.get_tensor(stored.name)
-        return tensor
+        return self._files.tensor(self._tensors[name].name)
 
 
 class _Index(BaseModel):

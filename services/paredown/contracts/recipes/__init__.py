@@ -8,8 +8,21 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from paredown.contracts.recipes.depth import Deeper, Depth, Laco, ShortGpt
+from paredown.contracts.recipes.factorization import Svd
 from paredown.contracts.recipes.pruning import Esparse, Magnitude, Pruner, Sparsegpt, Wanda
-from paredown.contracts.recipes.quantization import Awq, EightBit, Fp8, Fp8Static, Gptq, Rtn, SmoothQuant, WeightGrid
+from paredown.contracts.recipes.quantization import (
+    Awq,
+    EightBit,
+    Fp8,
+    Fp8Static,
+    Gptq,
+    Owq,
+    Quantizer,
+    Rtn,
+    SmoothQuant,
+    Squeezellm,
+    WeightGrid,
+)
 from paredown.contracts.recipes.stage import Family, Stage
 from paredown.contracts.recipes.width import LlmPruner, Width
 
@@ -20,6 +33,8 @@ AnyStage = Annotated[
     | SmoothQuant
     | Fp8
     | Fp8Static
+    | Owq
+    | Squeezellm
     | Magnitude
     | Wanda
     | Sparsegpt
@@ -27,7 +42,8 @@ AnyStage = Annotated[
     | ShortGpt
     | Deeper
     | Laco
-    | LlmPruner,
+    | LlmPruner
+    | Svd,
     Field(discriminator="method"),
 ]
 
@@ -38,10 +54,13 @@ STAGES: dict[str, type[Stage]] = {
     "smoothquant": SmoothQuant,
     "fp8": Fp8,
     "fp8-static": Fp8Static,
+    "owq": Owq,
+    "squeezellm": Squeezellm,
     "magnitude": Magnitude,
     "wanda": Wanda,
     "sparsegpt": Sparsegpt,
     "e-sparse": Esparse,
+    "svd": Svd,
     "shortgpt": ShortGpt,
     "deeper": Deeper,
     "laco": Laco,
@@ -55,6 +74,7 @@ def _possible_order(recipe: tuple[Stage, ...]) -> tuple[Stage, ...]:
     for index, stage in enumerate(recipe):
         if isinstance(stage, Esparse) and stage.shuffle:
             _first_pattern(stage, recipe[:index])
+    _alone_on_weights(recipe)
     for earlier, later in pairwise(recipe):
         if earlier.family is Family.QUANTIZATION and later.family is Family.QUANTIZATION:
             raise ValueError(
@@ -68,6 +88,18 @@ def _possible_order(recipe: tuple[Stage, ...]) -> tuple[Stage, ...]:
                 f"undo it; put {later.method} first"
             )
     return recipe
+
+
+def _alone_on_weights(recipe: tuple[Stage, ...]) -> None:
+    factorizing = next((stage for stage in recipe if stage.family is Family.FACTORIZATION), None)
+    if factorizing is None:
+        return
+    for stage in recipe:
+        if stage is not factorizing and stage.family not in (Family.DEPTH, Family.WIDTH):
+            raise ValueError(
+                f"{factorizing.method} stores two factors, whose product keeps no zeros and lies on no grid, so "
+                f"{stage.method} ({stage.family}) cannot be in one recipe with it; keep one of them"
+            )
 
 
 def _first_pattern(stage: Esparse, before: tuple[Stage, ...]) -> None:
@@ -127,17 +159,26 @@ def recipe_name(recipe: tuple[Stage, ...]) -> str:
 
 
 def _stage_name(stage: Stage) -> str:
-    if isinstance(stage, WeightGrid):
+    if isinstance(stage, Owq):
+        return f"{stage.method}-{stage.bits + stage.extra_bits:g}"
+    if isinstance(stage, WeightGrid | Squeezellm):
         return f"{stage.method}-{stage.bits}"
     if isinstance(stage, SmoothQuant):
         return f"{stage.method}-w8a8" if stage.is_dynamic else f"{stage.method}-w8a8-static"
     if isinstance(stage, Pruner):
         return f"{stage.method}-{stage.pattern or f'{stage.share:.0%}'}"
+    if isinstance(stage, Svd):
+        return f"{stage.method}-{stage.ratio:.0%}" + ("" if stage.whitening else "-plain")
     if isinstance(stage, Depth):
         return f"{stage.method}-{f'{stage.blocks}-blocks' if stage.blocks else f'{stage.share:.0%}'}"
     if isinstance(stage, Width):
         return f"{stage.method}-{stage.mlp_share:.0%}" + (f"-{stage.head_groups}-heads" if stage.head_groups else "")
     return stage.method
+
+
+def storing(recipe: tuple[Stage, ...]) -> Stage | None:
+    """The stage after which weights are no longer one dense matrix, if the recipe has one."""
+    return next((stage for stage in recipe if stage.family in (Family.FACTORIZATION, Family.QUANTIZATION)), None)
 
 
 def quantizer(recipe: tuple[Stage, ...]) -> WeightGrid | EightBit | None:
@@ -165,12 +206,16 @@ __all__ = [
     "Laco",
     "LlmPruner",
     "Magnitude",
+    "Owq",
+    "Quantizer",
     "Recipe",
     "Rtn",
     "ShortGpt",
     "SmoothQuant",
     "Sparsegpt",
+    "Squeezellm",
     "Stage",
+    "Svd",
     "Wanda",
     "WeightGrid",
     "Width",
@@ -179,4 +224,5 @@ __all__ = [
     "recipe_hash",
     "recipe_name",
     "rounds_activations",
+    "storing",
 ]

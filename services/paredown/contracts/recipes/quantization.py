@@ -161,3 +161,58 @@ class Fp8Static(EightBit):
     @property
     def is_dynamic(self) -> bool:
         return False
+
+
+class Owq(WeightGrid):
+    """The columns that rounding would hurt most stay in 16 bit and absorb errors to the end; GPTQ quantizes the others.
+    arXiv:2306.02272"""
+
+    title: ClassVar[str] = "OWQ"
+    paper: ClassVar[str] = "arXiv:2306.02272"
+    needs_calibration: ClassVar[bool] = True
+    native: ClassVar[bool] = True
+
+    method: Literal["owq"] = "owq"
+    extra_bits: float = Field(
+        0.01,
+        ge=0,
+        le=4,
+        description="Bits for each weight spent on weak columns beyond bits, such as 0.01 for 3.01 bits; a layer keeps "
+        "as many whole columns as come closest.",
+    )
+    damping: float = Field(
+        0.01, gt=0, le=1, description="Share of the mean diagonal added to the Hessian before it is factorized."
+    )
+
+    def weak(self, in_features: int) -> int:
+        """How many columns of so many stay in 16 bit; all have codes as well, which count for nothing."""
+        return min(in_features, int(self.extra_bits * in_features / 16 + 0.5))
+
+
+class Squeezellm(Quantizer):
+    """Each row gets the values that its weights round to, by weighted k-means, and its outliers stay in 16 bit.
+    arXiv:2306.07629"""
+
+    title: ClassVar[str] = "SqueezeLLM"
+    paper: ClassVar[str] = "arXiv:2306.07629"
+    needs_calibration: ClassVar[bool] = True
+    native: ClassVar[bool] = True
+
+    method: Literal["squeezellm"] = "squeezellm"
+    bits: Literal[2, 3, 4] = Field(4, description="Bits stored for each weight; a row's codebook has 2^bits values.")
+    outliers: float = Field(
+        0.004,
+        ge=0,
+        le=0.1,
+        description="Share of each row's weights, the largest, that stay in 16 bit beside the codes.",
+    )
+    sensitive: float = Field(
+        0.0005,
+        ge=0,
+        le=0.1,
+        description="Share of each row's weights, those with the loudest inputs, that stay in 16 bit beside the codes.",
+    )
+
+    def kept(self, in_features: int) -> tuple[int, int]:
+        """How many weights of a row stay as outliers, and how many as sensitive ones."""
+        return int(self.outliers * in_features + 0.5), int(self.sensitive * in_features + 0.5)

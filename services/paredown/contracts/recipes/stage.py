@@ -13,6 +13,7 @@ class Family(StrEnum):
 
     DEPTH = "depth"
     WIDTH = "width"
+    FACTORIZATION = "factorization"
     PRUNING = "pruning"
     QUANTIZATION = "quantization"
 
@@ -30,6 +31,8 @@ class Stage(BaseModel):
     family: ClassVar[Family]
     needs_calibration: ClassVar[bool]
     needs_gpu: ClassVar[bool] = False
+    # Leaves weights in a form that only the native format holds.
+    native: ClassVar[bool] = False
     # Model families (contracts.families) that the method cannot take, each with the reason a user reads.
     refuses: ClassVar[dict[str, str]] = {}
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from paredown.contracts.job import Format
-from paredown.engine.formats import compressed_tensors, dense, gguf
+from paredown.engine.formats import compressed_tensors, dense, gguf, native
 from paredown.engine.stream import CompressedModel
 
 # Weight files and config.json of a model, written into a directory. Each returns the bytes of its weight files.
@@ -12,4 +12,5 @@ WRITERS: dict[Format, Callable[[CompressedModel, Path], int]] = {
     Format.COMPRESSED_TENSORS: compressed_tensors.write,
     Format.SAFETENSORS: dense.write,
     Format.GGUF: gguf.write,
+    Format.NATIVE: native.write,
 }

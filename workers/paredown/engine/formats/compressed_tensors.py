@@ -48,7 +48,7 @@ def check(config: Any) -> None:
 def write(model: CompressedModel, directory: Path) -> int:
     """Weight files and config.json; returns the bytes of the weight files. Raises FormatRefused."""
     check(model.config)
-    quantized = [name for name in model.linear_names if model.quantized(name) is not None]
+    quantized = [name for name in model.linear_names if _grid(model, name) is not None]
     if not quantized:
         raise FormatRefused(
             "No linear layer was quantized, so compressed-tensors has nothing to hold; use format safetensors.",
@@ -65,11 +65,22 @@ def write(model: CompressedModel, directory: Path) -> int:
     return size_bytes
 
 
+def _grid(model: CompressedModel, name: str) -> QuantizedLinear | None:
+    """Codes of a linear; None where it is dense. Raises FormatRefused for any other form."""
+    linear = model.quantized(name)
+    if linear is not None and not isinstance(linear, QuantizedLinear):
+        raise FormatRefused(
+            f"{name} is stored as {linear.kind}, which compressed-tensors cannot hold; use format native.",
+            field="format",
+        )
+    return linear
+
+
 def _check_experts(model: CompressedModel, quantized: frozenset[str]) -> None:
     """transformers joins a block's experts while it loads them, and can do so only if all are packed, symmetrically."""
     experts = [name for name in model.linear_names if ".experts." in name]
     for name in experts:
-        linear = model.quantized(name) if name in quantized else None
+        linear = _grid(model, name) if name in quantized else None
         if linear is not None and linear.activations is not None:
             raise FormatRefused(
                 f"The inputs of {name} are rounded, and transformers joins a mixture's experts into one tensor, whose "
@@ -88,7 +99,7 @@ def _tensors(model: CompressedModel, quantized: frozenset[str]) -> Iterator[tupl
     for name in model.names:
         linear_name = name.removesuffix(".weight")
         if linear_name in quantized and name != linear_name:
-            linear = model.quantized(linear_name)
+            linear = _grid(model, linear_name)
             assert linear is not None
             for leaf, tensor in packed(linear).items():
                 yield model.stored_name(f"{linear_name}.{leaf}"), tensor
@@ -121,7 +132,7 @@ def packed(linear: QuantizedLinear) -> dict[str, Tensor]:
 
 
 def _quantization_config(model: CompressedModel, quantized: list[str]) -> dict[str, Any]:
-    first = model.quantized(quantized[0])
+    first = _grid(model, quantized[0])
     assert first is not None
     grouped = first.group_size is not None
     arguments = QuantizationArgs(

@@ -33,6 +33,7 @@ from paredown.engine.errors import FormatRefused
 from paredown.engine.formats.files import synchronize
 from paredown.engine.formats.gguf_metadata import head_dim, rope_factors, write_metadata
 from paredown.engine.quantized import QuantizedLinear
+from paredown.engine.stored import StoredLinear
 from paredown.engine.weights import ModelFiles, Storage, stored
 
 FILE_NAME = "model.gguf"
@@ -104,7 +105,7 @@ class Writable(Protocol):
     architecture: Architecture
     source: ModelFiles
 
-    def quantized(self, linear_name: str, /) -> QuantizedLinear | None: ...
+    def quantized(self, linear_name: str, /) -> StoredLinear | None: ...
     def tensor(self, name: str) -> Tensor: ...
 
 
@@ -164,9 +165,8 @@ def _entries(model: Writable, names: Names) -> Iterator[_Entry]:
         linear_name = name.removesuffix(".weight")
         is_linear = linear_name in model.linear_names and name != linear_name
         if is_linear and (linear := model.quantized(linear_name)) is not None:
-            kind = _grid_kind(linear, linear_name)
-            data = _packed_in_order(model, linear_name, order)
-            yield _Entry(stored_name, kind, tuple(linear.codes_OI.shape), data)
+            kind, codes_OI = _grid_kind(linear, linear_name), _grid(linear).codes_OI
+            yield _Entry(stored_name, kind, tuple(codes_OI.shape), _packed_in_order(model, linear_name, order))
             continue
         if is_linear:
             shape, kind = tuple(oriented(torch.empty(shape, device="meta")).shape), storage
@@ -185,7 +185,7 @@ def _packed_in_order(model: Writable, linear_name: str, order: Sequence[int] | N
     def data() -> Bytes:
         linear = model.quantized(linear_name)
         assert linear is not None
-        rows = packed(linear)
+        rows = packed(_grid(linear))
         return rows if order is None else rows[order]
 
     return data
@@ -212,9 +212,15 @@ def _dense_in_order(
     return data
 
 
-def _grid_kind(linear: QuantizedLinear, name: str) -> GGMLQuantizationType:
-    kind = contract.GRID_TYPES.get((linear.bits, linear.symmetric))
-    if kind is None or linear.group_size != contract.BLOCK_WEIGHTS or not linear.wide:
+def _grid(linear: StoredLinear) -> QuantizedLinear:
+    assert isinstance(linear, QuantizedLinear), "its kind was looked at"
+    return linear
+
+
+def _grid_kind(linear: StoredLinear, name: str) -> GGMLQuantizationType:
+    grid = linear if isinstance(linear, QuantizedLinear) and linear.wide else None
+    kind = contract.GRID_TYPES.get((grid.bits, grid.symmetric)) if grid else None
+    if grid is None or kind is None or grid.group_size != contract.BLOCK_WEIGHTS:
         raise FormatRefused(f"GGUF has no type that holds the codes of {name}; see the recipe's grid.", field="format")
     return GGMLQuantizationType[kind]
 

@@ -10,10 +10,13 @@ from paredown.engine.methods import (
     laco,
     llm_pruner,
     magnitude,
+    owq,
     rtn,
     shortgpt,
     smoothquant,
     sparsegpt,
+    squeezellm,
+    svd,
     wanda,
 )
 
@@ -24,10 +27,13 @@ METHODS: dict[str, LinearMethod] = {
     "smoothquant": smoothquant.METHOD,
     "fp8": fp8.METHOD,
     "fp8-static": fp8.STATIC,
+    "owq": owq.METHOD,
+    "squeezellm": squeezellm.METHOD,
     "magnitude": magnitude.METHOD,
     "wanda": wanda.METHOD,
     "sparsegpt": sparsegpt.METHOD,
     "e-sparse": esparse.METHOD,
+    "svd": svd.METHOD,
 }
 
 # These run before the others, in the recipe's order, and hand on another model.

@@ -30,7 +30,7 @@ def _round(linear: LinearWeight, activations: ActivationGrid) -> None:
     # A row of zeros, or one so small that its scale underflows, is zeros on any scale.
     scales_O1.masked_fill_(scales_O1 <= 0, 1)
     codes_OI = (linear.weight_OI / scales_O1.float()).clamp_(-_LARGEST, _LARGEST).to(torch.float8_e4m3fn)
-    linear.quantize(QuantizedLinear(codes_OI, scales_O1, None, 8, None, symmetric=True, activations=activations))
+    linear.quantize(QuantizedLinear(codes_OI, scales_O1, None, 8, None, symmetric=True).with_activations(activations))
 
 
 METHOD = LinearMethod(config=Fp8, needs=frozenset(), compress=compress)
