@@ -99,6 +99,8 @@ def shortened(
         return DepthView(files, [Blend.of(block) for block in range(num_blocks) if block not in gone]), sorted(gone)
     work = ModelWork(
         stage=0,
+        base=files,
+        origins=tuple(range(num_blocks)),
         tokens_NT=tokens_NT,
         device=CPU,
         dtype=dtype,

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from paredown.contracts.families import ModelShape, shape_from_config
 from paredown.contracts.job import Format, JobSpec, Plan
-from paredown.contracts.recipes import STAGES
+from paredown.contracts.recipes import STAGES, Training
 from paredown.core.errors import CalibrationUnfit, GroupSizeUnfit, PareError, PlanExceeded, PoolUnknown, RecipeRefused
 from paredown.core.estimates import is_calibrated, memory_of, seconds_of
 from paredown.core.planning import check_recipe, make_plan, output_bytes
@@ -334,6 +334,39 @@ def test_rounded_activations_are_refused_where_no_runtime_would_round_them() -> 
     check_recipe(shape_from_config(OPT), job({"method": "smoothquant", "activations": "static"}))
 
 
+@pytest.mark.parametrize("method", ["lora", "distil"])
+def test_training_that_cannot_be_is_refused(method: str) -> None:
+    depth = {"method": "shortgpt", "blocks": 1}
+
+    def stage(**more: Any) -> dict[str, Any]:
+        return {"method": method} | more
+
+    wide = refusal(LLAMA, job(depth, stage(rank=65)))
+    assert (type(wide), wide.field) == (RecipeRefused, "recipe.1.rank")
+    assert "model.layers.0.self_attn.k_proj has 64 × 192 weights" in wide.detail
+    assert "lower rank to 64" in wide.detail
+    check_recipe(shape_from_config(LLAMA), job(depth, stage(rank=65, skip=["*.k_proj", "*.v_proj"])))
+    long = refusal(LLAMA, job(depth, stage(sequence_length=1025)))
+    assert (type(long), long.field) == (CalibrationUnfit, "recipe.1.sequence_length")
+    with pytest.raises(ValidationError, match="1000 tokens are less than one batch of 4 × 512"):
+        job(depth, stage(tokens=1000))
+    check_recipe(shape_from_config(LLAMA), job(depth, stage(), {"method": "wanda"}, {"method": "gptq"}))
+
+
+@pytest.mark.parametrize("earlier", ["wanda", "sparsegpt", "gptq"])
+def test_training_after_what_it_would_undo_is_refused(earlier: str) -> None:
+    with pytest.raises(
+        ValidationError, match=f"lora .training. cannot follow {earlier}.*would undo it; put lora first"
+    ):
+        job({"method": earlier}, {"method": "lora"})
+
+
+def test_distillation_without_anything_to_learn_is_refused() -> None:
+    with pytest.raises(ValidationError, match="no stage before it changes the model"):
+        job({"method": "distil"}, {"method": "gptq"})
+    job({"method": "lora"}, {"method": "distil"})
+
+
 def test_sequences_longer_than_the_context_are_refused() -> None:
     long = {"sequence_length": 1025}
     calibrated = refusal(LLAMA, job({"method": "gptq"}, calibration=long, evaluation=long))
@@ -432,6 +465,7 @@ def test_a_plan_of_mixed_columns() -> None:
 
 # The search for scales takes time and changes no size.
 RTN = {"method": "rtn", "scale_search": "min_max"}
+TRAINED = {"method": "distil", "tokens": 128, "batch_size": 1, "sequence_length": 64, "rank": 4}
 GRIDS = [
     {"bits": bits, "group_size": group_size, "symmetric": symmetric}
     for bits, group_size, symmetric in itertools.product((3, 4, 8), (64, None), (True, False))
@@ -480,6 +514,7 @@ def test_the_artifacts_bytes_are_foretold_within_two_percent(grid: dict[str, Any
         (TINY, job({"method": "owq", "bits": 3, "extra_bits": 0.3, "symmetric": False})),
         (GPT2, job({"method": "owq", "group_size": 32})),
         (OPT, job({"method": "squeezellm", "outliers": 0, "sensitive": 0, "skip": ["*.fc2"]})),
+        (TINY, job({"method": "shortgpt", "blocks": 1}, TRAINED, RTN)),
     ],
     ids=[
         "tied-skip",
@@ -508,6 +543,7 @@ def test_the_artifacts_bytes_are_foretold_within_two_percent(grid: dict[str, Any
         "mixed-columns",
         "gpt2-mixed-columns",
         "codebooks-alone",
+        "trained",
     ],
 )
 def test_the_bytes_of_every_family_and_format_are_foretold(
@@ -529,6 +565,11 @@ def written_and_foretold(config: dict[str, Any], spec: JobSpec, tmp_path: Path) 
         torch.arange(256).view(4, 64) if is_calibrated(spec) else None,
         device=torch.device("cpu"),
         dtype=torch.float32,
+        training={
+            index: torch.arange(stage.trained_tokens).view(-1, stage.sequence_length)
+            for index, stage in enumerate(spec.recipe)
+            if isinstance(stage, Training)
+        },
         work_dir=tmp_path / "work",
         identity="x",
         on_progress=lambda done, total: None,
@@ -589,6 +630,35 @@ def test_everything_in_four_bits_and_embeddings_in_eight_take_a_third() -> None:
     untied = {"tie_word_embeddings": False}
     sixteen, eight = (plan(SMOL | untied, job({"method": "gptq", "embeddings": bits})).output_bytes for bits in (16, 8))
     assert sixteen - eight == pytest.approx(2 * 49152 * 576, rel=1e-4)
+
+
+def test_a_plan_of_training() -> None:
+    depth = {"method": "shortgpt", "blocks": 3}
+    before = plan(SMOL, job(depth))
+    healed, distilled, block_wise, longer = (
+        plan(SMOL, job(depth, stage))
+        for stage in (
+            {"method": "lora"},
+            {"method": "distil"},
+            {"method": "distil", "block_wise": True},
+            {"method": "distil", "tokens": 1_000_000},
+        )
+    )
+    assert healed.recipe_name == "shortgpt-3-blocks + lora-65.5k-tokens"
+    assert longer.recipe_name == "shortgpt-3-blocks + distil-999k-tokens"
+    assert before.output_bytes == healed.output_bytes == distilled.output_bytes
+    assert before.seconds < healed.seconds < distilled.seconds < longer.seconds
+    # The weights of the model, and of the base beside it.
+    assert healed.memory_bytes > before.memory_bytes
+    assert distilled.memory_bytes - healed.memory_bytes > 4 * before.parameters
+    assert block_wise.memory_bytes < distilled.memory_bytes
+    assert distilled.disk_bytes > before.disk_bytes
+    # All weights, of a model twice as deep; block by block that is one block as before.
+    deep = SMOL | {"num_hidden_layers": 60}
+    half = {"method": "shortgpt", "blocks": 33}
+    assert plan(deep, job(half, {"method": "distil"})).memory_bytes > distilled.memory_bytes + 4 * 90e6
+    again = plan(deep, job(half, {"method": "distil", "block_wise": True}))
+    assert again.memory_bytes == pytest.approx(block_wise.memory_bytes, rel=0.01)
 
 
 def test_cost_follows_the_pool() -> None:

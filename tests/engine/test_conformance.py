@@ -19,6 +19,7 @@ from paredown.contracts.recipes import (
     Awq,
     Deeper,
     Depth,
+    Distil,
     EightBit,
     Esparse,
     Fp8,
@@ -26,6 +27,7 @@ from paredown.contracts.recipes import (
     Gptq,
     Laco,
     LlmPruner,
+    Lora,
     Magnitude,
     Owq,
     Rtn,
@@ -35,6 +37,7 @@ from paredown.contracts.recipes import (
     Squeezellm,
     Stage,
     Svd,
+    Training,
     Wanda,
     WeightGrid,
     quantizer,
@@ -68,6 +71,8 @@ RECIPES: dict[str, tuple[Stage, ...]] = {
     "deeper": (Deeper(blocks=2, last_tokens=3),),
     "laco": (Laco(blocks=1, layers_per_merge=2, samples=3),),
     "llm-pruner": (LlmPruner(mlp_share=0.5, head_groups=1),),
+    "lora": (Lora(tokens=128, batch_size=2, sequence_length=32, rank=4, learning_rate=0.02),),
+    "distil": (ShortGpt(blocks=1), Distil(tokens=128, batch_size=2, sequence_length=32, rank=4)),
 }
 VARIANTS: dict[str, tuple[Stage, ...]] = {
     "rtn 3 bits asymmetric": (Rtn(bits=3, group_size=32, symmetric=False),),
@@ -111,6 +116,11 @@ VARIANTS: dict[str, tuple[Stage, ...]] = {
     "owq without weak columns": (Owq(bits=4, group_size=32, extra_bits=0),),
     "svd without whitening": (Svd(ratio=0.5, whitening=False),),
     "shortgpt, then svd": (ShortGpt(blocks=1), Svd(ratio=0.3)),
+    "shortgpt, then block-wise distil, then gptq": (
+        ShortGpt(blocks=1),
+        Distil(tokens=64, batch_size=2, sequence_length=32, rank=4, block_wise=True),
+        Gptq(bits=4, group_size=32),
+    ),
     "magnitude then rtn": (Magnitude(pattern="4:8"), Rtn(bits=4, group_size=64, symmetric=False)),
 }
 
@@ -160,7 +170,12 @@ def _check(
     recipe: tuple[Stage, ...], files: ModelFiles, compress: Compressor, tokens_NT: Tensor, name: str = "work"
 ) -> None:
     needs_tokens = any(stage.needs_calibration for stage in recipe)
-    result = compress(files, recipe, tokens_NT if needs_tokens else None, name)
+    training = {
+        index: tokens_NT[: stage.steps * stage.batch_size]
+        for index, stage in enumerate(recipe)
+        if isinstance(stage, Training)
+    }
+    result = compress(files, recipe, tokens_NT if needs_tokens else None, name, training=training)
     bases = _base_names(result, files)
     assert set(bases.values()) <= set(files.names)
     assert (tuple(bases) == files.names) == (not isinstance(recipe[0], Depth))
@@ -170,6 +185,13 @@ def _check(
     pruning = next((stage for stage in recipe if isinstance(stage, Pruner)), None)
     shuffling = any(isinstance(stage, Esparse) for stage in recipe)
     compressed = {f"{name}.weight" for name in result.linear_names}
+    if training:
+        # An expert that no token reached has learned nothing.
+        moved = [
+            not torch.equal(result.tensor(name), files.tensor(bases[name]).to(files.storage_dtype))
+            for name in compressed
+        ]
+        assert sum(moved) > len(moved) / 2
     if any(stage.method in ("laco", "llm-pruner") for stage in recipe):
         # A merge adds up biases too, and a narrower block has fewer.
         compressed |= {f"{name}.bias" for name in result.linear_names}
@@ -239,9 +261,10 @@ def takes_a_scale(name: str) -> bool:
 
 def _base_names(result: CompressedModel, files: ModelFiles) -> dict[str, str]:
     """The artifact's parameters, and which of the base's stand there: numbers change where blocks were dropped."""
-    if not result.stages:
+    reports = [report for report in result.stages if report.blocks]
+    if not reports:
         return {name: name for name in result.names}
-    [report] = result.stages
+    [report] = reports
     assert [block.block for block in report.blocks] == list(range(files.config.num_hidden_layers))
     kept = [block.block for block in report.blocks if block.kept]
     assert len(kept) == result.config.num_hidden_layers

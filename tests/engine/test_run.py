@@ -85,6 +85,24 @@ def test_the_report_says_what_was_done(tmp_path: Path) -> None:
     assert report.cost is None
 
 
+def test_a_chain_that_trains_reads_its_own_share_of_the_text(tmp_path: Path) -> None:
+    depth = {"method": "shortgpt", "blocks": 1}
+    short = {"tokens": 1024, "batch_size": 2, "sequence_length": 64, "rank": 4}
+    reports: list[Progress] = []
+    healed = run(order(tmp_path, [depth, {"method": "lora"} | short, GPTQ]), reports.append, lambda: False).report
+    fractions = [report.fraction for report in reports]
+    assert fractions == sorted(fractions)
+    assert [stage.method for stage in healed.stages] == ["shortgpt", "lora"]
+    assert healed.stages[1].losses[-1].step == 8
+    assert healed.average_bits == pytest.approx(4.5)
+    other = order(tmp_path, [depth, {"method": "lora", "seed": 1} | short], output_dir=tmp_path / "other")
+    assert carry_out(other).report.stages[1].tokens_sha256 != healed.stages[1].tokens_sha256
+    greedy = order(tmp_path, [depth, {"method": "lora"} | short | {"tokens": 10**8}], output_dir=tmp_path / "greedy")
+    with pytest.raises(CalibrationTooShort, match="wants 1,562,500 sequences") as raised:
+        carry_out(greedy)
+    assert raised.value.field == "recipe.1.tokens"
+
+
 def test_format_follows_the_recipe(tmp_path: Path) -> None:
     carry_out(order(tmp_path, [RTN], evaluation=None, output_dir=tmp_path / "quantized"))
     carry_out(order(tmp_path, [WANDA], evaluation=None, output_dir=tmp_path / "pruned"))

@@ -23,6 +23,7 @@ from paredown.contracts.artifact import (
     Evaluation,
     Isolation,
     LayerReport,
+    LossPoint,
     Manifest,
     ManifestFile,
     Protocol,
@@ -33,7 +34,7 @@ from paredown.contracts.artifact import (
     judge,
 )
 from paredown.contracts.job import JobError, JobSpec, Phase, Progress, content_hash
-from paredown.contracts.recipes import Depth, quantizer, recipe_hash
+from paredown.contracts.recipes import Depth, Training, quantizer, recipe_hash
 from paredown.core import access, jobs
 from paredown.core.catalogue import NewArtifact
 from paredown.core.db import Database
@@ -166,6 +167,17 @@ def make_manifest(
             )
             for index, stage in enumerate(spec.recipe)
             if isinstance(stage, Depth)
+        )
+        + tuple(
+            StageReport(
+                stage=index,
+                method=stage.method,
+                summary="32 steps of 4 × 512 tokens brought the loss from 4.1 to 3.8.",
+                measure="the mean negative log-likelihood",
+                losses=tuple(LossPoint(step=step, loss=3.8 + 0.3 / step) for step in range(1, 33)),
+            )
+            for index, stage in enumerate(spec.recipe)
+            if isinstance(stage, Training)
         ),
         phase_seconds={"compress": 64.0, "evaluate": 41.5},
         peak_memory_bytes=1_400_000_000,

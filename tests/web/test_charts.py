@@ -4,7 +4,7 @@ from uuid import uuid4
 
 import pytest
 
-from paredown.contracts.artifact import BlockReport, Front, FrontPoint, LayerReport, StageReport, Verdict
+from paredown.contracts.artifact import BlockReport, Front, FrontPoint, LayerReport, LossPoint, StageReport, Verdict
 from paredown.web import charts
 
 FAMILIES = {"rtn": "quantization", "gptq": "quantization", "wanda": "pruning"}
@@ -97,6 +97,14 @@ def test_of_a_blocks_experts_the_worst_is_drawn():
         (0, "up_proj of experts", 0.2),
         (1, "up_proj of experts", 0.3),
     }
+
+
+def test_a_stage_that_trained_has_a_curve():
+    losses = tuple(LossPoint(step=step, loss=loss) for step, loss in ((1, 4.5), (7, 4.0), (13, 3.9)))
+    stage = StageReport(stage=1, method="lora", summary="13 steps.", measure="a likelihood", losses=losses)
+    drawn = charts.losses_chart(stage).to_dict()
+    assert [(point["step"], point["loss"]) for point in drawn["data"]["values"]] == [(1, 4.5), (7, 4.0), (13, 3.9)]
+    assert drawn["encoding"]["y"]["scale"] == {"zero": False}
 
 
 def test_every_block_that_was_measured_has_a_bar_and_those_dropped_stand_out():

@@ -265,6 +265,14 @@ def test_a_job_that_dropped_blocks_charts_their_importance(app: AppTest, house: 
     assert sum("Block of the base" in chart.proto.spec for chart in app.get("vega_lite_chart")) == 1
 
 
+def test_a_job_that_trained_charts_its_loss(app: AppTest, house: House) -> None:
+    house.finish(recipe=[{"method": "shortgpt"}, {"method": "lora"}])
+    go(app, JOB, id=str(submitted(house)[0]))
+    assert "brought the loss from 4.1 to 3.8" in said(app)
+    specs = [chart.proto.spec for chart in app.get("vega_lite_chart")]
+    assert [sum(title in spec for spec in specs) for title in ("Block of the base", "Optimizer step")] == [1, 1]
+
+
 @pytest.mark.parametrize("page", [JOB, ARTIFACT])
 @pytest.mark.parametrize("item", ["", "no-uuid", "00000000-0000-4000-8000-000000000000"])
 def test_addresses_that_name_nothing_are_a_sentence(app: AppTest, page: str, item: str) -> None:

@@ -99,14 +99,23 @@ class BlockReport(Contract):
     kept: bool = Field(description="Whether the artifact has it; a block merged into another is not kept.")
 
 
+class LossPoint(Contract):
+    """A stretch of training."""
+
+    step: int = Field(ge=1, description="Its last optimizer step, from 1.")
+    loss: float = Field(description="Mean over the stretch.")
+
+
 class StageReport(Contract):
     """What a stage that looks across blocks found, before the linear layers were compressed."""
 
     stage: int = Field(ge=0, description="Its place in the recipe, from 0.")
     method: str
     summary: str = Field(description="What it did, in a sentence.")
-    measure: str = Field(description="What the importance of a block is.")
-    blocks: tuple[BlockReport, ...]
+    measure: str = Field(description="What the importance of a block, or the loss, is.")
+    blocks: tuple[BlockReport, ...] = ()
+    losses: tuple[LossPoint, ...] = Field((), description="Of a stage that trains, from its first step to its last.")
+    tokens_sha256: Sha256 | None = Field(None, description="Over the tokens that it trained on.")
 
 
 class Cost(Contract):

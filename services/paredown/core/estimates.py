@@ -16,6 +16,7 @@ from paredown.contracts.job import Format, JobSpec
 from paredown.contracts.recipes import (
     Awq,
     Depth,
+    Distil,
     EightBit,
     Gptq,
     Laco,
@@ -24,6 +25,7 @@ from paredown.contracts.recipes import (
     Squeezellm,
     Stage,
     Svd,
+    Training,
     WeightGrid,
     Width,
     quantizer,
@@ -240,6 +242,7 @@ def memory_of(shape: ModelShape, spec: JobSpec, device: str) -> Memory:
         # The block and its gradient, both again in float32, a micro-batch's activations with theirs, and the loss.
         gradients = 2 * block_parameters * (number + 4) + 2 * micro_batch * inside + logits
         compression = max(compression, outer + gradients + calibrated * states)
+    compression = max(compression, *(_training_bytes(*given, number) for given in trainings(shape, spec)), 0)
 
     def peak(activations: int) -> int:
         return process + int(_FRAGMENTATION * max(scores + max(compression + activations, evaluation), writing))
@@ -255,7 +258,7 @@ def calibration_tokens(spec: JobSpec) -> int:
 
 def _streams(spec: JobSpec) -> bool:
     """Whether the calibration tokens run through the linear stages."""
-    return any(stage.needs_calibration and not isinstance(stage, Depth | Width) for stage in spec.recipe)
+    return any(stage.needs_calibration and not isinstance(stage, Depth | Width | Training) for stage in spec.recipe)
 
 
 def _surveys(shape: ModelShape, spec: JobSpec) -> Iterator[tuple[Stage, ModelShape, int]]:
@@ -288,6 +291,73 @@ def _survey_flops(shape: ModelShape, spec: JobSpec) -> float:
     return sum(
         passes(stage, given) * 2 * given.active_parameters * tokens for stage, given, tokens in _surveys(shape, spec)
     )
+
+
+def trainings(shape: ModelShape, spec: JobSpec) -> Iterator[tuple[ModelShape, ModelShape, Training]]:
+    """(the base, the shape that it is given, the stage) of each stage that trains."""
+    base = shape
+    for stage in spec.recipe:
+        if isinstance(stage, Training):
+            yield base, shape, stage
+        shape = shape_after(shape, stage)
+
+
+def _adapter_parameters(shape: ModelShape, stage: Training) -> int:
+    """Those of one adapter for each linear that is not skipped."""
+    return sum(
+        stage.rank * (linear.out_features + linear.in_features)
+        for name, linear in shape.named_linears()
+        if not skipped(stage, name)
+    )
+
+
+def _is_block_wise(stage: Training) -> bool:
+    return isinstance(stage, Distil) and stage.block_wise
+
+
+def _training_bytes(base: ModelShape, shape: ModelShape, stage: Training, number: int) -> int:
+    """Beside the process: weights, adapters, and the activations of one block for a micro-batch."""
+    tokens = stage.batch_size * stage.sequence_length
+    micro_batch = min(tokens, max(_MICRO_BATCH_TOKENS, stage.sequence_length))
+    widths = sum(linear.out_features + linear.in_features for linear in shape.linears)
+    # Of one block, what each linear reads and gives, once more for the gradients, and half of it again for all between.
+    inside = int(2.5 * number * widths) + 2 * number * shape.score_heads * stage.sequence_length
+    # Each parameter with its gradient and two moments, in float32.
+    adapters = 16 * _adapter_parameters(shape, stage)
+    if _is_block_wise(stage):
+        block = shape.linear_parameters // shape.num_blocks + shape.block_other_parameters
+        # The hidden states of both models for all tokens, and copies of a micro-batch in float32.
+        states = 2 * number * stage.trained_tokens * shape.hidden_size
+        outer = (base.other_parameters + shape.other_parameters) * number
+        return outer + 2 * block * (number + 2) + adapters // shape.num_blocks + states + micro_batch * inside
+    weights = shape.parameters + (base.parameters if isinstance(stage, Distil) else 0)
+    # What entered each block, of a batch; logits and their gradients, of both models in float32.
+    entering = number * tokens * shape.hidden_size * shape.num_blocks
+    logits = 8 * 4 * shape.vocab_size * _HEAD_TOKENS
+    return weights * number + adapters + entering + micro_batch * inside + logits
+
+
+def trained_bytes(shape: ModelShape, spec: JobSpec) -> int:
+    """What stages that train leave on disk: adapters, and what a resumed run goes on from, twice."""
+    number = 4 if spec.dtype == "float32" else 2
+    total = 0
+    for _, given, stage in trainings(shape, spec):
+        adapters = 4 * _adapter_parameters(given, stage)
+        if _is_block_wise(stage):
+            total += adapters + 2 * 2 * number * stage.trained_tokens * given.hidden_size
+        else:
+            total += adapters + 2 * 3 * adapters
+    return total
+
+
+def _training_flops(base: ModelShape, shape: ModelShape, stage: Training) -> float:
+    # A forward pass, each block once more on the way back, the gradients of its inputs, and the adapters.
+    passes = 3.5 * shape.active_parameters
+    head = 0 if _is_block_wise(stage) else 2 * shape.vocab_size * shape.hidden_size
+    if isinstance(stage, Distil):
+        passes += base.active_parameters
+        head *= 2
+    return 2 * (passes + head) * stage.trained_tokens
 
 
 def _needs_hessian(spec: JobSpec) -> bool:
@@ -338,6 +408,7 @@ def seconds_of(shape: ModelShape, spec: JobSpec, device: str, threads: int | Non
     flops = speed.flops[spec.dtype] * scale
     tokens = calibration_tokens(spec) if _streams(spec) else 0
     surveys = _survey_flops(shape, spec)
+    training = sum(_training_flops(*given) for given in trainings(shape, spec))
     base, shape = shape, shape_left(shape, spec.recipe)
     forward = 2 * shape.active_parameters * tokens
     # Without pausing, the block runs once more for each group of linears that share an input.
@@ -357,10 +428,10 @@ def seconds_of(shape: ModelShape, spec: JobSpec, device: str, threads: int | Non
     if any(isinstance(stage, Svd) for stage in spec.recipe):
         # In float64, at half of float32's rate.
         solving = shape.num_blocks * sum(map(_factorizing_flops, shape.linears)) * 2 / (speed.flops["float32"] * scale)
-    if all(isinstance(stage, Depth | Width) for stage in spec.recipe):
+    if all(isinstance(stage, Depth | Width | Training) for stage in spec.recipe):
         solving = 0
     # Base and artifact by the block stream, and the artifact once more by the runtime that proves it.
     head = 3 * shape.vocab_size * shape.hidden_size
     measured = 2 * (base.active_parameters + 2 * shape.active_parameters + head) * _evaluation_tokens(spec)
-    running = (surveys + forward + measured) / flops
+    running = (surveys + forward + measured + training) / flops
     return speed.start_seconds + running + hessian / (speed.flops["float32"] * scale) + solving

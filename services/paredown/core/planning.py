@@ -20,6 +20,7 @@ from paredown.contracts.recipes import (
     Family,
     SmoothQuant,
     Stage,
+    Training,
     WeightGrid,
     Width,
     conflict,
@@ -49,6 +50,7 @@ from paredown.core.estimates import (
     shape_after,
     skipped,
     surveyed_states,
+    trained_bytes,
 )
 from paredown.core.settings import Pool, Settings
 from paredown.core.sources.base import ModelDescription
@@ -84,6 +86,8 @@ def check_recipe(shape: ModelShape, spec: JobSpec, earlier: tuple[Stage, ...] = 
             _check_depth(shape, spec, stage, field)
         if isinstance(stage, Width):
             _check_width(shape, stage, field)
+        if isinstance(stage, Training):
+            _check_training(shape, stage, linears, field)
         # Later stages meet what this one leaves, under its numbers.
         shape = shape_after(shape, stage)
     if spec.resolved_format is Format.COMPRESSED_TENSORS and shape.family == "gpt2":
@@ -188,6 +192,23 @@ def _check_width(shape: ModelShape, stage: Width, field: str) -> None:
         )
 
 
+def _check_training(shape: ModelShape, stage: Training, linears: list[tuple[str, LinearShape]], field: str) -> None:
+    name, narrowest = min(linears, key=lambda item: min(item[1].out_features, item[1].in_features))
+    most = min(narrowest.out_features, narrowest.in_features)
+    if stage.rank > most:
+        raise RecipeRefused(
+            f"{name} has {narrowest.out_features} × {narrowest.in_features} weights, which an adapter of rank "
+            f"{stage.rank} does not fit; lower rank to {most}, or skip that layer.",
+            field=f"{field}.rank",
+        )
+    if stage.sequence_length > shape.context_length:
+        raise CalibrationUnfit(
+            f"Sequences of {stage.sequence_length} tokens are longer than the model's context of "
+            f"{shape.context_length}.",
+            field=f"{field}.sequence_length",
+        )
+
+
 def _touched(shape: ModelShape, stage: Stage) -> list[tuple[str, LinearShape]]:
     """The linears that the stage compresses, under their full names."""
     return [(name, linear) for name, linear in shape.named_linears() if not skipped(stage, name)]
@@ -263,7 +284,7 @@ def make_plan(spec: JobSpec, description: ModelDescription, settings: Settings) 
     number = 4 if spec.dtype == "float32" else 2
     # Checkpoint: the finished blocks, dense and packed, and the hidden states; then the artifact itself.
     checkpoint = 2 * shape.linear_parameters + output + calibration_tokens(spec) * shape.hidden_size * number
-    checkpoint += surveyed_states(shape, spec) * shape.hidden_size * number
+    checkpoint += surveyed_states(shape, spec) * shape.hidden_size * number + trained_bytes(shape, spec)
     disk = description.download_bytes + checkpoint + output
     if spec.resolved_format is Format.GGUF and spec.evaluation.speed and description.base is None:
         # The base in GGUF, beside which speed is measured.

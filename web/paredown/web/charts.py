@@ -1,4 +1,4 @@
-"""The trade-off chart of one model; of one artifact, the importance of each block and the error of each layer."""
+"""The trade-off chart of one model; of one artifact, its blocks' importance, its training and its layers' error."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +13,7 @@ FAMILY_COLOURS = {
     "base": "#64748b",
     "depth": "#be123c",
     "width": "#4d7c0f",
+    "training": "#1d4ed8",
     "pruning": "#d97706",
     "quantization": "#0d9488",
     "pruning + quantization": "#7c3aed",
@@ -270,6 +271,20 @@ def blocks_chart(stage: StageReport) -> alt.Chart:
                 alt.Tooltip("importance:Q", title="Importance", format=".4f"),
                 alt.Tooltip("fate:N", title="In the artifact"),
             ],
+        )
+        .properties(height=260)
+    )
+
+
+def losses_chart(stage: StageReport) -> alt.Chart:
+    """The loss from the first step of training to the last."""
+    return (
+        alt.Chart(alt.Data(values=[point.model_dump() for point in stage.losses]))
+        .mark_line(point=alt.OverlayMarkDef(size=32, filled=True), strokeWidth=1.5, color=FAMILY_COLOURS["training"])
+        .encode(
+            x=alt.X("step:Q", title="Optimizer step", axis=alt.Axis(tickMinStep=1, format="d")),
+            y=alt.Y("loss:Q", title="Loss", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5)),
+            tooltip=[alt.Tooltip("step:Q", title="Step"), alt.Tooltip("loss:Q", title="Loss", format=".4f")],
         )
         .properties(height=260)
     )

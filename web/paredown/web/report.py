@@ -136,9 +136,14 @@ def _runtimes(report: Report) -> None:
 
 def _blocks(report: Report) -> None:
     for stage in report.stages:
-        st.subheader("Importance of each block", anchor=False)
-        st.caption(f"{parts.plain(stage.summary)} Importance is {parts.plain(stage.measure)}.")
-        st.altair_chart(charts.blocks_chart(stage), alt=f"Importance of each block to {stage.method}")
+        if stage.losses:
+            st.subheader("Loss while training", anchor=False)
+            st.caption(f"{parts.plain(stage.summary)} The loss is {parts.plain(stage.measure)}.")
+            st.altair_chart(charts.losses_chart(stage), alt=f"Loss of each step of {stage.method}")
+        else:
+            st.subheader("Importance of each block", anchor=False)
+            st.caption(f"{parts.plain(stage.summary)} Importance is {parts.plain(stage.measure)}.")
+            st.altair_chart(charts.blocks_chart(stage), alt=f"Importance of each block to {stage.method}")
 
 
 def _layers(report: Report) -> None:

@@ -23,6 +23,7 @@ from transformers import AutoTokenizer
 
 from paredown.contracts.artifact import Protocol
 from paredown.contracts.job import Calibration, DType, EvaluationSettings, content_hash
+from paredown.contracts.recipes import Training
 from paredown.engine.errors import CalibrationTooShort, CalibrationUnfit, NotAModel, TextUnusable
 
 # Characters tokenized at once.
@@ -66,8 +67,7 @@ def calibration_blocks(
     library's random generator can change. Raises CalibrationTooShort, CalibrationUnfit, TextUnusable.
     """
     _check_context(settings.sequence_length, context, "calibration.sequence_length")
-    pieces = _tokenized(_bounded(_pieces(path, "calibration.source"), CALIBRATION_CHARACTERS), tokenizer)
-    tokens_T = numpy.concatenate([numpy.empty(0, numpy.int64), *pieces])
+    tokens_T = _all_tokens(path, tokenizer)
     width = _text_width(settings.sequence_length, first_token)
     num_windows = len(tokens_T) // width
     if num_windows < settings.samples:
@@ -78,6 +78,50 @@ def calibration_blocks(
     if path.stat().st_size > 4 * CALIBRATION_CHARACTERS:  # at most four bytes a character
         warnings = (f"Calibration was drawn from the first {CALIBRATION_CHARACTERS:,} characters of its text.",)
     return TokenBlocks.of(_checked(_begun(windows_NT[preferred], first_token), vocab_size), warnings)
+
+
+def training_blocks(
+    path: Path,
+    stage: Training,
+    index: int,
+    tokenizer: Any,
+    vocab_size: int,
+    context: int,
+    first_token: int | None = None,
+) -> TokenBlocks:
+    """The sequences of the stage's batches in their order: the text's windows, shuffled anew each time that it is read.
+
+    `index` is the stage's place in the recipe. The text is cut and shuffled as calibration's is. Raises
+    CalibrationTooShort, CalibrationUnfit, TextUnusable.
+    """
+    _check_context(stage.sequence_length, context, f"recipe.{index}.sequence_length")
+    tokens_T = _all_tokens(path, tokenizer)
+    width = _text_width(stage.sequence_length, first_token)
+    num_windows, wanted = len(tokens_T) // width, stage.steps * stage.batch_size
+    if wanted > num_windows * stage.repeats:
+        raise CalibrationTooShort(
+            f"{stage.title} wants {wanted:,} sequences of {stage.sequence_length} tokens. The calibration text has "
+            f"{len(tokens_T):,} tokens, {num_windows:,} such sequences (no more than {CALIBRATION_CHARACTERS:,} "
+            f"characters are read), and repeats is {stage.repeats}. Lower tokens to "
+            f"{num_windows * stage.repeats * stage.sequence_length:,}, raise repeats, or give a longer text.",
+            field=f"recipe.{index}.tokens",
+        )
+    windows_NT = tokens_T[: num_windows * width].reshape(num_windows, width)
+    order = [
+        window
+        for repeat in range(-(-wanted // num_windows))
+        for window in sorted(range(num_windows), key=lambda window: _draw(stage.seed, repeat * num_windows + window))
+    ]
+    warnings: tuple[str, ...] = ()
+    if wanted > num_windows:
+        warnings = (f"{stage.title} read its text of {len(tokens_T):,} tokens {wanted / num_windows:.1f} times.",)
+    return TokenBlocks.of(_checked(_begun(windows_NT[order[:wanted]], first_token), vocab_size), warnings)
+
+
+def _all_tokens(path: Path, tokenizer: Any) -> "numpy.ndarray[Any, Any]":
+    """Of the text's first CALIBRATION_CHARACTERS."""
+    pieces = _tokenized(_bounded(_pieces(path, "calibration.source"), CALIBRATION_CHARACTERS), tokenizer)
+    return numpy.concatenate([numpy.empty(0, numpy.int64), *pieces])
 
 
 def evaluation_blocks(
@@ -237,4 +281,5 @@ __all__ = [
     "load_tokenizer",
     "protocol",
     "protocol_hash",
+    "training_blocks",
 ]

@@ -46,6 +46,12 @@ class NanFound(EngineError):
     code = "nan_found"
 
 
+class TrainingDiverged(EngineError):
+    """A loss or its gradient is not finite; the step is named."""
+
+    code = "training_diverged"
+
+
 class HessianSingular(EngineError):
     """A layer's Hessian does not factorize; the layer and every damping tried are named."""
 

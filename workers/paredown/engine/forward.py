@@ -40,13 +40,15 @@ class BlockForward:
     Masks and position tables depend on a micro-batch's shape only (there is no padding), so micro-batches share them.
     """
 
-    def __init__(self, skeleton: Skeleton, tokens_NT: Tensor, device: torch.device) -> None:
-        """Runs the embeddings; the skeleton's outer weights must be present."""
+    def __init__(
+        self, skeleton: Skeleton, tokens_NT: Tensor, device: torch.device, batch_size: int | None = None
+    ) -> None:
+        """Runs the embeddings; the skeleton's outer weights must be present. `batch_size` is a micro-batch's."""
         self.device = device
         self._skeleton = skeleton
         self._returns_tuple = skeleton.architecture.returns_tuple
         self._calls: dict[torch.Size, list[_Call]] = {}
-        size = max(1, MICRO_BATCH_TOKENS // tokens_NT.shape[1])
+        size = batch_size or max(1, MICRO_BATCH_TOKENS // tokens_NT.shape[1])
         self.tokens = torch.split(tokens_NT, size)
         hidden_bytes = tokens_NT.numel() * skeleton.hidden_size * skeleton.dtype.itemsize
         self.states_device = _states_device(device, hidden_bytes)

@@ -7,7 +7,7 @@ from typing import Any
 
 from paredown.contracts.families import ModelShape, UnsupportedArchitecture, shape_from_config
 from paredown.contracts.job import Calibration, Format, automatic_format, format_refusal
-from paredown.contracts.recipes import Stage
+from paredown.contracts.recipes import Stage, Training
 from paredown.contracts.work import WorkOrder
 from paredown.engine import data
 from paredown.engine.checkpoint import identity_hash
@@ -25,6 +25,8 @@ class Inputs:
     tokenizer: Any
     calibration: data.TokenBlocks | None
     evaluation: data.TokenBlocks | None
+    # What each stage that trains is trained on, by its place in the recipe.
+    training: dict[int, data.TokenBlocks]
     warnings: tuple[str, ...]
 
 
@@ -70,6 +72,7 @@ def read_inputs(order: WorkOrder, output_format: Format) -> Inputs:
             raise
         warnings.append(f"{error.detail} The artifact has none either.")
     calibration = evaluation = None
+    training: dict[int, data.TokenBlocks] = {}
     # Without the token that begins a text, gemma predicts next to nothing.
     first_token = tokenizer.bos_token_id if tokenizer is not None and shape.family == "gemma" else None
     if calibrated:
@@ -78,11 +81,17 @@ def read_inputs(order: WorkOrder, output_format: Format) -> Inputs:
             text, settings, tokenizer, shape.vocab_size, shape.context_length, first_token
         )
         warnings += calibration.warnings
+        for index, stage in enumerate(order.recipe):
+            if isinstance(stage, Training):
+                training[index] = data.training_blocks(
+                    text, stage, index, tokenizer, shape.vocab_size, shape.context_length, first_token
+                )
+                warnings += training[index].warnings
     if order.evaluation and order.evaluation_text:
         evaluation = data.evaluation_blocks(
             order.evaluation_text, order.evaluation, tokenizer, shape.vocab_size, shape.context_length, first_token
         )
-    return Inputs(files, shape, tokenizer, calibration, evaluation, tuple(warnings))
+    return Inputs(files, shape, tokenizer, calibration, evaluation, training, tuple(warnings))
 
 
 def check_stages(recipe: Sequence[Stage], shape: ModelShape) -> None:

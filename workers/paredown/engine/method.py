@@ -113,11 +113,15 @@ class LinearMethod:
 class ModelWork:
     """What a model method is given beside the model.
 
+    `tokens_NT` are the calibration's, and of a stage that trains those that it trains on. `base` is the model that the
+    recipe's first stage was given, and `origins` says which of its blocks each block of this stage's model is.
     `directory` is the stage's own. What it keeps there under `identity`, the hash of all that decides its result, is
     there again when the run is resumed; a resumed stage must end with the same bytes.
     """
 
     stage: int
+    base: ModelReader
+    origins: tuple[int, ...]
     tokens_NT: Tensor
     device: torch.device
     dtype: torch.dtype
@@ -132,8 +136,8 @@ class ModelMethod:
     """A method that looks across blocks: it makes one model of another, before any linear is compressed.
 
     The model that it returns is read as lazily as the one that it was given, so memory stays that of one block. Raises
-    EngineError subclasses, and Drained once `should_drain` says so. `passes` is about how many forward passes over the
-    calibration tokens it takes: for the time left.
+    EngineError subclasses, and Drained once `should_drain` says so. `passes` is about how many forward passes over its
+    tokens it takes: for the time left.
     """
 
     config: type[Stage]

@@ -16,7 +16,7 @@ import torch
 
 from paredown.contracts.artifact import Evaluation, LayerReport, Protocol, Report, RuntimeProof, Speed
 from paredown.contracts.job import Calibration, Contract, EvaluationSettings, Format, Phase, Progress
-from paredown.contracts.recipes import Gptq, Squeezellm, Stage, WeightGrid, quantizer
+from paredown.contracts.recipes import Gptq, Squeezellm, Stage, Training, WeightGrid, quantizer
 from paredown.contracts.work import EngineResult, WorkOrder
 from paredown.engine import data
 from paredown.engine.checkpoint import identity_hash
@@ -160,11 +160,16 @@ def _compress_cost(recipe: tuple[Stage, ...], calibration_tokens: int) -> float:
     linear = [METHODS[stage.method] for stage in recipe if stage.method in METHODS]
     solves = any(Statistic.HESSIAN in method.needs for method in linear)
     # Those of stages that look across blocks, and one through the linear ones where they look at activations.
-    passes = sum(MODEL_METHODS[stage.method].passes for stage in recipe if stage.method in MODEL_METHODS)
-    passes += any(method.needs for method in linear)
+    across = [stage for stage in recipe if stage.method in MODEL_METHODS]
+    read = sum(
+        MODEL_METHODS[stage.method].passes
+        * (stage.trained_tokens if isinstance(stage, Training) else calibration_tokens)
+        for stage in across
+    )
+    read += calibration_tokens * any(method.needs for method in linear)
     grid = quantizer(recipe)
     sweeps = 5 if any(isinstance(stage, Gptq) and stage.damping_search for stage in recipe) else 1
-    cost = _READING + calibration_tokens * (passes + solves * _GATHERING_HESSIANS) + solves * sweeps * _SOLVING_COLUMNS
+    cost = _READING + read + solves * (calibration_tokens * _GATHERING_HESSIANS + sweeps * _SOLVING_COLUMNS)
     searches = any(isinstance(stage, Squeezellm) for stage in recipe) or (
         isinstance(grid, WeightGrid) and grid.scale_search == "least_squares"
     )
@@ -198,6 +203,7 @@ def _identity(order: WorkOrder, inputs: Inputs, device: torch.device) -> str:
         [stage.version for stage in order.recipe],
         (_calibration(order).unreached_experts, _calibration(order).min_expert_tokens),
         inputs.calibration.sha256 if inputs.calibration else None,
+        [blocks.sha256 for blocks in inputs.training.values()],
         fingerprint(order.model_dir),
         _keeps_zeros(order),
         str(inputs.files.storage.scale_dtype),
@@ -240,6 +246,7 @@ def _compress(
             pausing=order.pausing,
             calibration=_calibration(order),
             keep_zeros=_keeps_zeros(order),
+            training={index: blocks.tokens_NT for index, blocks in inputs.training.items()},
             work_dir=order.work_dir,
             identity=identity,
             on_progress=on_progress,

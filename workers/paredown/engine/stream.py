@@ -7,7 +7,7 @@ thread: torch's modes belong to the thread, and one inference_mode surrounds the
 Shapes: N sequences, T tokens of each, B sequences of a micro-batch, H hidden size.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from paredown.contracts.artifact import LayerReport, StageReport
 from paredown.contracts.job import Calibration
-from paredown.contracts.recipes import Quantizer, Stage
+from paredown.contracts.recipes import Quantizer, Stage, Training
 from paredown.engine.activations import ActivationGrid
 from paredown.engine.architectures import Skeleton
 from paredown.engine.block import BlockRun
@@ -120,12 +120,14 @@ def compress_model(
     pausing: bool = True,
     calibration: Calibration | None = None,
     keep_zeros: bool = False,
+    training: Mapping[int, Tensor] | None = None,
     work_dir: Path,
     identity: str,
     on_progress: Callable[[int, int], None],
     should_drain: Callable[[], bool],
 ) -> CompressedModel:
     """Run a recipe over a model, block by block; `tokens_NT` may be None where no stage looks at activations.
+    `training` has the tokens of each stage that trains, by its place in the recipe.
 
     Stages that look across blocks come first; the linear ones then stream over the model that those hand on.
     `calibration` says what becomes of a mixture's experts that hardly any token reaches. With `keep_zeros` the model
@@ -135,15 +137,20 @@ def compress_model(
     on after them, and its files equal an uninterrupted run's. `on_progress` is told finished and all blocks. Raises
     EngineError subclasses that name the layer, and Drained at a block boundary once `should_drain` says so.
     """
-    passes = _Passes(on_progress, sum(stage.method in MODEL_METHODS for stage in recipe))
+    training = training or {}
+    base, origins = files, tuple(range(int(files.config.num_hidden_layers)))
+    passes = _Passes(on_progress, _weights(recipe, tokens_NT, training), len(origins))
     reports: list[StageReport] = []
     for index, stage in enumerate(recipe):
         if stage.method not in MODEL_METHODS:
             continue
         assert tokens_NT is not None, "a stage needs calibration, but there are no tokens"
+        assert (index in training) == isinstance(stage, Training), "stages that train have tokens of their own"
         work = ModelWork(
             stage=index,
-            tokens_NT=tokens_NT,
+            base=base,
+            origins=origins,
+            tokens_NT=training.get(index, tokens_NT),
             device=device,
             dtype=dtype,
             directory=work_dir / f"stage-{index}",
@@ -153,6 +160,8 @@ def compress_model(
         )
         files, report = MODEL_METHODS[stage.method].apply(files, work, stage)
         reports.append(report)
+        if report.blocks:
+            origins = tuple(origins[block.block] for block in report.blocks if block.kept)
         passes.next()
     recipe = [stage for stage in recipe if stage.method not in MODEL_METHODS]
     skeleton = Skeleton(files.config, dtype)
@@ -190,19 +199,34 @@ def compress_model(
     return CompressedModel(files, outer, skeleton, checkpoint, tuple(reports))
 
 
-class _Passes:
-    """Progress over all passes of a recipe, as if those still to come were as long as the one under way."""
+def _weights(recipe: Sequence[Stage], tokens_NT: Tensor | None, training: Mapping[int, Tensor]) -> list[float]:
+    """What each pass over the blocks costs, in passes of the calibration tokens: those of stages that look across
+    blocks, and the linear stages' one."""
+    if tokens_NT is None:
+        return [1.0]
+    return [
+        MODEL_METHODS[stage.method].passes * training.get(index, tokens_NT).numel() / tokens_NT.numel()
+        for index, stage in enumerate(recipe)
+        if stage.method in MODEL_METHODS
+    ] + [1.0]
 
-    def __init__(self, on_progress: Callable[[int, int], None], ahead: int) -> None:
+
+class _Passes:
+    """Progress over all passes of a recipe, in blocks of a pass of weight 1."""
+
+    def __init__(self, on_progress: Callable[[int, int], None], weights: Sequence[float], num_blocks: int) -> None:
         self._on_progress = on_progress
-        self._ahead = ahead
-        self._behind = 0
-        self._length = 0
+        self._weights = weights
+        self._num_blocks = num_blocks
+        self._current = 0
 
     def step(self, done: int, total: int) -> None:
-        self._length = total
-        self._on_progress(self._behind + done, self._behind + total * (1 + self._ahead))
+        if len(self._weights) == 1:
+            self._on_progress(done, total)
+            return
+        behind, weight, whole = sum(self._weights[: self._current]), self._weights[self._current], sum(self._weights)
+        gone = behind + weight * done / total
+        self._on_progress(round(gone * self._num_blocks), round(whole * self._num_blocks))
 
     def next(self) -> None:
-        self._behind += self._length
-        self._ahead -= 1
+        self._current += 1

@@ -19,6 +19,7 @@ from paredown.engine.checkpoint import Checkpoint
 from paredown.engine.depth import Observations
 from paredown.engine.errors import Drained, NanFound
 from paredown.engine.forward import BlockForward
+from paredown.engine.gradients import Loss, loss_gradient
 from paredown.engine.method import ModelWork
 from paredown.engine.statistics import all_finite
 from paredown.engine.weights import ModelReader
@@ -26,8 +27,6 @@ from paredown.engine.weights import ModelReader
 # Which side of a linear the block's MLP channels lie on, and its heads: 0 rows, 1 columns.
 CHANNELS = {"mlp.gate_proj": 0, "mlp.up_proj": 0, "mlp.down_proj": 1}
 HEADS = {"self_attn.q_proj": 0, "self_attn.k_proj": 0, "self_attn.v_proj": 0, "self_attn.o_proj": 1}
-# Positions whose logits exist at once.
-_HEAD_TOKENS = 512
 
 
 class WidthView:
@@ -138,7 +137,7 @@ def _through(
         forward.states[micro_batch] = entering_BTH
         leaving_BTH = forward.call(index, micro_batch)
         gradient_BTH = (
-            _loss_gradient(skeleton, forward, micro_batch, leaving_BTH.detach(), predicted)
+            loss_gradient(skeleton, forward, micro_batch, leaving_BTH, _mean_loss(forward, micro_batch, predicted))[1]
             if leaving is None
             else leaving[micro_batch].to(forward.device)
         )
@@ -162,22 +161,7 @@ def _through(
     return found, gradients
 
 
-def _loss_gradient(
-    skeleton: Skeleton, forward: BlockForward, micro_batch: int, leaving_BTH: Tensor, predicted: int
-) -> Tensor:
-    """Gradient of the loss at what leaves the last block; logits exist for a few positions at a time."""
-    leaving_BTH.requires_grad_(True)
-    forward.states[micro_batch] = leaving_BTH
-    hidden_BTH = forward.final(micro_batch)
-    hidden_PH = hidden_BTH.detach()[:, :-1].flatten(0, 1)
+def _mean_loss(forward: BlockForward, micro_batch: int, predicted: int) -> Loss:
+    """Its share of the mean loss per predicted token."""
     target_P = forward.tokens[micro_batch][:, 1:].flatten().to(forward.device)
-    parts = []
-    pairs = zip(torch.split(hidden_PH, _HEAD_TOKENS), torch.split(target_P, _HEAD_TOKENS), strict=True)
-    for part_PH, part_P in pairs:
-        leaf_PH = part_PH.detach().requires_grad_(True)
-        loss = functional.cross_entropy(skeleton.logits(leaf_PH), part_P, reduction="sum") / predicted
-        parts.append(torch.autograd.grad(loss, leaf_PH)[0])
-    # The last position of a sequence predicts nothing.
-    gradient_BTH = torch.zeros_like(hidden_BTH)
-    gradient_BTH[:, :-1] = torch.cat(parts).view_as(hidden_BTH[:, :-1])
-    return torch.autograd.grad(hidden_BTH, leaving_BTH, gradient_BTH)[0]
+    return lambda logits_PV, part: functional.cross_entropy(logits_PV, target_P[part], reduction="sum") / predicted

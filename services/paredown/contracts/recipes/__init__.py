@@ -24,6 +24,7 @@ from paredown.contracts.recipes.quantization import (
     WeightGrid,
 )
 from paredown.contracts.recipes.stage import Family, Stage
+from paredown.contracts.recipes.training import Distil, Lora, Training
 from paredown.contracts.recipes.width import LlmPruner, Width
 
 AnyStage = Annotated[
@@ -43,6 +44,8 @@ AnyStage = Annotated[
     | Deeper
     | Laco
     | LlmPruner
+    | Lora
+    | Distil
     | Svd,
     Field(discriminator="method"),
 ]
@@ -65,6 +68,8 @@ STAGES: dict[str, type[Stage]] = {
     "deeper": Deeper,
     "laco": Laco,
     "llm-pruner": LlmPruner,
+    "lora": Lora,
+    "distil": Distil,
 }
 
 _ORDER = list(Family)
@@ -75,6 +80,11 @@ def _possible_order(recipe: tuple[Stage, ...]) -> tuple[Stage, ...]:
         if isinstance(stage, Esparse) and stage.shuffle:
             _first_pattern(stage, recipe[:index])
     _alone_on_weights(recipe)
+    if recipe[0].method == "distil":
+        raise ValueError(
+            "distil has nothing to learn, because no stage before it changes the model; put one that prunes depth or "
+            "width first"
+        )
     for earlier, later in pairwise(recipe):
         if earlier.family is Family.QUANTIZATION and later.family is Family.QUANTIZATION:
             raise ValueError(
@@ -173,7 +183,14 @@ def _stage_name(stage: Stage) -> str:
         return f"{stage.method}-{f'{stage.blocks}-blocks' if stage.blocks else f'{stage.share:.0%}'}"
     if isinstance(stage, Width):
         return f"{stage.method}-{stage.mlp_share:.0%}" + (f"-{stage.head_groups}-heads" if stage.head_groups else "")
+    if isinstance(stage, Training):
+        return f"{stage.method}-{_short(stage.trained_tokens)}-tokens"
     return stage.method
+
+
+def _short(count: int) -> str:
+    """`64k`"""
+    return f"{count / 1e6:.3g}M" if count >= 999_500 else f"{count / 1e3:.3g}k"
 
 
 def storing(recipe: tuple[Stage, ...]) -> Stage | None:
@@ -197,6 +214,7 @@ __all__ = [
     "Awq",
     "Deeper",
     "Depth",
+    "Distil",
     "EightBit",
     "Esparse",
     "Family",
@@ -205,6 +223,7 @@ __all__ = [
     "Gptq",
     "Laco",
     "LlmPruner",
+    "Lora",
     "Magnitude",
     "Owq",
     "Quantizer",
@@ -216,6 +235,7 @@ __all__ = [
     "Squeezellm",
     "Stage",
     "Svd",
+    "Training",
     "Wanda",
     "WeightGrid",
     "Width",

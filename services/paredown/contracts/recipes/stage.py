@@ -13,6 +13,7 @@ class Family(StrEnum):
 
     DEPTH = "depth"
     WIDTH = "width"
+    TRAINING = "training"
     FACTORIZATION = "factorization"
     PRUNING = "pruning"
     QUANTIZATION = "quantization"

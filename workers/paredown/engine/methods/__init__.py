@@ -4,11 +4,13 @@ from paredown.engine.method import LinearMethod, ModelMethod
 from paredown.engine.methods import (
     awq,
     deeper,
+    distil,
     esparse,
     fp8,
     gptq,
     laco,
     llm_pruner,
+    lora,
     magnitude,
     owq,
     rtn,
@@ -42,4 +44,6 @@ MODEL_METHODS: dict[str, ModelMethod] = {
     "deeper": deeper.METHOD,
     "laco": laco.METHOD,
     "llm-pruner": llm_pruner.METHOD,
+    "lora": lora.METHOD,
+    "distil": distil.METHOD,
 }
