@@ -447,6 +447,7 @@ def test_a_plan_of_factors() -> None:
 def test_a_plan_of_codebooks() -> None:
     made = plan(SMOL, job({"method": "squeezellm", "bits": 3}))
     assert (made.recipe_name, made.format) == ("squeezellm-3", Format.NATIVE)
+    assert made.seconds > plan(SMOL, job({"method": "wanda"})).seconds
     embeddings = 2 * 49152 * 576
     # Of 576 inputs 2 stay, of 1536 there stay 7, in 32 bits each; a row's eight values take 128.
     bits = 3 + (128 + 2 * 32) / 576 * 3 / 4 + (128 + 7 * 32) / 1536 / 4

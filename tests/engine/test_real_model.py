@@ -17,7 +17,20 @@ from transformers import AutoConfig, AutoTokenizer
 
 from paredown.contracts.families import shape_from_config
 from paredown.contracts.job import Calibration, EvaluationSettings, Format
-from paredown.contracts.recipes import Deeper, Esparse, Gptq, Magnitude, Recipe, Rtn, ShortGpt, Sparsegpt, Wanda
+from paredown.contracts.recipes import (
+    Deeper,
+    Esparse,
+    Gptq,
+    Magnitude,
+    Owq,
+    Recipe,
+    Rtn,
+    ShortGpt,
+    Sparsegpt,
+    Squeezellm,
+    Svd,
+    Wanda,
+)
 from paredown.contracts.work import WorkOrder
 from paredown.core.estimates import output_bytes
 from paredown.engine import data
@@ -133,6 +146,22 @@ def test_an_artifact_gives_the_reported_perplexity_in_plain_transformers(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "stage", [Svd(), Squeezellm(bits=3), Owq(bits=3, extra_bits=0.1)], ids=lambda stage: stage.method
+)
+def test_a_native_artifact_gives_the_reported_perplexity_through_its_loader(
+    tmp_path: Path, model_dir: Path, texts: dict[str, Path], stage: Svd | Squeezellm | Owq
+) -> None:
+    report = run(order_of(tmp_path, model_dir, texts, (stage,), 8, 4), lambda _progress: None, lambda: False).report
+
+    assert [proof.runtime for proof in report.runtimes if proof.loads] == ["native"]
+    assert report.artifact is not None
+    assert report.runtimes[0].perplexity == pytest.approx(report.artifact.perplexity, rel=0.002)
+    shape = shape_from_config(json.loads((tmp_path / "out" / "config.json").read_text()))
+    assert report.size_bytes == pytest.approx(output_bytes(shape, (stage,), Format.NATIVE), rel=0.02)
+
+
+@pytest.mark.slow
 def test_a_chain_over_families_loads_with_fewer_layers(tmp_path: Path, model_dir: Path, texts: dict[str, Path]) -> None:
     recipe: Recipe = (ShortGpt(blocks=3), Wanda(pattern="2:4"), Gptq(bits=4, group_size=64))
     report = run(order_of(tmp_path, model_dir, texts, recipe, 8, 4), lambda _progress: None, lambda: False).report
@@ -166,6 +195,9 @@ ORDER: dict[str, tuple[Recipe, Recipe]] = {
     "shortgpt and any blocks": ((ShortGpt(blocks=3),), (ANY,)),
     "deeper and the first blocks": ((Deeper(blocks=3),), (FIRST,)),
     "deeper and any blocks": ((Deeper(blocks=3),), (ANY,)),
+    "svd and plain svd": ((Svd(),), (Svd(whitening=False),)),
+    "codebooks and a uniform grid": ((Squeezellm(bits=3),), (Rtn(bits=3),)),
+    "weak columns and none": ((Owq(bits=3),), (Gptq(bits=3),)),
     "damping searched and given": ((Gptq(bits=3, damping_search=True),), (Gptq(bits=3),)),
 }
 

@@ -385,6 +385,7 @@ class Throughput:
     flops: dict[str, float]  # of a block's forward, by dtype
     quantized_weights: float  # weights rounded, scales searched
     solved_weights: float  # weights through GPTQ's columns
+    clustered_weights: float  # weights through k-means
     start_seconds: float  # process start, reload in a clean process
 
 
@@ -392,8 +393,8 @@ class Throughput:
 # in float32. Matrix products alone reach 98 GFLOP/s there in float32, and 370 in bfloat16, of which half is kept.
 # cuda: derived, not measured: a third of an H200's published rates, because a block of a small model does not fill it.
 _THROUGHPUT = {
-    "cpu": Throughput({"float32": 9.4e10, "bfloat16": 1.9e11}, 6e6, 3.7e6, 25),
-    "cuda": Throughput({"float32": 2e13, "bfloat16": 2.5e14}, 2e9, 2e7, 40),
+    "cpu": Throughput({"float32": 9.4e10, "bfloat16": 1.9e11}, 6e6, 3.7e6, 2.3e6, 25),
+    "cuda": Throughput({"float32": 2e13, "bfloat16": 2.5e14}, 2e9, 2e7, 5e8, 40),
 }
 _MEASURED_THREADS = 2
 # Plain roundings in the time of one search for scales.
@@ -425,6 +426,8 @@ def seconds_of(shape: ModelShape, spec: JobSpec, device: str, threads: int | Non
     tried = next((stage.scale_steps for stage in spec.recipe if isinstance(stage, Awq)), 0)
     hessian += tried * shape.num_blocks * sum(2 * linear.weights * linear.in_features for linear in shape.linears)
     solving += tried * shape.linear_parameters / _PLAIN_ROUNDINGS / speed.quantized_weights / scale
+    if any(isinstance(stage, Squeezellm) for stage in spec.recipe):
+        solving = shape.linear_parameters / speed.clustered_weights / scale
     if any(isinstance(stage, Svd) for stage in spec.recipe):
         # In float64, at half of float32's rate.
         solving = shape.num_blocks * sum(map(_factorizing_flops, shape.linears)) * 2 / (speed.flops["float32"] * scale)

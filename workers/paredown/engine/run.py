@@ -152,6 +152,7 @@ def _unscaled(layers: tuple[LayerReport, ...]) -> Iterator[str]:
 # model's size, because all of it grows with the weights).
 _READING = 1500.0
 _SEARCHING_SCALES = 7800.0
+_CLUSTERING = 10000.0
 _SOLVING_COLUMNS = 5000.0
 _GATHERING_HESSIANS = 0.75  # of each calibration token
 
@@ -170,10 +171,10 @@ def _compress_cost(recipe: tuple[Stage, ...], calibration_tokens: int) -> float:
     grid = quantizer(recipe)
     sweeps = 5 if any(isinstance(stage, Gptq) and stage.damping_search for stage in recipe) else 1
     cost = _READING + read + solves * (calibration_tokens * _GATHERING_HESSIANS + sweeps * _SOLVING_COLUMNS)
-    searches = any(isinstance(stage, Squeezellm) for stage in recipe) or (
-        isinstance(grid, WeightGrid) and grid.scale_search == "least_squares"
-    )
-    return cost + _SEARCHING_SCALES * searches
+    if any(isinstance(stage, Squeezellm) for stage in recipe):
+        return cost + _CLUSTERING
+    searches = isinstance(grid, WeightGrid) and grid.scale_search == "least_squares"
+    return cost + _SEARCHING_SCALES if searches else cost
 
 
 def _parts(order: WorkOrder, inputs: Inputs, output_format: Format) -> dict[str, Part]:
