@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 import torch
@@ -25,7 +25,6 @@ CALIBRATION = {"samples": 4, "sequence_length": 64}
 EVALUATION = {"samples": 4, "sequence_length": 64, "speed": False}
 WANDA = [{"method": "wanda", "sparsity": 0.5}]
 GPTQ = [{"method": "gptq", "bits": 4, "group_size": 64}]
-Submit = Callable[..., UUID]
 
 
 @pytest.fixture
@@ -59,6 +58,7 @@ def downloaded(database: Database, settings: Settings, artifact_id: UUID | None,
     return manifest
 
 
+@pytest.mark.slow
 def test_an_artifact_is_compressed_further(
     database: Database, project: UUID, settings: Settings, run_job: Callable[..., JobView], tmp_path: Path
 ) -> None:
@@ -115,11 +115,3 @@ def test_an_artifact_is_compressed_further(
     [base] = [point for point in front.points if point.artifact_id is None]
     assert (base.perplexity, base.size_bytes) == (report.base.perplexity, report.base_bytes)
     assert [entry.uri for entry in models] == [model]
-
-
-def test_a_deleted_artifact_fails_the_job_that_waits_for_it(
-    database: Database, project: UUID, run_job: Callable[..., JobView]
-) -> None:
-    gone = run_job(model=f"artifact://{uuid4()}", recipe=GPTQ)
-    assert gone.error is not None
-    assert (gone.state, gone.error.code, gone.failures) == (JobState.FAILED, "source_not_found", 0)

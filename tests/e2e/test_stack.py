@@ -97,6 +97,33 @@ def test_what_died_is_started_again_and_jobs_go_on(stack: Pare, model: Path, rec
     assert stack("status").stdout.count("process") == 6
 
 
+def test_a_pruned_artifact_is_quantized_later(stack: Pare, home: Path, model: Path, recipes: Path) -> None:
+    [pruned] = stack.json("artifacts", "--method", "wanda")["items"]
+    address = f"artifact://{pruned['id']}"
+    job = stack.json("submit", address, recipes / "gptq.yaml", "--wait", "--max-perplexity-increase", "100")
+    assert job["state"] == "succeeded"
+    stack("download", job["artifact_id"], home / "further")
+    stack("verify", home / "further")
+    manifest = json.loads((home / "further" / "manifest.json").read_text())
+    assert manifest["base"]["uri"] == model.as_uri()
+    assert [ancestor["artifact_id"] for ancestor in manifest["lineage"]] == [pruned["id"]]
+    # The base is the pruned model's own, measured in its job; the zeros are those of the pruned model.
+    assert (manifest["report"]["base"]["perplexity"], manifest["report"]["base"]["cached"]) == (
+        pruned["base_perplexity"],
+        True,
+    )
+    assert manifest["report"]["base_bytes"] == pruned["base_bytes"]
+    assert manifest["report"]["sparsity"] >= 0.5
+    assert manifest["report"]["runtimes"][0]["loads"] is True
+    points = {point["artifact_id"] for point in stack.json("front", model.as_uri())["points"]}
+    assert {pruned["id"], job["artifact_id"]} < points
+    assert pruned["id"] in stack("artifact", job["artifact_id"]).stdout
+    refused = stack("submit", f"artifact://{job['artifact_id']}", recipes / "wanda.yaml", expect=1)
+    assert "[model_rejected]" in refused.stderr
+    here = stack("run", address, recipes / "gptq.yaml", home / "here", expect=1)
+    assert f"pare download {pruned['id']} DIRECTORY" in here.stderr.replace("\n", " ")
+
+
 def test_other_settings_restart_what_they_concern(stack: Pare) -> None:
     before = pids(stack)
     changed = Pare(stack.home, stack.environment | {"PARE_CURRENCY": "EUR"})

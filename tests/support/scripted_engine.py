@@ -136,11 +136,17 @@ def result(script: dict[str, Any], order: WorkOrder) -> EngineResult:
             "device": "cpu",
             "seconds": 0.1,
         }
-        base = order.baseline or Evaluation(perplexity=10.0, **fixed)
+        base = order.baseline or (None if order.origin else Evaluation(perplexity=10.0, **fixed))
         artifact = Evaluation(perplexity=script["perplexity"], **fixed)
     return EngineResult(
         report=Report(
-            base=base, artifact=artifact, size_bytes=192, base_bytes=1000, sparsity=0.0, average_bits=4.25, layers=()
+            base=base,
+            artifact=artifact,
+            size_bytes=192,
+            base_bytes=order.origin.base_bytes if order.origin else 1000,
+            sparsity=0.0,
+            average_bits=4.25,
+            layers=(),
         ),
         calibration_tokens_sha256=None,
         evaluation_tokens_sha256="0" * 64,

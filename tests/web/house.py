@@ -17,6 +17,7 @@ import uvicorn
 from paredown.api.app import create_app
 from paredown.contracts.artifact import (
     MANIFEST_NAME,
+    Ancestor,
     BaseModelRecord,
     BlockReport,
     Cost,
@@ -35,7 +36,7 @@ from paredown.contracts.artifact import (
 )
 from paredown.contracts.job import JobError, JobSpec, Phase, Progress, content_hash
 from paredown.contracts.recipes import Depth, Training, quantizer, recipe_hash
-from paredown.core import access, jobs
+from paredown.core import access, catalogue, jobs
 from paredown.core.catalogue import NewArtifact
 from paredown.core.db import Database
 from paredown.core.settings import Settings
@@ -97,11 +98,16 @@ class House:
             jobs.fail(session, claim.job.id, claim.epoch, error, self.settings)
         return claim.job.id
 
-    def finish(self, perplexity: float = 23.6, *, samples: int = 20, **fields: Any) -> UUID:
+    def finish(self, perplexity: float = 23.6, *, samples: int = 20, parent: UUID | None = None, **fields: Any) -> UUID:
         """A job with its artifact; returns the artifact's id."""
         claim = self.start(**fields)
         weights = b"weights of " + str(claim.job.id).encode()
         manifest = make_manifest(claim.job.id, claim.job.spec, {"model.safetensors": weights}, perplexity, samples)
+        if parent is not None:
+            with self.database.transaction() as session:
+                recipe = catalogue.manifest(session, self.project, parent).recipe
+            lineage = (Ancestor(artifact_id=parent, manifest_sha256="e" * 64, recipe=recipe),)
+            manifest = manifest.model_copy(update={"lineage": lineage})
         prefix = f"artifacts/{claim.job.id}/{claim.epoch}"
         store = open_store(self.settings)
         store.put_bytes(f"{prefix}/model.safetensors", weights)

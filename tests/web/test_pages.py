@@ -325,6 +325,21 @@ def test_an_artifact_can_be_renamed_shared_and_deleted(app: AppTest, house: Hous
     assert "The catalogue is empty" in said(app)
 
 
+def test_an_artifact_shows_what_it_is_of_and_is_compressed_further(app: AppTest, house: House) -> None:
+    pruned = house.finish(recipe=[{"method": "wanda"}], name="pruned")
+    packed = house.finish(name="packed", parent=pruned)
+    go(app, ARTIFACT, id=str(packed))
+    assert f"artifact://{pruned}" in said(app)
+    assert "cannot be compressed further" in said(app)
+    assert not [button for button in app.button if button.key == "further"]
+    go(app, ARTIFACT, id=str(pruned))
+    assert "**packed**" in [link.proto.label for link in app.get("page_link")]
+    app.button(key="further").click().run()
+    assert not app.exception
+    assert app.title[0].value == "Compress a model"
+    assert app.selectbox(key="draft.model").value == f"artifact://{pruned}"
+
+
 @pytest.mark.parametrize("page", [SUBMIT, JOBS, JOB, TRADE_OFFS, CATALOGUE, ARTIFACT])
 def test_without_data_every_page_says_what_to_do(app: AppTest, page: str) -> None:
     go(app, page)

@@ -201,6 +201,7 @@ def artifact(view: ArtifactView) -> RenderableType:
             ("artifact", view.id),
             ("name", view.name),
             ("model", view.model),
+            ("made of", "\n".join(f"artifact://{ancestor.artifact_id}" for ancestor in reversed(view.lineage))),
             ("recipe", view.recipe_name),
             ("format", view.format),
             ("size", f"{size(view.size_bytes)} ({view.size_ratio:.1%} of the base)"),

@@ -53,13 +53,14 @@ def artifacts(
     model: Annotated[str | None, typer.Option(help="Only of this model.")] = None,
     method: Annotated[str | None, typer.Option(help="Only recipes with this method.")] = None,
     verdict: Annotated[Verdict | None, typer.Option(help="Only with this verdict.")] = None,
+    parent: Annotated[UUID | None, typer.Option(help="Only those that were made of this artifact.")] = None,
     limit: Limit = 20,
     json_output: JsonOption = False,
 ) -> None:
     """List artifacts, newest first."""
     with connect() as client:
         found = client.artifacts(
-            search=search, tag=tag, model=model, method=method, verdict=verdict, limit=min(limit, 100)
+            search=search, tag=tag, model=model, method=method, verdict=verdict, parent=parent, limit=min(limit, 100)
         )
         views = list(islice(found, limit))
     if json_output:

@@ -171,7 +171,7 @@ def _spec(file: RecipeFile, model: str, **more: Any) -> JobSpec:
     if "://" not in model:
         raise BadRecipeFile(
             f"{model} is not an address. A service takes hf://org/name@revision, s3://bucket/prefix, https://…, "
-            "pkg://… or file:///directory below its allowed roots; `pare run` takes a path."
+            "pkg://…, artifact://ID or file:///directory below its allowed roots; `pare run` takes a path."
         )
     try:
         return file.job(model, **more)

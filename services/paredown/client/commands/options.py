@@ -8,7 +8,9 @@ import typer
 from paredown.client.recipe_files import read_recipe_file, with_budget
 from paredown.contracts.job import RecipeFile
 
-ModelUri = Annotated[str, typer.Argument(help="pkg:// file:// https:// hf:// or s3:// address of the model.")]
+ModelUri = Annotated[
+    str, typer.Argument(help="pkg:// file:// https:// hf:// s3:// or artifact:// address of the model.")
+]
 RecipePath = Annotated[
     Path,
     typer.Argument(help="YAML file: `recipe` and, as you like, `calibration`, `evaluation`, `budget`, `format`."),

@@ -3,8 +3,12 @@
 import streamlit as st
 
 from paredown.contracts.artifact import ArtifactView, Manifest
-from paredown.web import form, parts, report, session, snippets
+from paredown.contracts.job import Format
+from paredown.contracts.recipes import recipe_name
+from paredown.web import draft, form, parts, report, session, snippets
 from paredown.web import format as fmt
+
+_CHILDREN = 20
 
 
 def page() -> None:
@@ -24,16 +28,18 @@ def page() -> None:
     st.page_link(parts.CATALOGUE, label="Catalogue", icon=":material/arrow_back:")
     st.title(parts.plain(view.name), anchor=False)
     _head(view)
-    tabs = st.tabs(["Report", "Use it", "Files", "Manifest", "Edit"])
+    tabs = st.tabs(["Report", "Use it", "Lineage", "Files", "Manifest", "Edit"])
     with tabs[0], parts.problems_shown("report"):
         report.show(manifest)
     with tabs[1]:
         _use(view, manifest)
-    with tabs[2], parts.problems_shown("files"):
+    with tabs[2], parts.problems_shown("lineage"):
+        _lineage(view)
+    with tabs[3], parts.problems_shown("files"):
         _files(view)
-    with tabs[3]:
-        _manifest(manifest)
     with tabs[4]:
+        _manifest(manifest)
+    with tabs[5]:
         _edit(view)
 
 
@@ -68,6 +74,43 @@ def _use(view: ArtifactView, manifest: Manifest) -> None:
     for tab, (_, language, code) in zip(st.tabs([name for name, _, _ in loaders]), loaders, strict=True):
         with tab:
             parts.copyable(code, language)
+
+
+def _lineage(view: ArtifactView) -> None:
+    parts.facts(
+        [
+            ("Made of", parts.mono(view.model)),
+            *(
+                (f"then, {recipe_name(ancestor.recipe)}", parts.mono(f"artifact://{ancestor.artifact_id}"))
+                for ancestor in view.lineage
+            ),
+            ("then, this artifact", parts.escaped(recipe_name(view.recipe))),
+        ]
+    )
+    if view.lineage:
+        _relative("The artifact that this one was made of", str(view.lineage[-1].artifact_id))
+    made = session.client().artifacts_page(parent=view.id, limit=_CHILDREN)
+    st.subheader("Made of this one", anchor=False)
+    for child in made.items:
+        _relative(child.name, str(child.id))
+    if made.has_more:
+        st.caption(f"These are the newest {_CHILDREN}; `pare artifacts --parent {view.id}` lists more.")
+    if not made.items:
+        st.caption("Nothing yet.")
+    if view.format is not Format.SAFETENSORS:
+        st.caption(f"Its weights are packed ({parts.plain(view.format.value)}), so it cannot be compressed further.")
+    elif st.button("Compress it further", icon=":material/compress:", key="further"):
+        st.session_state[draft.MODEL] = f"artifact://{view.id}"
+        st.switch_page(parts.SUBMIT)
+
+
+def _relative(label: str, artifact_id: str) -> None:
+    st.page_link(
+        parts.ARTIFACT,
+        label=f"**{parts.plain(label)}**",
+        icon=":material/arrow_forward:",
+        query_params={"id": artifact_id},
+    )
 
 
 def _files(view: ArtifactView) -> None:

@@ -49,8 +49,9 @@ def _model(models: list[ModelEntry], slots: Slots) -> None:
         index=None,
         key=draft.MODEL,
         accept_new_options=True,
-        placeholder="hf://organisation/model@revision, s3://bucket/prefix, https://…, file://…, pkg://…",
-        help="Choose a model that was used before or comes with the service, or write an address and press Enter.",
+        placeholder="hf://organisation/model@revision, s3://bucket/prefix, https://…, file://…, pkg://…, artifact://…",
+        help="Choose a model that was used before or comes with the service, or write an address and press Enter. "
+        "artifact:// and the id of an artifact compresses that one further.",
         persist_state="session",
     )
     slots["model"] = st.empty()
