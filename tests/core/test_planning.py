@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from paredown.contracts.families import ModelShape, shape_from_config
 from paredown.contracts.job import Format, JobSpec, Plan
-from paredown.contracts.recipes import STAGES, Training
+from paredown.contracts.recipes import STAGES, Stage, Training, conflict
 from paredown.core.errors import CalibrationUnfit, GroupSizeUnfit, PareError, PlanExceeded, PoolUnknown, RecipeRefused
 from paredown.core.estimates import is_calibrated, memory_of, seconds_of
 from paredown.core.planning import check_recipe, make_plan, output_bytes
@@ -64,6 +64,10 @@ SMOL = LLAMA | {
     "max_position_embeddings": 8192,
     "tie_word_embeddings": True,
 }
+
+
+def recipe_label(stage: Stage) -> str:
+    return "-".join(str(value) for value in stage.identity().values())
 
 
 def job(*stages: dict[str, Any], **more: Any) -> JobSpec:
@@ -276,6 +280,31 @@ def test_what_gguf_cannot_hold_is_refused_with_what_it_can(
     error = refusal(config, job(*stages, format="gguf"))
     assert (type(error), error.field) == (RecipeRefused, field)
     assert way_out.casefold() in error.detail.casefold()
+
+
+PATTERNED = STAGES["wanda"].model_validate({"pattern": "2:4"})
+
+
+@pytest.mark.parametrize("before", [*(stage() for stage in STAGES.values()), PATTERNED], ids=recipe_label)
+def test_an_artifact_takes_the_stages_that_could_have_followed_in_its_own_recipe(before: Stage) -> None:
+    for stage in STAGES.values():
+        later = stage()
+        try:
+            spec = job(before.identity(), later.identity())
+        except ValidationError:
+            refused = conflict((before,), (later,))
+            assert refused, f"{later.method} after {before.method}"
+        else:
+            assert spec
+            assert conflict((before,), (later,)) is None, f"{later.method} after {before.method}"
+
+
+def test_zeros_of_a_job_before_count_for_gguf() -> None:
+    spec = job({"method": "gptq", "group_size": 32, "symmetric": False}, format="gguf")
+    check_recipe(shape_from_config(LLAMA), spec)
+    with pytest.raises(RecipeRefused, match="pruned weights would not stay zero") as raised:
+        check_recipe(shape_from_config(LLAMA), spec, (STAGES["wanda"](),))
+    assert raised.value.field == "recipe.0.symmetric"
 
 
 @pytest.mark.parametrize(

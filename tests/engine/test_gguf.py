@@ -19,7 +19,7 @@ from paredown.contracts.artifact import RuntimeProof
 from paredown.contracts.families import shape_from_config
 from paredown.contracts.job import EvaluationSettings, Format
 from paredown.contracts.recipes import Gptq, LlmPruner, Magnitude, Rtn, ShortGpt, Stage
-from paredown.contracts.work import ENGINE_MESSAGE, EngineResult, EngineStarted
+from paredown.contracts.work import ENGINE_MESSAGE, EngineResult, EngineStarted, Origin
 from paredown.core.estimates import output_bytes
 from paredown.engine import llama_cpp
 from paredown.engine.errors import FormatRefused, RuntimeDisagrees
@@ -230,6 +230,11 @@ def test_speed_is_measured_in_llama_cpp_beside_the_base_in_16_bits(tmp_path: Pat
         assert figures.runtime == f"llama.cpp {report.runtimes[0].version}"
         assert figures.device == "cpu"
         assert min(figures.prefill_tokens_per_second, figures.decode_tokens_per_second) > 0
+    # Of an artifact's artifact the base is not at hand, and what it was made of must not stand in for it.
+    origin = Origin(base_bytes=10**6, pruned=False, baseline_required=False)
+    places = {"output_dir": tmp_path / "out-2", "work_dir": tmp_path / "work-2"}
+    report = run(asked.model_copy(update={"origin": origin, **places}), lambda _progress: None, lambda: False).report
+    assert set(report.speeds) == {"artifact"}
 
 
 @needs_llama_cpp

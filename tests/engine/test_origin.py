@@ -75,3 +75,10 @@ def test_a_budget_that_needs_the_base_fails_before_any_work(tmp_path: Path, base
         carry_out(further(tmp_path, required=True, baseline=base.model_copy(update={"protocol_hash": "0" * 64})))
     assert raised.value.field == "budget.max_perplexity_increase"
     assert not (tmp_path / "work-2" / "journal.json").exists()
+
+
+def test_speed_is_the_artifacts_alone(tmp_path: Path, base: Evaluation) -> None:
+    settings = {"samples": 3, "sequence_length": 64, "speed": True}
+    report = carry_out(further(tmp_path, evaluation=settings, runtimes=("transformers",)))
+    assert set(report.speeds) == {"artifact"}
+    assert report.runtimes[0].loads

@@ -45,8 +45,8 @@ class ArtifactSource:
         artifact_id = _artifact_id(uri)
         if shelf is None:
             raise SourceNotAllowed(
-                f"{uri} lies in a service's catalogue, which is not read here; `pare download {artifact_id} DIRECTORY` "
-                "it, and name that directory."
+                f"{uri} lies in a service's catalogue, which is not read here; download it with "
+                f"`pare download {artifact_id} DIRECTORY`, and name that directory."
             )
         try:
             self.manifest, self._prefix = shelf.find(artifact_id)
