@@ -162,6 +162,14 @@ def test_bytes_that_the_manifest_does_not_know_are_refused(house: House, setting
     assert not list((settings.cache_dir / "models").glob("*/files"))
 
 
+def test_a_manifest_that_is_not_the_catalogues_is_refused(house: House, settings: Settings) -> None:
+    other = house.manifest.model_copy(update={"files": house.manifest.files[1:]}).model_dump_json().encode()
+    for raw in (other, b"{}", b""):
+        house.store.put_bytes(f"{house.prefix}/{MANIFEST_NAME}", raw)
+        with pytest.raises(SourceUnreachable, match="is not the catalogue's"):
+            house.fetch(settings)
+
+
 def test_what_is_gone_from_the_store_is_said(house: House, settings: Settings) -> None:
     house.store.delete(f"{house.prefix}/model.safetensors")
     with pytest.raises(SourceNotFound, match=r"model\.safetensors is not in the object store any more"):

@@ -107,7 +107,10 @@ class House:
             with self.database.transaction() as session:
                 recipe = catalogue.manifest(session, self.project, parent).recipe
             lineage = (Ancestor(artifact_id=parent, manifest_sha256="e" * 64, recipe=recipe),)
-            manifest = manifest.model_copy(update={"lineage": lineage})
+            # What no job on the base has measured: its figures are absent, not the parent's.
+            alone = {"base": None, "speeds": {"artifact": manifest.report.speeds["artifact"]}}
+            report = manifest.report.model_copy(update=alone)
+            manifest = manifest.model_copy(update={"lineage": lineage, "report": report})
         prefix = f"artifacts/{claim.job.id}/{claim.epoch}"
         store = open_store(self.settings)
         store.put_bytes(f"{prefix}/model.safetensors", weights)

@@ -331,6 +331,8 @@ def test_an_artifact_shows_what_it_is_of_and_is_compressed_further(app: AppTest,
     go(app, ARTIFACT, id=str(packed))
     assert f"artifact://{pruned}" in said(app)
     assert "cannot be compressed further" in said(app)
+    assert "base not measured" in [metric.delta for metric in app.metric]
+    assert "Protocol" in said(app)
     assert not [button for button in app.button if button.key == "further"]
     go(app, ARTIFACT, id=str(pruned))
     assert "**packed**" in [link.proto.label for link in app.get("page_link")]

@@ -27,14 +27,14 @@ def show(manifest: Manifest) -> None:
 def _metrics(report: Report) -> None:
     base, artifact = report.speeds.get("base"), report.speeds.get("artifact")
     cost = report.cost
-    unmeasured = "not measured"
+    unmeasured, base_unmeasured = "not measured", "base not measured"
     with st.container(horizontal=True, key="report-metrics"):
         _metric(
             "Perplexity",
             fmt.perplexity(report.artifact.perplexity if report.artifact else None),
             f"{fmt.change(report.perplexity_increase)}, base {fmt.perplexity(report.base.perplexity)}"
             if report.base
-            else unmeasured,
+            else (base_unmeasured if report.artifact else unmeasured),
         )
         _metric(
             "Size", fmt.size(report.size_bytes), f"{fmt.percent(report.size_ratio)} of {fmt.size(report.base_bytes)}"
@@ -42,7 +42,9 @@ def _metrics(report: Report) -> None:
         _metric(
             "Decode speed",
             fmt.speed(artifact.decode_tokens_per_second if artifact else None),
-            f"base {fmt.speed(base.decode_tokens_per_second)}" if base else unmeasured,
+            f"base {fmt.speed(base.decode_tokens_per_second)}"
+            if base
+            else (base_unmeasured if artifact else unmeasured),
         )
         _metric(
             "A million tokens",
@@ -76,16 +78,23 @@ def _quality(report: Report) -> None:
     st.subheader("Base and artifact", anchor=False)
     base, artifact = report.speeds.get("base"), report.speeds.get("artifact")
     rows = [["Size", fmt.size(report.base_bytes), fmt.size(report.size_bytes)]]
-    if report.base and report.artifact:
-        rows.insert(
-            0, ["Perplexity", fmt.perplexity(report.base.perplexity), fmt.perplexity(report.artifact.perplexity)]
-        )
-    if base and artifact:
+    if report.artifact:
+        known = report.base.perplexity if report.base else None
+        rows.insert(0, ["Perplexity", fmt.perplexity(known), fmt.perplexity(report.artifact.perplexity)])
+    if artifact:
         rows += [
-            ["Prefill", fmt.speed(base.prefill_tokens_per_second), fmt.speed(artifact.prefill_tokens_per_second)],
-            ["Decode", fmt.speed(base.decode_tokens_per_second), fmt.speed(artifact.decode_tokens_per_second)],
-            ["Load", fmt.duration(base.load_seconds), fmt.duration(artifact.load_seconds)],
-            ["Peak memory", fmt.size(base.peak_memory_bytes), fmt.size(artifact.peak_memory_bytes)],
+            [
+                "Prefill",
+                fmt.speed(base.prefill_tokens_per_second if base else None),
+                fmt.speed(artifact.prefill_tokens_per_second),
+            ],
+            [
+                "Decode",
+                fmt.speed(base.decode_tokens_per_second if base else None),
+                fmt.speed(artifact.decode_tokens_per_second),
+            ],
+            ["Load", fmt.duration(base.load_seconds if base else None), fmt.duration(artifact.load_seconds)],
+            ["Peak memory", fmt.size(base.peak_memory_bytes if base else None), fmt.size(artifact.peak_memory_bytes)],
         ]
     if report.cost:
         rows.append(
@@ -96,17 +105,17 @@ def _quality(report: Report) -> None:
             ]
         )
     parts.table(["", "Base", "Artifact"], rows)
-    if report.base:
-        protocol = report.base.protocol
+    if report.artifact:
+        protocol = report.artifact.protocol
         st.caption(
             f"Perplexity on {parts.plain(protocol.source)}, {protocol.samples} × {protocol.sequence_length} tokens, "
-            f"{protocol.dtype}. Protocol `{report.base.protocol_hash[:12]}`"
-            + (", base from the cache." if report.base.cached else ".")
+            f"{protocol.dtype}. Protocol `{report.artifact.protocol_hash[:12]}`"
+            + (", base from the cache." if report.base and report.base.cached else ".")
         )
-    if base:
+    if artifact:
         st.caption(
-            f"Speed in {parts.plain(base.runtime)} on {parts.plain(base.device)}, {base.threads} threads, "
-            f"{base.prompt_tokens} prompt and {base.new_tokens} new tokens, median of {base.repeats}."
+            f"Speed in {parts.plain(artifact.runtime)} on {parts.plain(artifact.device)}, {artifact.threads} threads, "
+            f"{artifact.prompt_tokens} prompt and {artifact.new_tokens} new tokens, median of {artifact.repeats}."
         )
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from uuid import UUID
 
+from pydantic import ValidationError
+
 from paredown.contracts.artifact import MANIFEST_NAME, Ancestor, Manifest
 from paredown.contracts.job import Format
 from paredown.core.errors import (
@@ -83,11 +85,15 @@ class ArtifactSource:
             size = self._store.size(key)
             if size is None:
                 raise NotFound(key)
-            digest = sha256()
-            for chunk in self._store.read_range(key, 0, size):
-                digest.update(chunk)
+            raw = b"".join(self._store.read_range(key, 0, size))
         manifest = self.manifest
-        itself = Ancestor(artifact_id=manifest.artifact_id, manifest_sha256=digest.hexdigest(), recipe=manifest.recipe)
+        if not _same_files(raw, manifest):
+            raise SourceUnreachable(
+                f"{self._uri}: manifest.json in the object store is not the catalogue's; let an operator restore it."
+            )
+        itself = Ancestor(
+            artifact_id=manifest.artifact_id, manifest_sha256=sha256(raw).hexdigest(), recipe=manifest.recipe
+        )
         return (*manifest.lineage, itself)
 
     def close(self) -> None:
@@ -104,6 +110,14 @@ class ArtifactSource:
             ) from error
         except StorageUnavailable as error:
             raise SourceUnreachable(f"{self._uri}: {error.detail}") from error
+
+
+def _same_files(raw: bytes, manifest: Manifest) -> bool:
+    try:
+        stored = Manifest.model_validate_json(raw, extra="ignore")
+    except ValidationError:
+        return False
+    return (stored.artifact_id, stored.files) == (manifest.artifact_id, manifest.files)
 
 
 def _artifact_id(uri: str) -> UUID:
