@@ -11,7 +11,7 @@ from tests.api.conftest import LLAMA, manifest_of
 
 from paredown.contracts.artifact import Ancestor, ArtifactView
 from paredown.contracts.job import JobSpec, Plan
-from paredown.core import catalogue, jobs
+from paredown.core import access, catalogue, jobs
 from paredown.core.catalogue import NewArtifact
 from paredown.core.db import Database
 from paredown.core.settings import Settings
@@ -72,7 +72,7 @@ def test_a_base_that_was_not_measured_is_said_and_no_budget_is_set_against_it(ap
 
 
 def test_a_foreign_artifact_is_refused_as_one_that_does_not_exist(
-    api: httpx.Client, stranger: httpx.Client, parent: UUID
+    api: httpx.Client, stranger: httpx.Client, parent: UUID, database: Database, new_artifact: NewArtifactOf
 ) -> None:
     unknown = uuid4()
     sentences = []
@@ -82,7 +82,17 @@ def test_a_foreign_artifact_is_refused_as_one_that_does_not_exist(
             assert refused(answer) == (422, "source_not_found", "model")
             sentences.append(answer.json()["detail"].replace(str(artifact_id), "X"))
     assert len(set(sentences)) == 1
+    # Nor does a filter tell that some artifact of one's own has the same root.
+    with database.transaction() as session:
+        own = new_artifact(access.create_project(session, "other"))
+
+    def found() -> list[str]:
+        page = stranger.get("/v1/artifacts", params={"model": f"artifact://{parent}"}).json()
+        return [item["id"] for item in page["items"]]
+
+    assert found() == []
     api.patch(f"/v1/artifacts/{parent}", json={"visibility": "everyone"})
+    assert found() == [str(own), str(parent)]
     assert stranger.post("/v1/jobs", json=further(parent)).status_code == 201
     assert refused(api.post("/v1/jobs", json=further("tiny"))) == (422, "source_not_found", "model")
 

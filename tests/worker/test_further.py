@@ -1,5 +1,6 @@
 """A worker on an artifact of the catalogue: whose it may take, what it tells the engine, and what the manifest says."""
 
+import time
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from paredown.core.catalogue import NewArtifact
 from paredown.core.db import Database
 from paredown.core.settings import Settings
 from paredown.core.storage import ObjectStore
-from paredown.worker.supervisor import claim_all
+from paredown.worker.supervisor import claim_all, run_job
 
 BASE = BaseModelRecord(
     uri="hf://org/base@1", revision="1", fingerprint="e" * 64, model_type="llama", parameters=500, base_bytes=1000
@@ -114,6 +115,21 @@ def test_a_base_that_nobody_measured_stays_unmeasured(
     with database.transaction() as session:
         kept = catalogue.likely_baseline(session, BASE.fingerprint, job.spec.evaluation, "float32", "cpu")
     assert kept is None
+
+
+def test_a_job_whose_engine_died_is_done_by_the_next_claim(
+    database: Database, submit: Submit, make_worker: MakeWorker, settings: Settings, parent: UUID
+) -> None:
+    job = submit(model=f"artifact://{parent}")
+    with database.transaction() as session:
+        claim = jobs.claim(session, "cpu", "worker-1", settings)
+    assert claim is not None
+    run_job(make_worker(ending="killed"), claim, claimed_at=time.monotonic())
+    assert end_of(database, job).state is JobState.QUEUED
+    claim_all(make_worker(), "cpu")
+    done = end_of(database, job)
+    assert (done.state, done.epoch, done.failures) == (JobState.SUCCEEDED, 2, 1)
+    assert [ancestor.artifact_id for ancestor in manifest_of(database, job).lineage] == [parent]
 
 
 @pytest.mark.parametrize("owner", ["default", "other"])
