@@ -46,6 +46,7 @@ def test_keys_jobs_and_artifacts_are_as_they_were(settings: Settings, database: 
             assert [event.seq for event in events] == list(range(1, len(events) + 1))
         artifacts, _ = catalogue.list_artifacts(session, principal.project_id, after=None, limit=50)
         assert len(artifacts) == 2
+        assert {artifact.lineage for artifact in artifacts} == {()}
         model = artifacts[0].model_fingerprint
         front = catalogue.front(session, principal.project_id, model, None, "size_bytes")
         assert {point.artifact_id for point in front.points} == {None, *(artifact.id for artifact in artifacts)}
