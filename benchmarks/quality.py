@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from paredown.contracts.artifact import Evaluation
 from paredown.contracts.job import Calibration, EvaluationSettings, Format
-from paredown.contracts.recipes import Recipe, recipe_name
+from paredown.contracts.recipes import Recipe
 from paredown.contracts.work import WorkOrder
 from paredown.engine.run import run
 
@@ -48,6 +48,7 @@ RECIPES = {
     "owq-3.1": '[{"method": "owq", "bits": 3, "extra_bits": 0.1}]',
     "rtn-3": '[{"method": "rtn", "bits": 3}]',
     "squeezellm-3": '[{"method": "squeezellm", "bits": 3}]',
+    "squeezellm-3-paper": '[{"method": "squeezellm", "bits": 3, "compensate": false}]',
     "squeezellm-3-dense": '[{"method": "squeezellm", "bits": 3, "outliers": 0, "sensitive": 0}]',
     "gptq-4-search": '[{"method": "gptq", "damping_search": true}]',
     "gptq-3-search": '[{"method": "gptq", "bits": 3, "damping_search": true}]',
@@ -98,7 +99,7 @@ def main() -> None:
                 print(f"{'base':<36}{report.base.perplexity:>9.2f}", flush=True)
             baseline = report.base
             print(
-                f"{recipe_name(recipe) if given in RECIPES else json.dumps(json.loads(given)):<36}"
+                f"{given if given in RECIPES else json.dumps(json.loads(given)):<36}"
                 f"{report.artifact.perplexity:>9.2f}{report.phase_seconds['compress']:>8.0f} s"
                 f"{report.size_bytes / 1e6:>8.1f} MB{report.average_bits:>6.2f} bits{report.sparsity:>7.1%} zeros",
                 flush=True,

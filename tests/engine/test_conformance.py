@@ -108,6 +108,7 @@ VARIANTS: dict[str, tuple[Stage, ...]] = {
     "shortgpt, then wanda 2:4, then gptq": (ShortGpt(share=0.3), Wanda(pattern="2:4"), Gptq(bits=4, group_size=32)),
     "laco, then rtn": (Laco(blocks=1, layers_per_merge=2), Rtn(bits=4, group_size=32)),
     "magnitude then squeezellm": (Magnitude(sparsity=0.5), Squeezellm(bits=2, outliers=0.05, sensitive=0.02)),
+    "magnitude then squeezellm as in the paper": (Magnitude(sparsity=0.5), Squeezellm(bits=3, compensate=False)),
     "e-sparse then squeezellm without outliers": (Esparse(), Squeezellm(bits=4, outliers=0, sensitive=0)),
     "wanda then owq on rows, asymmetric": (
         Wanda(sparsity=0.5),

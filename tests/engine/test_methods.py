@@ -613,7 +613,7 @@ def energies(values_I: list[float]) -> InputStatistics:
 def test_squeezellm_by_hand() -> None:
     # Four values for {0, 1 | 10 | 20 | 30}: of 0 and 1 the second counts three times, so their value is 0.75.
     weight = torch.tensor([[10.0, 0.0, 30.0, 1.0, 20.0]])
-    config = Squeezellm(bits=2, outliers=0, sensitive=0)
+    config = Squeezellm(bits=2, outliers=0, sensitive=0, compensate=False)
     result = apply(config, linear(weight), energies([1.0, 1.0, 1.0, 3.0, 1.0]))
     assert isinstance(result.quantized, CodebookLinear)
     assert result.quantized.codebooks_OK.tolist() == [[0.75, 10.0, 20.0, 30.0]]
@@ -668,17 +668,29 @@ def test_clusters_are_the_best_there_are() -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("bits", [3, 4])
-def test_codebooks_lose_less_output_than_a_uniform_grid_of_as_many_bits(seed: int, bits: int) -> None:
+@pytest.mark.parametrize("compensate", [False, True])
+def test_codebooks_lose_less_output_than_a_uniform_grid_of_as_many_bits(seed: int, bits: int, compensate: bool) -> None:
     weight_OI, inputs_TI = random_layer(seed)
     gathered = statistics(inputs_TI)
-    grid = apply(Rtn.model_validate({"bits": bits, "group_size": None}), linear(weight_OI), gathered)
-    dense = Squeezellm.model_validate({"bits": bits, "outliers": 0, "sensitive": 0})
-    codebook = apply(dense, linear(weight_OI), gathered)
-    sparse = apply(dense.model_copy(update={"outliers": 0.02, "sensitive": 0.01}), linear(weight_OI), gathered)
+    grid = (Gptq if compensate else Rtn).model_validate({"bits": bits, "group_size": None})
+    dense = Squeezellm.model_validate({"bits": bits, "outliers": 0, "sensitive": 0, "compensate": compensate})
+    sparse = dense.model_copy(update={"outliers": 0.02, "sensitive": 0.01})
     uniform, clustered, with_kept = (
-        output_error(inputs_TI, weight_OI, result.weight_OI) for result in (grid, codebook, sparse)
+        output_error(inputs_TI, weight_OI, apply(stage, linear(weight_OI), gathered).weight_OI)
+        for stage in (grid, dense, sparse)
     )
     assert with_kept < clustered < uniform
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_squeezellm_loses_less_output_when_columns_absorb_the_errors_of_others(seed: int) -> None:
+    weight_OI, inputs_TI = random_layer(seed)
+    gathered = statistics(inputs_TI)
+    paper, absorbing = (
+        output_error(inputs_TI, weight_OI, apply(stage, linear(weight_OI), gathered).weight_OI)
+        for stage in (Squeezellm(bits=3, compensate=False), Squeezellm(bits=3))
+    )
+    assert absorbing < 0.7 * paper
 
 
 def test_rows_are_clustered_alike_however_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

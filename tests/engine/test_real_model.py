@@ -196,7 +196,8 @@ ORDER: dict[str, tuple[Recipe, Recipe]] = {
     "deeper and the first blocks": ((Deeper(blocks=3),), (FIRST,)),
     "deeper and any blocks": ((Deeper(blocks=3),), (ANY,)),
     "svd and plain svd": ((Svd(),), (Svd(whitening=False),)),
-    "codebooks and a uniform grid": ((Squeezellm(bits=3),), (Rtn(bits=3),)),
+    "codebooks and a uniform grid": ((Squeezellm(bits=3, compensate=False),), (Rtn(bits=3),)),
+    "codebooks and a uniform grid, errors absorbed": ((Squeezellm(bits=3),), (Gptq(bits=3),)),
     "weak columns and none": ((Owq(bits=3),), (Gptq(bits=3),)),
     "damping searched and given": ((Gptq(bits=3, damping_search=True),), (Gptq(bits=3),)),
 }

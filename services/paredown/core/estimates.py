@@ -33,7 +33,7 @@ from paredown.contracts.recipes import (
 )
 
 # Methods that gather XᵀX of every layer's input, and solve with it.
-_HESSIAN_METHODS = ("gptq", "owq", "sparsegpt", "awq", "svd")
+_HESSIAN_METHODS = ("gptq", "owq", "squeezellm", "sparsegpt", "awq", "svd")
 
 # How many a search for GPTQ's damping tries.
 _DAMPINGS = 5
@@ -427,7 +427,7 @@ def seconds_of(shape: ModelShape, spec: JobSpec, device: str, threads: int | Non
     hessian += tried * shape.num_blocks * sum(2 * linear.weights * linear.in_features for linear in shape.linears)
     solving += tried * shape.linear_parameters / _PLAIN_ROUNDINGS / speed.quantized_weights / scale
     if any(isinstance(stage, Squeezellm) for stage in spec.recipe):
-        solving = shape.linear_parameters / speed.clustered_weights / scale
+        solving += shape.linear_parameters / speed.clustered_weights / scale
     if any(isinstance(stage, Svd) for stage in spec.recipe):
         # In float64, at half of float32's rate.
         solving = shape.num_blocks * sum(map(_factorizing_flops, shape.linears)) * 2 / (speed.flops["float32"] * scale)

@@ -213,6 +213,16 @@ class Squeezellm(Quantizer):
         description="Share of each row's weights, those with the loudest inputs, that stay in 16 bit beside the codes.",
     )
 
+    compensate: bool = Field(
+        True, description="Let columns still to come absorb the error of each, as gptq does; the paper does not."
+    )
+    damping: float = Field(
+        0.01,
+        gt=0,
+        le=1,
+        description="Share of the mean diagonal added to the Hessian before it is factorized; only with compensate.",
+    )
+
     def kept(self, in_features: int) -> tuple[int, int]:
         """How many weights of a row stay as outliers, and how many as sensitive ones."""
         return int(self.outliers * in_features + 0.5), int(self.sensitive * in_features + 0.5)

@@ -4,15 +4,19 @@ Paper: Kim et al., "SqueezeLLM: Dense-and-Sparse Quantization", arXiv:2306.07629
 diagonal of the Fisher information, from gradients of the loss. Here it is the diagonal of the inputs' second moment,
 which is the same for all rows: the sensitivity of the layer's own output, for which no backward pass is needed.
 Dense-and-sparse: the largest weights of a row, and those with the loudest inputs, are kept beside the codes and take no
-part in the clustering. In one dimension clusters are runs of the sorted weights, so a step of k-means reads their sums
+part in the clustering. With `compensate`, which the paper has not, columns are rounded to their codebooks one after the
+other as in GPTQ, and later ones absorb the error; weights kept in 16 bit absorb it as well.
+In one dimension clusters are runs of the sorted weights, so a step of k-means reads their sums
 off prefix sums, and all rows step at once.
 Shapes: O out_features, I in_features, K values of a codebook, S weights of a row that are kept.
+Units: damping is a share of the Hessian's mean diagonal.
 """
 
 import torch
 from torch import Tensor
 
 from paredown.contracts.recipes import Squeezellm
+from paredown.engine.columns import channel_importance, ordered, restored, sweep
 from paredown.engine.compact import CodebookLinear
 from paredown.engine.method import LinearMethod, LinearWeight
 from paredown.engine.statistics import InputStatistics, Statistic
@@ -24,45 +28,68 @@ _CHUNK = 2**21
 
 
 def compress(linear: LinearWeight, inputs: InputStatistics, config: Squeezellm) -> None:
+    """Raises HessianSingular."""
     weight_OI = linear.weight_OI
-    sensitivity_I = inputs.energy_I / inputs.energy_I.mean().clamp(min=1e-30)
     # Channels that were silent in calibration still count for something.
-    sensitivity_I = sensitivity_I.clamp(min=1e-4)
-    rows = max(1, _CHUNK // weight_OI.shape[1])
-    pruned_OI = linear.pruned_OI
-    parts = [
-        _quantized(
-            part_OI,
-            None if pruned_OI is None else pruned_OI[start * rows : start * rows + rows],
-            sensitivity_I,
-            linear.storage_dtype,
-            config,
-        )
-        for start, part_OI in enumerate(torch.split(weight_OI, rows))
-    ]
-    tensors = {name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors}
-    linear.quantize(CodebookLinear(**tensors, bits=config.bits))
-
-
-def _quantized(
-    weight_OI: Tensor, pruned_OI: Tensor | None, sensitivity_I: Tensor, storage_dtype: torch.dtype, config: Squeezellm
-) -> CodebookLinear:
-    counts_OI = sensitivity_I.double().expand_as(weight_OI)
-    if pruned_OI is not None:
-        counts_OI = counts_OI.masked_fill(pruned_OI, 0.0)
+    energy_I = inputs.energy_I / inputs.energy_I.mean().clamp(min=1e-30)
+    sensitivity_I = channel_importance(energy_I) if config.compensate else energy_I.clamp(min=1e-4)
+    counts_OI = sensitivity_I.expand_as(weight_OI)
+    if linear.pruned_OI is not None:
+        counts_OI = counts_OI.masked_fill(linear.pruned_OI, 0.0)
     positions_OS = _kept(weight_OI, counts_OI, config)
     counts_OI = counts_OI.scatter(1, positions_OS, 0.0)
+    codebooks_OK = _codebooks(linear, counts_OI, config)
+    if config.compensate:
+        codes_OI, kept_OS = _compensated(linear, inputs, codebooks_OK, positions_OS, config)
+    else:
+        codes_OI = nearest(codebooks_OK.float(), weight_OI)
+        kept_OS = weight_OI.gather(1, positions_OS)
+    linear.quantize(
+        CodebookLinear(
+            codes_OI.to(torch.uint8), codebooks_OK, positions_OS.int(), kept_OS.to(linear.storage_dtype), config.bits
+        )
+    )
+
+
+def _codebooks(linear: LinearWeight, counts_OI: Tensor, config: Squeezellm) -> Tensor:
+    """codebooks_OK in the storage dtype, rising; some rows at a time."""
     values = 2**config.bits
-    if pruned_OI is None:
-        codebooks_OK = cluster(weight_OI, counts_OI, values)
+    rows = max(1, _CHUNK // counts_OI.shape[1])
+    parts = zip(torch.split(linear.weight_OI, rows), torch.split(counts_OI, rows), strict=True)
+    if linear.pruned_OI is None:
+        codebooks_OK = torch.cat([cluster(weight_OI, part_OI, values) for weight_OI, part_OI in parts])
     else:
         # Zero is a value of every codebook, so that pruned weights stay zero.
-        free_OK = cluster(weight_OI, counts_OI, values - 1)
+        free_OK = torch.cat([cluster(weight_OI, part_OI, values - 1) for weight_OI, part_OI in parts])
         codebooks_OK = torch.cat([free_OK, free_OK.new_zeros(len(free_OK), 1)], dim=1)
-    codebooks_OK = codebooks_OK.to(storage_dtype).sort(dim=1).values
-    codes_OI = nearest(codebooks_OK.float(), weight_OI).to(torch.uint8)
-    kept_OS = weight_OI.gather(1, positions_OS).to(storage_dtype)
-    return CodebookLinear(codes_OI, codebooks_OK, positions_OS.int(), kept_OS, config.bits)
+    return codebooks_OK.to(linear.storage_dtype).sort(dim=1).values
+
+
+def _compensated(
+    linear: LinearWeight, inputs: InputStatistics, codebooks_OK: Tensor, positions_OS: Tensor, config: Squeezellm
+) -> tuple[Tensor, Tensor]:
+    """(codes_OI, kept_OS) when columns still to come absorb the error of each."""
+    upper_II, order_I = inputs.inverse_factor(config.damping, activation_order=True)
+    weight_IO = ordered(linear.weight_OI.T, order_I)
+    kept_OI = torch.zeros_like(linear.weight_OI, dtype=torch.bool).scatter_(1, positions_OS, True)
+    kept_IO = ordered(kept_OI.T, order_I)
+    pruned_IO = None if linear.pruned_OI is None else ordered(linear.pruned_OI.T, order_I)
+    values_OK = codebooks_OK.float()
+    codes_IO = torch.empty(weight_IO.shape, dtype=torch.uint8, device=weight_IO.device)
+    settled_IO = torch.empty_like(weight_IO)
+
+    def settle(column: int, weight_O: Tensor) -> Tensor:
+        if pruned_IO is not None:
+            weight_O = weight_O.masked_fill(pruned_IO[column], 0.0)
+        codes_O1 = nearest(values_OK, weight_O.unsqueeze(1))
+        codes_IO[column] = codes_O1.squeeze(1)
+        exact_O = weight_O.to(linear.storage_dtype).float()
+        settled_IO[column] = torch.where(kept_IO[column], exact_O, values_OK.gather(1, codes_O1).squeeze(1))
+        return settled_IO[column]
+
+    sweep(weight_IO, upper_II, settle)
+    codes_OI = restored(codes_IO, order_I).T.contiguous()
+    return codes_OI, restored(settled_IO, order_I).T.gather(1, positions_OS)
 
 
 def _kept(weight_OI: Tensor, counts_OI: Tensor, config: Squeezellm) -> Tensor:
@@ -122,4 +149,4 @@ def _settled(means_OK: Tensor, sorted_OI: Tensor, count_OJ: Tensor, sum_OJ: Tens
     return means_OK, gain_O
 
 
-METHOD = LinearMethod(config=Squeezellm, needs=frozenset({Statistic.ENERGY}), compress=compress)
+METHOD = LinearMethod(config=Squeezellm, needs=frozenset({Statistic.HESSIAN}), compress=compress)
