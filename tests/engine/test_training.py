@@ -18,13 +18,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from paredown.contracts.job import Format
 from paredown.contracts.recipes import Distil, LlmPruner, Lora, ShortGpt, Stage, Training
-from paredown.engine import data, training
+from paredown.engine import blockwise, data, training
 from paredown.engine.adapters import Adapters, merged
 from paredown.engine.architectures import architecture_of
 from paredown.engine.blockwise import relative_error
 from paredown.engine.errors import CalibrationTooShort, Drained, RecipeUnfit, TrainingDiverged
 from paredown.engine.evaluation.perplexity import perplexity
 from paredown.engine.formats import WRITERS
+from paredown.engine.forward import BlockForward
 from paredown.engine.methods.distil import divergence, objective_of
 from paredown.engine.methods.lora import objective
 from paredown.engine.stream import CompressedModel
@@ -304,6 +305,74 @@ def test_a_loss_that_is_not_finite_names_its_step(
         with pytest.raises(TrainingDiverged, match=words) as raised:
             tuned(compress, files, recipes()[kind], sequences_NT, kind)
         assert raised.value.field == "learning_rate"
+
+
+def test_a_block_is_given_what_those_before_make_and_learns_what_the_base_has_there(
+    compress: Compressor, sequences_NT: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With blocks 1 and 2 of four gone, the first learns what enters the base's last, and the second what leaves it."""
+    model = deep_model(tmp_path / "model", blocks=4)
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def observed(states_BTH: Tensor, target_BTH: Tensor) -> Tensor:
+        seen.append((states_BTH.detach().clone(), target_BTH.clone()))
+        return relative_error(states_BTH, target_BTH)
+
+    monkeypatch.setattr(blockwise, "relative_error", observed)
+    stage = Distil(**SHORT | {"batch_size": 2, "tokens": 256, "learning_rate": 0.1}, block_wise=True)
+    recipe = (ShortGpt(blocks=2, skip=("model.layers.0.*", "model.layers.3.*")), stage)
+    result = tuned(compress, open_model(tmp_path / "model"), recipe, sequences_NT)
+    rows = sequences_NT[:8]
+    outputs: dict[int, Tensor] = {}
+    for index, layer in enumerate(model.model.layers):
+        layer.register_forward_hook(lambda _module, _args, output, index=index: outputs.update({index: output}))
+    (tmp_path / "artifact").mkdir()
+    WRITERS[Format.SAFETENSORS](result, tmp_path / "artifact")
+    made = loaded(tmp_path / "artifact")
+    given: dict[int, Tensor] = {}
+    for index, layer in enumerate(made.model.layers):
+        layer.register_forward_hook(lambda _module, _args, output, index=index: given.update({index: output}))
+    with torch.no_grad():
+        model(rows, use_cache=False)
+        wanted = dict(outputs)
+        made(rows, use_cache=False)
+        # What an untrained last block makes of what the trained first one gives.
+        untrained = model.model.layers[3](
+            given[0], position_embeddings=model.model.rotary_emb(given[0], torch.arange(32)[None])
+        )
+    # Of each block: four steps of two sequences, then all of them through what was learned.
+    for block, (calls, target) in enumerate(zip((seen[:8], seen[8:]), (wanted[2], wanted[3]), strict=True)):
+        for batches in (calls[:4], calls[4:]):
+            assert torch.allclose(torch.cat([aim for _, aim in batches]), target, atol=1e-4)
+        assert torch.allclose(torch.cat([states for states, _ in calls[4:]]), given[block], atol=1e-4)
+    assert torch.allclose(seen[8][0], untrained[:2], atol=1e-4)
+    assert not torch.allclose(given[0], wanted[0], atol=1e-2)
+
+
+def test_the_way_back_ends_before_blocks_that_are_skipped(
+    compress: Compressor, sequences_NT: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep_model(tmp_path / "model", blocks=4)
+    files, backward, calls = open_model(tmp_path / "model"), BlockForward.call, []
+    recipe = (ShortGpt(blocks=1), Lora(**SHORT, skip=("model.layers.[01].*",)))
+
+    def call(forward: BlockForward, block: int, micro_batch: int) -> Tensor:
+        if torch.is_grad_enabled():
+            calls.append(block)
+        return backward(forward, block, micro_batch)
+
+    monkeypatch.setattr(BlockForward, "call", call)
+    early = tuned(compress, files, recipe, sequences_NT, "early")
+    assert set(calls) == {2}
+    whole = ResidentModel.backward
+    monkeypatch.setattr(
+        ResidentModel, "backward", lambda model, tokens, objective, _first: whole(model, tokens, objective)
+    )
+    assert tuned(compress, files, recipe, sequences_NT, "whole").stages == early.stages
+    assert set(calls) == {0, 1, 2}
+    for kind in ("lora", "block-wise"):
+        with pytest.raises(RecipeUnfit, match=r"Skipping \*_proj leaves .* nothing to train"):
+            tuned(compress, files, recipes(skip=("*_proj",))[kind], sequences_NT, kind)
 
 
 def test_a_rank_that_no_layer_has_is_refused(compress: Compressor, sequences_NT: Tensor, tmp_path: Path) -> None:

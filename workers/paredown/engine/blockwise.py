@@ -21,7 +21,7 @@ from paredown.engine.depth import through_block
 from paredown.engine.errors import Drained
 from paredown.engine.forward import MICRO_BATCH_TOKENS, BlockForward
 from paredown.engine.method import ModelWork
-from paredown.engine.training import Steps, trained_linears, training_report
+from paredown.engine.training import Steps, check_trained, trained_linears, training_report
 from paredown.engine.weights import ModelReader
 
 
@@ -35,13 +35,14 @@ def relative_error(states_BTH: Tensor, target_BTH: Tensor) -> Tensor:
 def train_blocks(model: ModelReader, work: ModelWork, config: Training) -> tuple[TunedView, StageReport]:
     """Every block sees all of the tokens. Raises RecipeUnfit, TrainingDiverged, and Drained between two steps."""
     num_blocks = int(model.config.num_hidden_layers)
+    skeleton = Skeleton(model.config, torch.float32)
+    check_trained(trained_linears(skeleton, config, range(num_blocks)), config)
     checkpoint = Checkpoint(work.directory, work.identity, num_blocks, sequential=True)
     work.on_progress(len(checkpoint.finished) * config.steps, num_blocks * config.steps)
     if len(checkpoint.finished) < num_blocks:
         _Pair(model, work, config, checkpoint).train()
     shards = [checkpoint.block(index) for index in range(num_blocks)]
     losses = [shard.dense("losses") for shard in shards]
-    skeleton = Skeleton(model.config, torch.float32)
     view = TunedView(
         model,
         config.alpha / config.rank,

@@ -18,7 +18,7 @@ from paredown.engine.adapters import Adapters, TunedView
 from paredown.engine.architectures import Skeleton
 from paredown.engine.checkpoint import Checkpoint
 from paredown.engine.data import TokenBlocks
-from paredown.engine.errors import Drained, TrainingDiverged
+from paredown.engine.errors import Drained, RecipeUnfit, TrainingDiverged
 from paredown.engine.forward import BlockForward
 from paredown.engine.gradients import Loss, loss_gradient
 from paredown.engine.method import ModelWork
@@ -67,8 +67,9 @@ class ResidentModel:
             found += [forward.final(micro_batch) for micro_batch in range(len(forward.tokens))]
         return found
 
-    def backward(self, tokens_BT: Tensor, objective: Objective) -> float:
-        """Add the gradients of the mean loss per predicted token to what is trained, and return that loss."""
+    def backward(self, tokens_BT: Tensor, objective: Objective, first: int = 0) -> float:
+        """Add the gradients of the mean loss per predicted token to what is trained, from block `first` on, and return
+        that loss."""
         entering: list[list[Tensor]] = []
         forward = self.run(tokens_BT, entering)
         predicted = tokens_BT.shape[0] * (tokens_BT.shape[1] - 1)
@@ -83,7 +84,7 @@ class ResidentModel:
                 lambda logits_PV, part, loss=loss: loss(logits_PV, part) / predicted,  # type: ignore[misc]
             )
             total += value
-            for index in reversed(range(self.skeleton.num_blocks)):
+            for index in reversed(range(first, self.skeleton.num_blocks)):
                 entering_BTH = entering[index][micro_batch].to(self.device).requires_grad_(True)
                 forward.states[micro_batch] = entering_BTH
                 torch.autograd.backward(forward.call(index, micro_batch), gradient_BTH)
@@ -168,6 +169,12 @@ def trained_linears(skeleton: Skeleton, config: Training, blocks: Sequence[int])
     ]
 
 
+def check_trained(names: Sequence[str], config: Training) -> None:
+    """Raises RecipeUnfit where no linear gets an adapter."""
+    if not names:
+        raise RecipeUnfit(f"Skipping {', '.join(config.skip)} leaves {config.title} nothing to train.", field="skip")
+
+
 def train(
     model: ModelReader, work: ModelWork, config: Training, objective: Callable[[], Objective], *, measure: str
 ) -> tuple[TunedView, StageReport]:
@@ -179,6 +186,7 @@ def train(
     # The checkpoint counts segments of steps as it does blocks, and what enters one is the state of training.
     checkpoint = Checkpoint(work.directory, work.identity, segments, sequential=True)
     names = trained_linears(Skeleton(model.config, torch.float32), config, range(int(model.config.num_hidden_layers)))
+    check_trained(names, config)
     work.on_progress(min(len(checkpoint.finished) * _CHECKPOINT_STEPS, config.steps), config.steps)
     if len(checkpoint.finished) < segments:
         _train(model, work, config, objective(), checkpoint, names)
@@ -211,6 +219,9 @@ def _train(
     resident = ResidentModel(model, work.device, work.dtype)
     adapters = Adapters(resident.skeleton, names, config, work.device)
     steps = Steps(adapters.parameters, config)
+    # Where the first blocks are skipped, the way back ends before them.
+    blocks = range(resident.skeleton.num_blocks)
+    lowest = next(index for index in blocks if names[0] in resident.skeleton.linear_names(index))
     first = len(checkpoint.finished) * _CHECKPOINT_STEPS
     if state := checkpoint.hidden(len(checkpoint.finished), work.device):
         steps.restore(first, state)
@@ -220,7 +231,7 @@ def _train(
         for step in range(first, config.steps):
             if work.should_drain():
                 raise Drained
-            losses.append(resident.backward(batches[step], objective))
+            losses.append(resident.backward(batches[step], objective, lowest))
             steps.take(step, losses[-1])
             done = step + 1
             if done % _CHECKPOINT_STEPS == 0 or done == config.steps:
