@@ -683,6 +683,7 @@ def test_a_plan_of_training() -> None:
     assert distilled.memory_bytes - healed.memory_bytes > 4 * before.parameters
     assert block_wise.memory_bytes < distilled.memory_bytes
     assert distilled.disk_bytes > before.disk_bytes
+    assert plan(SMOL, job({"method": "deeper", "blocks": 12}, {"method": "lora"})).warnings == ()
     # All weights, of a model twice as deep; block by block that is one block as before.
     deep = SMOL | {"num_hidden_layers": 60}
     half = {"method": "shortgpt", "blocks": 33}

@@ -29,7 +29,7 @@ from paredown.engine.forward import BlockForward
 from paredown.engine.methods.distil import divergence, objective_of
 from paredown.engine.methods.lora import objective
 from paredown.engine.stream import CompressedModel
-from paredown.engine.training import ResidentModel, Steps, curve, learning_rate
+from paredown.engine.training import ResidentModel, Steps, checkpoint_steps, curve, learning_rate
 from paredown.engine.weights import ModelFiles, open_model
 
 pytestmark = pytest.mark.usefixtures("small_batches")
@@ -138,6 +138,11 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert rates[7] == pytest.approx(0.05)
     assert rates[9] > 0
     assert learning_rate(0, Lora(**SHORT, warmup=0)) == 0.01
+
+
+def test_a_long_run_stops_no_more_than_a_thousand_times() -> None:
+    assert checkpoint_steps(Lora(**SHORT)) == 10
+    assert checkpoint_steps(Lora(**SHORT | {"tokens": 10**9})) == 7813  # of 7 812 500 steps
 
 
 def test_a_curve_has_the_first_step_and_means_of_all_others() -> None:

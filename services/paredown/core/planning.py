@@ -362,7 +362,7 @@ def _warnings(description: ModelDescription, spec: JobSpec, output: int, memory_
     for stage in spec.recipe:
         if isinstance(stage, Pruner) and stage.share > 0.5:
             yield f"Pruning {stage.share:.0%} at once without retraining usually breaks a model; most bear 50 %."
-        if isinstance(stage, Depth):
+        if isinstance(stage, Depth) and not any(isinstance(other, Training) for other in spec.recipe):
             gone = stage.dropped(left.num_blocks)
             if gone > 0.3 * left.num_blocks:
                 yield (

@@ -24,8 +24,9 @@ from paredown.engine.gradients import Loss, loss_gradient
 from paredown.engine.method import ModelWork
 from paredown.engine.weights import ModelReader
 
-# Steps after which adapters and the optimizer's state become durable.
+# Steps after which adapters and the optimizer's state become durable; more where a run would have too many such stops.
 _CHECKPOINT_STEPS = 10
+_MOST_CHECKPOINTS = 1000
 _CURVE_POINTS = 40
 _BETAS = (0.9, 0.95)
 # The norm over all adapters to which a gradient is shortened.
@@ -100,7 +101,7 @@ class Steps:
     def __init__(self, parameters: list[nn.Parameter], config: Training) -> None:
         self._parameters = parameters
         self._config = config
-        self._optimizer = torch.optim.AdamW(parameters, betas=_BETAS, weight_decay=0.0, foreach=False)
+        self._optimizer = torch.optim.AdamW(parameters, betas=_BETAS, weight_decay=0.0)
         for parameter in parameters:
             # An expert that a batch does not reach has a gradient of zero, not none, so that all have a state.
             parameter.grad = torch.zeros_like(parameter)
@@ -147,6 +148,10 @@ def learning_rate(step: int, config: Training) -> float:
     return config.learning_rate * (1 + math.cos(math.pi * share)) / 2
 
 
+def checkpoint_steps(config: Training) -> int:
+    return max(_CHECKPOINT_STEPS, -(-config.steps // _MOST_CHECKPOINTS))
+
+
 def curve(losses: Sequence[float]) -> tuple[LossPoint, ...]:
     """The first step's loss, and the means of equal stretches of the others."""
     points = [LossPoint(step=1, loss=losses[0])]
@@ -182,12 +187,13 @@ def train(
 
     Raises RecipeUnfit, TrainingDiverged, and Drained between two steps.
     """
-    segments = math.ceil(config.steps / _CHECKPOINT_STEPS)
+    length = checkpoint_steps(config)
+    segments = math.ceil(config.steps / length)
     # The checkpoint counts segments of steps as it does blocks, and what enters one is the state of training.
     checkpoint = Checkpoint(work.directory, work.identity, segments, sequential=True)
     names = trained_linears(Skeleton(model.config, torch.float32), config, range(int(model.config.num_hidden_layers)))
     check_trained(names, config)
-    work.on_progress(min(len(checkpoint.finished) * _CHECKPOINT_STEPS, config.steps), config.steps)
+    work.on_progress(min(len(checkpoint.finished) * length, config.steps), config.steps)
     if len(checkpoint.finished) < segments:
         _train(model, work, config, objective(), checkpoint, names)
     losses = [float(loss) for segment in range(segments) for loss in checkpoint.block(segment).dense("losses")]
@@ -222,7 +228,8 @@ def _train(
     # Where the first blocks are skipped, the way back ends before them.
     blocks = range(resident.skeleton.num_blocks)
     lowest = next(index for index in blocks if names[0] in resident.skeleton.linear_names(index))
-    first = len(checkpoint.finished) * _CHECKPOINT_STEPS
+    length = checkpoint_steps(config)
+    first = len(checkpoint.finished) * length
     if state := checkpoint.hidden(len(checkpoint.finished), work.device):
         steps.restore(first, state)
     batches = torch.split(work.tokens_NT, config.batch_size)
@@ -234,11 +241,11 @@ def _train(
             losses.append(resident.backward(batches[step], objective, lowest))
             steps.take(step, losses[-1])
             done = step + 1
-            if done % _CHECKPOINT_STEPS == 0 or done == config.steps:
+            if done % length == 0 or done == config.steps:
                 found = {"losses": torch.tensor(losses, dtype=torch.float64)}
                 last = done == config.steps
                 checkpoint.save(
-                    step // _CHECKPOINT_STEPS,
+                    step // length,
                     found | adapters.tensors() if last else found,
                     {},
                     (),
