@@ -259,6 +259,20 @@ def test_training_recovers_what_was_lost_and_the_artifact_has_it(
     assert measured(reloaded.float(), sequences_NT) == pytest.approx(after, rel=1e-4)
 
 
+def test_at_equal_tokens_the_teacher_helps(compress: Compressor, sequences_NT: Tensor, trained: Path) -> None:
+    """On a text of which a quarter is noise: healing learns the noise too, and the base knows better."""
+    generator = torch.Generator().manual_seed(5)
+    noise = torch.randint(VOCABULARY, sequences_NT.shape, generator=generator)
+    noisy_NT = sequences_NT.where(torch.rand(sequences_NT.shape, generator=generator) < 0.75, noise)
+    files = open_model(trained)
+    found = {}
+    for kind, recipe in recipes(tokens=12 * 128, learning_rate=0.02).items():
+        result = tuned(compress, files, (LlmPruner(mlp_share=0.75, head_groups=1), recipe[1]), noisy_NT, kind)
+        found[kind] = perplexity(result, sequences_NT, device=CPU, dtype=torch.float32)[0]
+    assert found["distil"] < found["lora"]
+    assert found["block-wise"] < found["lora"]
+
+
 @pytest.mark.parametrize("family", ["gpt2", "phi3", "qwen2_moe", "falcon-alibi"])
 @pytest.mark.parametrize("block_wise", [False, True])
 def test_the_view_is_what_was_trained(
