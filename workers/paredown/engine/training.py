@@ -77,13 +77,8 @@ class ResidentModel:
         total = 0.0
         for micro_batch, loss in enumerate(objective(forward.tokens)):
             leaving_BTH = forward.states[micro_batch].to(self.device)
-            value, gradient_BTH = loss_gradient(
-                self.skeleton,
-                forward,
-                micro_batch,
-                leaving_BTH,
-                lambda logits_PV, part, loss=loss: loss(logits_PV, part) / predicted,  # type: ignore[misc]
-            )
+            mean = _divided(loss, predicted)
+            value, gradient_BTH = loss_gradient(self.skeleton, forward, micro_batch, leaving_BTH, mean)
             total += value
             for index in reversed(range(first, self.skeleton.num_blocks)):
                 entering_BTH = entering[index][micro_batch].to(self.device).requires_grad_(True)
@@ -93,6 +88,10 @@ class ResidentModel:
                 gradient_BTH = entering_BTH.grad
                 entering[index][micro_batch] = gradient_BTH.new_empty(0)
         return total
+
+
+def _divided(loss: Loss, count: int) -> Loss:
+    return lambda logits_PV, part: loss(logits_PV, part) / count
 
 
 class Steps:
