@@ -39,6 +39,7 @@ RECIPES = {
     "smoothquant": '[{"method": "smoothquant"}]',
     "fp8": '[{"method": "fp8"}]',
     "fp8-static": '[{"method": "fp8-static"}]',
+    "fp8-gptq": '[{"method": "fp8-gptq"}]',
     "gptq-4-embeddings-8": '[{"method": "gptq", "embeddings": 8}]',
     "gptq-4": '[{"method": "gptq"}]',
     "gptq-3": '[{"method": "gptq", "bits": 3}]',

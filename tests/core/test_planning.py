@@ -361,6 +361,11 @@ def test_rounded_activations_are_refused_where_no_runtime_would_round_them() -> 
             job(stage, format="safetensors")
     check_recipe(shape_from_config(OPT), job({"method": "fp8-static"}))
     check_recipe(shape_from_config(OPT), job({"method": "smoothquant", "activations": "static"}))
+    for model_type in ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe"):
+        for method in ("smoothquant", "fp8", "fp8-static"):
+            joined = refusal(MIXTURE | {"model_type": model_type}, job({"method": method}))
+            assert (type(joined), joined.field) == (RecipeRefused, "recipe.0")
+            assert "joins the experts" in joined.detail
 
 
 @pytest.mark.parametrize("method", ["lora", "distil"])

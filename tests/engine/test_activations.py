@@ -14,8 +14,9 @@ from torch import Tensor
 
 from paredown.contracts.families import shape_from_config
 from paredown.contracts.job import Format
-from paredown.contracts.recipes import Fp8, Fp8Static, SmoothQuant, Stage
+from paredown.contracts.recipes import Fp8, Fp8Gptq, Fp8Static, SmoothQuant, Stage
 from paredown.core.estimates import output_bytes
+from paredown.engine import statistics
 from paredown.engine.activations import ActivationGrid, entering, static_scale
 from paredown.engine.errors import FormatRefused, RecipeUnfit
 from paredown.engine.evaluation.perplexity import perplexity
@@ -24,7 +25,7 @@ from paredown.engine.methods import METHODS
 from paredown.engine.methods.smoothquant import channel_scale
 from paredown.engine.run import run
 from paredown.engine.scaling import Fold
-from paredown.engine.statistics import InputStatistics
+from paredown.engine.statistics import InputStatistics, Statistic
 from paredown.engine.weights import ModelFiles
 
 
@@ -77,7 +78,7 @@ def test_a_smoothing_scale_by_hand() -> None:
 
 
 def test_smoothquant_by_hand() -> None:
-    stage = SmoothQuant(activations="static")
+    stage = SmoothQuant(activations="static", alpha=0.5)
     linear = compressed(stage, torch.tensor([[1.0, 4.0]]), torch.tensor([[16.0, 4.0], [-8.0, 1.0]]), norm(2))
     assert linear.scale_I is not None
     assert linear.quantized is not None
@@ -95,6 +96,42 @@ def test_fp8_by_hand() -> None:
     assert linear.quantized is not None
     assert linear.quantized.codes_OI.dtype == torch.float8_e4m3fn
     assert linear.quantized.scales_OG.tolist() == [[1.0], [1.0]]
+
+
+def test_fp8_with_gptq_by_hand() -> None:
+    # The last two channels are always equal. 17.4 becomes 18, so 21.2 makes up for 0.6: 20.6 is nearer to 20 than 22.
+    weight_OI, inputs_TI = torch.tensor([[448.0, 17.4, 21.2]]), torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 2.0]])
+    assert compressed(Fp8(), weight_OI, inputs_TI).weight_OI.tolist() == [[448.0, 18.0, 22.0]]
+    linear = compressed(Fp8Gptq(), weight_OI, inputs_TI)
+    assert linear.weight_OI.tolist() == [[448.0, 18.0, 20.0]]
+    assert linear.quantized is not None
+    assert linear.quantized.codes_OI.dtype == torch.float8_e4m3fn
+    assert linear.quantized.activations is not None
+    assert linear.quantized.activations.scale is None
+
+
+def test_fp8_with_gptq_loses_less_output_than_rounding_to_nearest() -> None:
+    losses = {"fp8": 0.0, "fp8-gptq": 0.0}
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        mixing_II = torch.randn(64, 64, generator=generator) / 4 + torch.eye(64)
+        inputs_TI = torch.randn(400, 64, generator=generator) @ mixing_II
+        weight_OI = torch.randn(24, 64, generator=generator)
+        for stage in (Fp8(), Fp8Gptq()):
+            result_OI = compressed(stage, weight_OI, inputs_TI).weight_OI
+            losses[stage.method] += float((inputs_TI @ (result_OI - weight_OI).T).square().sum())
+    assert losses["fp8-gptq"] < 0.7 * losses["fp8"]
+
+
+def test_fp8_with_gptq_keeps_zeros() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs_TI = torch.randn(200, 64, generator=generator)
+    linear = LinearWeight("layer", torch.randn(16, 64, generator=generator), torch.bfloat16)
+    pruned_OI = torch.rand(16, 64, generator=generator) < 0.5
+    linear.prune(pruned_OI)
+    METHODS["fp8-gptq"].compress(linear, gathered(Fp8Gptq(), inputs_TI), Fp8Gptq())
+    assert bool((linear.weight_OI[pruned_OI] == 0).all())
+    assert bool((linear.weight_OI[~pruned_OI] != 0).any())
 
 
 def test_smoothing_saves_what_outliers_would_cost() -> None:
@@ -115,6 +152,54 @@ def test_smoothing_saves_what_outliers_would_cost() -> None:
             product = rounded_TI @ linear.quantized.dequantized().float().T
             errors[alpha] += float((product - inputs_TI @ weight_OI.T).square().sum())
     assert errors[0.5] < 0.2 * errors[0.0]
+
+
+@pytest.mark.parametrize("activations", ["dynamic", "static"])
+def test_the_alpha_that_is_found_is_the_best_of_those_tried(activations: str) -> None:
+    gained = False
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        weight_OI = torch.randn(32, 64, generator=generator)
+        inputs_TI = torch.randn(200, 64, generator=generator) * torch.randn(64, generator=generator).mul(2).exp()
+
+        def error(alpha: float | None, weight_OI: Tensor = weight_OI, inputs_TI: Tensor = inputs_TI) -> float:
+            stage = SmoothQuant.model_validate({"alpha": alpha, "activations": activations, "weights": "nearest"})
+            linear = compressed(stage, weight_OI, inputs_TI, norm(64))
+            assert linear.quantized is not None
+            assert linear.quantized.activations is not None
+            assert linear.scale_I is not None
+            rounded_TI = linear.quantized.activations.rounded((inputs_TI / linear.scale_I).unsqueeze(0))[0]
+            exact_TO = inputs_TI @ weight_OI.T
+            change_TO = rounded_TI @ linear.quantized.dequantized().float().T - exact_TO
+            return float((change_TO.square().sum(1) / exact_TO.square().sum(1)).sum())
+
+        found, tried = error(None), [error(alpha) for alpha in SmoothQuant().alphas]
+        assert found == pytest.approx(min(tried), rel=1e-5)
+        gained |= found < 0.95 * error(0.5)
+    assert gained
+
+
+def test_smoothed_weights_lose_less_output_when_later_columns_absorb_errors() -> None:
+    losses = {"gptq": 0.0, "nearest": 0.0}
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        mixing_II = torch.randn(64, 64, generator=generator) / 4 + torch.eye(64)
+        inputs_TI = torch.randn(200, 64, generator=generator) @ mixing_II * torch.randn(64, generator=generator).exp()
+        weight_OI = torch.randn(24, 64, generator=generator)
+        for weights in losses:
+            stage = SmoothQuant.model_validate({"alpha": 0.7, "weights": weights})
+            result_OI = compressed(stage, weight_OI, inputs_TI, norm(64)).weight_OI
+            losses[weights] += float((inputs_TI @ (result_OI - weight_OI).T).square().sum())
+    assert losses["gptq"] < 0.8 * losses["nearest"]
+
+
+def test_a_sample_is_spread_evenly_however_tokens_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "_SAMPLED", 4)
+    for size in (1, 3, 23):
+        gathered = InputStatistics("layer", 1, {Statistic.SAMPLE}, CPU)
+        for part in torch.arange(23.0).unsqueeze(1).split(size):
+            gathered.add(part)
+        assert gathered.sample_TI.flatten().tolist() == [0.0, 4.0, 8.0, 12.0, 16.0, 20.0]
 
 
 def test_inputs_change_only_where_asked() -> None:
@@ -157,6 +242,7 @@ def test_activations_are_rounded_where_perplexity_is_measured(
         ("llama", {"method": "smoothquant"}, "int-quantized"),
         pytest.param("opt", {"method": "fp8-static"}, "float-quantized", marks=pytest.mark.slow),
         pytest.param("qwen3", {"method": "fp8"}, "float-quantized", marks=pytest.mark.slow),
+        pytest.param("llama", {"method": "fp8-gptq"}, "float-quantized", marks=pytest.mark.slow),
         *(
             pytest.param(model_type, {"method": "smoothquant"}, "int-quantized", marks=pytest.mark.slow)
             for model_type in ("gemma2", "gemma3_text", "phi3", "gpt_neox", "bloom", "falcon-new")

@@ -23,6 +23,7 @@ from paredown.contracts.recipes import (
     EightBit,
     Esparse,
     Fp8,
+    Fp8Gptq,
     Fp8Static,
     Gptq,
     Laco,
@@ -60,6 +61,7 @@ RECIPES: dict[str, tuple[Stage, ...]] = {
     "smoothquant": (SmoothQuant(),),
     "fp8": (Fp8(),),
     "fp8-static": (Fp8Static(),),
+    "fp8-gptq": (Fp8Gptq(),),
     "owq": (Owq(bits=3, group_size=32, extra_bits=0.5),),
     "squeezellm": (Squeezellm(bits=3, outliers=0.02),),
     "magnitude": (Magnitude(sparsity=0.5),),
@@ -84,7 +86,7 @@ VARIANTS: dict[str, tuple[Stage, ...]] = {
     ),
     "awq 3 bits asymmetric": (Awq(bits=3, group_size=64, symmetric=False),),
     "awq rows, min-max": (Awq(bits=8, group_size=None, scale_search="min_max", scale_steps=3),),
-    "static smoothquant": (SmoothQuant(activations="static", alpha=0.8),),
+    "static smoothquant": (SmoothQuant(activations="static", alpha=0.8, weights="nearest"),),
     "wanda then smoothquant": (Wanda(sparsity=0.5), SmoothQuant()),
     "wanda then awq": (Wanda(sparsity=0.5), Awq(bits=4, group_size=32)),
     "wanda 2:4": (Wanda(pattern="2:4"),),
@@ -246,7 +248,11 @@ def _check(
             assert int(quantized.codes_OI.max()) < low + 2**quantizing.bits
             extra = quantizing.extra_bits if isinstance(quantizing, Owq) else 0
             assert quantizing.bits < layer.bits < quantizing.bits + 1 + extra
-        solved = any(Statistic.HESSIAN in METHODS[stage.method].needs for stage in recipe if stage.method in METHODS)
+        solved = any(
+            Statistic.HESSIAN in METHODS[stage.method].needs
+            for stage in recipe
+            if stage.method in METHODS and not any(fnmatchcase(layer.name, pattern) for pattern in stage.skip)
+        )
         if solved and (layer.tokens is None or layer.tokens >= Calibration().min_expert_tokens):
             assert layer.error is not None
             assert 0 < layer.error < 1

@@ -119,7 +119,7 @@ def final_states(reader: CompressedModel | ModelFiles, tokens_NT: Tensor) -> Ten
         ("gpt2", (Esparse(pattern="2:4"), AWQ), 0.1),
         # Eight bits change little more than 16 bits' rounding of the weights does, and a token's largest value lies
         # between two steps of its grid.
-        ("llama", (SmoothQuant(),), 0.8),
+        ("llama", (SmoothQuant(weights="nearest"),), 0.8),
         ("opt", (SmoothQuant(activations="static"),), 0.8),
         ("qwen2", (Fp8Static(),), 1e-6),
         ("llama-tied", (Wanda(), Rtn(group_size=32, embeddings=8)), 1e-6),

@@ -22,6 +22,7 @@ from paredown.contracts.recipes import (
     Laco,
     Owq,
     Quantizer,
+    SmoothQuant,
     Squeezellm,
     Stage,
     Svd,
@@ -33,8 +34,10 @@ from paredown.contracts.recipes import (
 )
 
 # Methods that gather XᵀX of every layer's input, and solve with it.
-_HESSIAN_METHODS = ("gptq", "owq", "squeezellm", "sparsegpt", "awq", "svd")
+_HESSIAN_METHODS = ("gptq", "owq", "squeezellm", "sparsegpt", "awq", "smoothquant", "fp8-gptq", "svd")
 
+# Tokens that SmoothQuant tries its exponents on (engine/statistics.py).
+_SAMPLED_TOKENS = 256
 # How many a search for GPTQ's damping tries.
 _DAMPINGS = 5
 
@@ -218,6 +221,8 @@ def memory_of(shape: ModelShape, spec: JobSpec, device: str) -> Memory:
     if any(isinstance(stage, Owq) for stage in spec.recipe):
         # The same Hessian in the order of work.
         kept += 4
+    # SmoothQuant's Hessian is of the smoothed input, beside the one that was gathered.
+    kept += 4 if any(isinstance(stage, SmoothQuant) for stage in spec.recipe) else 0
     statistics = (4 + 3 * 8 + kept) * widest**2 if _needs_hessian(spec) else 4 * widest
     # Hidden states entering and leaving the block.
     states = 2 * shape.hidden_size * number
@@ -425,6 +430,11 @@ def seconds_of(shape: ModelShape, spec: JobSpec, device: str, threads: int | Non
     # AWQ's candidates: each rounds all weights to a plain grid and multiplies them with the Hessian.
     tried = next((stage.scale_steps for stage in spec.recipe if isinstance(stage, Awq)), 0)
     hessian += tried * shape.num_blocks * sum(2 * linear.weights * linear.in_features for linear in shape.linears)
+    # SmoothQuant's: each rounds all weights and multiplies them with a sample of the tokens.
+    alphas = next((len(stage.alphas) for stage in spec.recipe if isinstance(stage, SmoothQuant)), 1)
+    if alphas > 1:
+        hessian += alphas * 2 * shape.linear_parameters * min(_SAMPLED_TOKENS, tokens)
+        tried += alphas
     solving += tried * shape.linear_parameters / _PLAIN_ROUNDINGS / speed.quantized_weights / scale
     if any(isinstance(stage, Squeezellm) for stage in spec.recipe):
         solving += shape.linear_parameters / speed.clustered_weights / scale

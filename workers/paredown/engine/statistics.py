@@ -21,9 +21,12 @@ class Statistic(StrEnum):
     ENTROPY = "entropy"  # of each input channel's values; its energy too: O(T I)
     MAGNITUDE = "magnitude"  # mean absolute value of each input channel: O(T I)
     PEAK = "peak"  # largest absolute value of each input channel: O(T I)
+    SAMPLE = "sample"  # the inputs of some tokens, as they are
     HESSIAN = "hessian"  # XᵀX, of the least-squares loss of the layer's output: O(T I²)
 
 
+# Tokens of a sample: at least so many where there are as many, and less than twice that.
+_SAMPLED = 128
 # Bins of equal width into which a channel's values fall when their entropy is taken.
 _BINS = 100
 # Columns of a symmetric product computed at once: the part above the diagonal blocks is never computed.
@@ -44,6 +47,7 @@ class InputStatistics:
         self._histogram: _Histogram | None = None
         self._magnitude_I: Tensor | None = None
         self._peak_I: Tensor | None = None
+        self._sample: _Sample | None = None
         self._factors: dict[tuple[float, bool, int], tuple[Tensor, Tensor | None]] = {}
         self._lower: dict[float, Tensor] = {}
         if Statistic.HESSIAN in needs:
@@ -56,6 +60,8 @@ class InputStatistics:
             self._magnitude_I = torch.zeros(in_features, device=device)
         if Statistic.PEAK in needs:
             self._peak_I = torch.zeros(in_features, device=device)
+        if Statistic.SAMPLE in needs:
+            self._sample = _Sample()
 
     def add(self, inputs_TI: Tensor) -> None:
         """Take in one micro-batch."""
@@ -71,6 +77,8 @@ class InputStatistics:
             self._magnitude_I += inputs_TI.abs().sum(0)
         if self._peak_I is not None:
             torch.maximum(self._peak_I, inputs_TI.abs().amax(0), out=self._peak_I)
+        if self._sample is not None:
+            self._sample.add(inputs_TI)
 
     def complete(self) -> None:
         """Close the sums. Raises NanFound where an input was not finite."""
@@ -127,6 +135,12 @@ class InputStatistics:
         return self._peak_I
 
     @property
+    def sample_TI(self) -> Tensor:
+        """The inputs of some tokens, evenly spread over all of them."""
+        assert self._sample is not None, "a method reads SAMPLE without declaring it"
+        return self._sample.inputs_TI
+
+    @property
     def hessian_II(self) -> Tensor:
         """XᵀX, symmetric, without damping."""
         assert self._hessian_II is not None, "a method reads HESSIAN without declaring it"
@@ -144,6 +158,16 @@ class InputStatistics:
                 setattr(other, name, figures_I[order_I])
         if self._histogram is not None:
             other._histogram = self._histogram.reordered(order_I)
+        if self._sample is not None:
+            other._sample = copy(self._sample)
+            other._sample.inputs_TI = self._sample.inputs_TI[:, order_I]
+        return other
+
+    def divided(self, scale_I: Tensor) -> "InputStatistics":
+        """Hessian and energy of the same inputs, each channel divided by its scale."""
+        other = copy(self)
+        other._factors = {}
+        other._hessian_II = self.hessian_II / (scale_I.unsqueeze(1) * scale_I)
         return other
 
     def output_energy(self, weight_OI: Tensor) -> float:
@@ -243,6 +267,23 @@ class _Histogram:
             figure[order_I] for figure in (self._low_I, self._width_I, self._counts_IK)
         )
         return other
+
+
+class _Sample:
+    """Every n-th token, from the first on: n doubles whenever there are twice as many as wanted."""
+
+    def __init__(self) -> None:
+        self.inputs_TI = torch.empty(0)
+        self._seen = 0
+        self._step = 1
+
+    def add(self, inputs_TI: Tensor) -> None:
+        chosen_TI = inputs_TI[-self._seen % self._step :: self._step]
+        self._seen += len(inputs_TI)
+        self.inputs_TI = torch.cat([self.inputs_TI, chosen_TI]) if len(self.inputs_TI) else chosen_TI.clone()
+        while len(self.inputs_TI) >= 2 * _SAMPLED:
+            self.inputs_TI = self.inputs_TI[::2].clone()
+            self._step *= 2
 
 
 def all_finite(tensor: Tensor) -> bool:

@@ -12,8 +12,10 @@ from paredown.contracts.recipes.factorization import Svd
 from paredown.contracts.recipes.pruning import Esparse, Magnitude, Pruner, Sparsegpt, Wanda
 from paredown.contracts.recipes.quantization import (
     Awq,
+    CalibratedEightBit,
     EightBit,
     Fp8,
+    Fp8Gptq,
     Fp8Static,
     Gptq,
     Owq,
@@ -34,6 +36,7 @@ AnyStage = Annotated[
     | SmoothQuant
     | Fp8
     | Fp8Static
+    | Fp8Gptq
     | Owq
     | Squeezellm
     | Magnitude
@@ -57,6 +60,7 @@ STAGES: dict[str, type[Stage]] = {
     "smoothquant": SmoothQuant,
     "fp8": Fp8,
     "fp8-static": Fp8Static,
+    "fp8-gptq": Fp8Gptq,
     "owq": Owq,
     "squeezellm": Squeezellm,
     "magnitude": Magnitude,
@@ -173,8 +177,9 @@ def _stage_name(stage: Stage) -> str:
         return f"{stage.method}-{stage.bits + stage.extra_bits:g}"
     if isinstance(stage, WeightGrid | Squeezellm):
         return f"{stage.method}-{stage.bits}"
-    if isinstance(stage, SmoothQuant):
-        return f"{stage.method}-w8a8" if stage.is_dynamic else f"{stage.method}-w8a8-static"
+    if isinstance(stage, CalibratedEightBit):
+        name = f"{stage.method}-w8a8" if isinstance(stage, SmoothQuant) else stage.method
+        return name if stage.is_dynamic else f"{name}-static"
     if isinstance(stage, Pruner):
         return f"{stage.method}-{stage.pattern or f'{stage.share:.0%}'}"
     if isinstance(stage, Svd):
@@ -219,6 +224,7 @@ __all__ = [
     "Esparse",
     "Family",
     "Fp8",
+    "Fp8Gptq",
     "Fp8Static",
     "Gptq",
     "Laco",

@@ -109,32 +109,53 @@ class EightBit(Quantizer):
         return True
 
 
-class SmoothQuant(EightBit):
-    """Weights and activations as 8-bit integers, with the activations' outliers moved into the weights.
-    arXiv:2211.10438"""
+class CalibratedEightBit(EightBit):
+    """Eight bits by the calibration text, which can say beforehand how large activations become."""
 
-    title: ClassVar[str] = "SmoothQuant"
-    paper: ClassVar[str] = "arXiv:2211.10438"
     needs_calibration: ClassVar[bool] = True
-    number: ClassVar[Literal["int", "float"]] = "int"
 
-    method: Literal["smoothquant"] = "smoothquant"
-    alpha: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="How much of the difficulty moves from the activations into the weights: a channel's scale is "
-        "max|x|^α / max|w|^(1-α).",
-    )
     activations: Literal["dynamic", "static"] = Field(
         "dynamic",
         description="dynamic finds each token's scale as it comes; static has one scale for each input, from the "
         "calibration text: faster, less accurate.",
     )
 
+    damping: float = Field(
+        0.01, gt=0, le=1, description="Share of the mean diagonal added to the Hessian before it is factorized."
+    )
+
     @property
     def is_dynamic(self) -> bool:
         return self.activations == "dynamic"
+
+
+class SmoothQuant(CalibratedEightBit):
+    """Weights and activations as 8-bit integers, with the activations' outliers moved into the weights.
+    arXiv:2211.10438"""
+
+    title: ClassVar[str] = "SmoothQuant"
+    paper: ClassVar[str] = "arXiv:2211.10438"
+    number: ClassVar[Literal["int", "float"]] = "int"
+
+    method: Literal["smoothquant"] = "smoothquant"
+    alpha: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="How much of the difficulty moves from the activations into the weights: a channel's scale is "
+        "max|x|^α / max|w|^(1-α). Empty: for each input, whichever of 0.3, 0.4 … 0.9 changes its layers' output least "
+        "over a sample of the calibration tokens.",
+    )
+    weights: Literal["gptq", "nearest"] = Field(
+        "gptq",
+        description="How weights are rounded: gptq column by column, later columns absorbing the error of earlier "
+        "ones; nearest each by itself, as the paper does.",
+    )
+
+    @property
+    def alphas(self) -> tuple[float, ...]:
+        """Those to choose from."""
+        return (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9) if self.alpha is None else (self.alpha,)
 
 
 class Fp8(EightBit):
@@ -161,6 +182,17 @@ class Fp8Static(EightBit):
     @property
     def is_dynamic(self) -> bool:
         return False
+
+
+class Fp8Gptq(CalibratedEightBit):
+    """Weights as float8_e4m3 column by column, later columns absorbing the error of earlier ones, and activations as
+    float8_e4m3. arXiv:2210.17323"""
+
+    title: ClassVar[str] = "FP8 with GPTQ"
+    paper: ClassVar[str] = "arXiv:2210.17323"
+    number: ClassVar[Literal["int", "float"]] = "float"
+
+    method: Literal["fp8-gptq"] = "fp8-gptq"
 
 
 class Owq(WeightGrid):
@@ -212,7 +244,6 @@ class Squeezellm(Quantizer):
         le=0.1,
         description="Share of each row's weights, those with the loudest inputs, that stay in 16 bit beside the codes.",
     )
-
     compensate: bool = Field(
         True, description="Let columns still to come absorb the error of each, as gptq does; the paper does not."
     )

@@ -29,6 +29,7 @@ METHODS: dict[str, LinearMethod] = {
     "smoothquant": smoothquant.METHOD,
     "fp8": fp8.METHOD,
     "fp8-static": fp8.STATIC,
+    "fp8-gptq": fp8.SOLVED,
     "owq": owq.METHOD,
     "squeezellm": squeezellm.METHOD,
     "magnitude": magnitude.METHOD,
