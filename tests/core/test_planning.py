@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from paredown.contracts.families import ModelShape, shape_from_config
 from paredown.contracts.job import Format, JobSpec, Plan
-from paredown.contracts.recipes import STAGES, Stage, Training, conflict
+from paredown.contracts.recipes import STAGES, ShortGpt, Stage, Training, conflict
 from paredown.core.errors import CalibrationUnfit, GroupSizeUnfit, PareError, PlanExceeded, PoolUnknown, RecipeRefused
 from paredown.core.estimates import is_calibrated, memory_of, seconds_of
 from paredown.core.planning import check_recipe, make_plan, output_bytes
@@ -287,16 +287,18 @@ PATTERNED = STAGES["wanda"].model_validate({"pattern": "2:4"})
 
 @pytest.mark.parametrize("before", [*(stage() for stage in STAGES.values()), PATTERNED], ids=recipe_label)
 def test_an_artifact_takes_the_stages_that_could_have_followed_in_its_own_recipe(before: Stage) -> None:
+    # Which no recipe begins with.
+    earlier = (ShortGpt(), before) if before.method == "distil" else (before,)
     for stage in STAGES.values():
         later = stage()
         try:
-            spec = job(before.identity(), later.identity())
+            spec = job(*(each.identity() for each in (*earlier, later)))
         except ValidationError:
-            refused = conflict((before,), (later,))
+            refused = conflict(earlier, (later,))
             assert refused, f"{later.method} after {before.method}"
         else:
             assert spec
-            assert conflict((before,), (later,)) is None, f"{later.method} after {before.method}"
+            assert conflict(earlier, (later,)) is None, f"{later.method} after {before.method}"
 
 
 def test_zeros_of_a_job_before_count_for_gguf() -> None:

@@ -22,7 +22,7 @@ from paredown.engine.evaluation.perplexity import perplexity
 from paredown.engine.formats import files, native
 from paredown.engine.formats.packing import pack, packed_bytes, unpack
 from paredown.engine.run import run
-from paredown.engine.runtimes import TransformersProcess, load_artifact, prove
+from paredown.engine.runtimes import NativeProcess, load_artifact, prove
 from paredown.engine.stream import CompressedModel
 from paredown.engine.weights import ModelFiles
 
@@ -99,8 +99,8 @@ def test_a_clean_process_proves_it(artifact: tuple[CompressedModel, Path], token
     model, directory = artifact
     expected, _ = perplexity(model, tokens_NT, device=CPU, dtype=torch.float32)
     numpy.save(tmp_path / "tokens.npy", tokens_NT.numpy())
-    with TransformersProcess(tmp_path, "cpu", threads=1) as process:
-        load_artifact(process, directory, native=True)
+    with NativeProcess(tmp_path, "cpu", threads=1) as process:
+        load_artifact(process, directory)
         proof = prove(
             process, prompt=[5, 6], new_tokens=3, tokens=tmp_path / "tokens.npy", dtype="float32", reported=expected
         )

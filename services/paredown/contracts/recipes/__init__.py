@@ -109,7 +109,7 @@ def _alone_on_weights(recipe: tuple[Stage, ...]) -> None:
     if factorizing is None:
         return
     for stage in recipe:
-        if stage is not factorizing and stage.family not in (Family.DEPTH, Family.WIDTH):
+        if stage is not factorizing and stage.family not in (Family.DEPTH, Family.WIDTH, Family.TRAINING):
             raise ValueError(
                 f"{factorizing.method} stores two factors, whose product keeps no zeros and lies on no grid, so "
                 f"{stage.method} ({stage.family}) cannot be in one recipe with it; keep one of them"
@@ -159,11 +159,13 @@ def conflict(earlier: tuple[Stage, ...], later: tuple[Stage, ...]) -> str | None
                 return f"it was quantized with {before.method} already, and a weight can be quantized once"
             if _ORDER.index(stage.family) < _ORDER.index(before.family):
                 return f"{stage.method} ({stage.family}) would undo what {before.method} ({before.family}) did to it"
-        if isinstance(stage, Esparse) and stage.shuffle:
-            try:
+    try:
+        _alone_on_weights(earlier + later)
+        for stage in later:
+            if isinstance(stage, Esparse) and stage.shuffle:
                 _first_pattern(stage, earlier)
-            except ValueError as error:
-                return str(error)
+    except ValueError as error:
+        return str(error)
     return None
 
 

@@ -12,8 +12,6 @@ output row, activations one for each token, found as it comes, or one for all, f
 Shapes: O out_features, I in_features, T tokens of the sample, R rows of a part.
 """
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -41,7 +39,7 @@ def compress(linear: LinearWeight, inputs: InputStatistics, config: SmoothQuant)
     if config.weights == "nearest":
         linear.quantize(rounded(weight_OI, grid, linear.storage_dtype), scale_I)
     else:
-        linear.quantize(replace(solved(linear, weight_OI, inputs, config.damping), activations=grid), scale_I)
+        linear.quantize(solved(linear, weight_OI, inputs, config.damping).with_activations(grid), scale_I)
 
 
 def best_scale(linear: LinearWeight, fold: Fold, inputs: InputStatistics, config: SmoothQuant) -> Tensor:
