@@ -198,7 +198,7 @@ ORDER: dict[str, tuple[Recipe, Recipe]] = {
     "svd and plain svd": ((Svd(),), (Svd(whitening=False),)),
     "codebooks and a uniform grid": ((Squeezellm(bits=3, compensate=False),), (Rtn(bits=3),)),
     "codebooks and a uniform grid, errors absorbed": ((Squeezellm(bits=3),), (Gptq(bits=3),)),
-    "weak columns and none": ((Owq(bits=3),), (Gptq(bits=3),)),
+    "weak columns and none": ((Owq(bits=3, extra_bits=0.1),), (Gptq(bits=3),)),
     "damping searched and given": ((Gptq(bits=3, damping_search=True),), (Gptq(bits=3),)),
 }
 

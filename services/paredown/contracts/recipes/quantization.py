@@ -1,5 +1,6 @@
 """Settings of the methods that store weights in fewer bits."""
 
+import math
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -209,8 +210,8 @@ class Owq(WeightGrid):
         0.01,
         ge=0,
         le=4,
-        description="Bits for each weight spent on weak columns beyond bits, such as 0.01 for 3.01 bits; a layer keeps "
-        "as many whole columns as come closest.",
+        description="Bits for each weight spent on weak columns beyond bits, such as 0.01 for 3.01 bits; rounded up to "
+        "whole columns, of which one costs more in a narrow layer.",
     )
     damping: float = Field(
         0.01, gt=0, le=1, description="Share of the mean diagonal added to the Hessian before it is factorized."
@@ -218,7 +219,7 @@ class Owq(WeightGrid):
 
     def weak(self, in_features: int) -> int:
         """How many columns of so many stay in 16 bit; all have codes as well, which count for nothing."""
-        return min(in_features, int(self.extra_bits * in_features / 16 + 0.5))
+        return min(in_features, math.ceil(self.extra_bits * in_features / 16 - 1e-9))
 
 
 class Squeezellm(Quantizer):
