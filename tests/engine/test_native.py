@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy
 import pytest
 import torch
 from hypothesis import given
@@ -22,7 +21,6 @@ from paredown.engine.evaluation.perplexity import perplexity
 from paredown.engine.formats import files, native
 from paredown.engine.formats.packing import pack, packed_bytes, unpack
 from paredown.engine.run import run
-from paredown.engine.runtimes import NativeProcess, load_artifact, prove
 from paredown.engine.stream import CompressedModel
 from paredown.engine.weights import ModelFiles
 
@@ -93,19 +91,6 @@ def test_the_loader_gives_back_what_was_measured(
         assert in_float32(input_ids=tokens_NT, labels=tokens_NT).loss.exp().item() == pytest.approx(expected, rel=2e-3)
         generated = loaded.generate(tokens_NT[:1, :5], max_new_tokens=4, min_new_tokens=4, do_sample=False)
     assert generated.shape == (1, 9)
-
-
-def test_a_clean_process_proves_it(artifact: tuple[CompressedModel, Path], tokens_NT: Tensor, tmp_path: Path) -> None:
-    model, directory = artifact
-    expected, _ = perplexity(model, tokens_NT, device=CPU, dtype=torch.float32)
-    numpy.save(tmp_path / "tokens.npy", tokens_NT.numpy())
-    with NativeProcess(tmp_path, "cpu", threads=1) as process:
-        load_artifact(process, directory)
-        proof = prove(
-            process, prompt=[5, 6], new_tokens=3, tokens=tmp_path / "tokens.npy", dtype="float32", reported=expected
-        )
-    assert (proof.runtime, proof.loads) == ("native", True)
-    assert proof.perplexity == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_run_claims_the_loader_and_no_other_runtime(tmp_path: Path) -> None:

@@ -136,9 +136,13 @@ def cluster(weight_OI: Tensor, counts_OI: Tensor, values: int) -> Tensor:
 def _settled(means_OK: Tensor, sorted_OI: Tensor, count_OJ: Tensor, sum_OJ: Tensor) -> tuple[Tensor, Tensor]:
     """(means after all steps, by how much they lower each row's squared error below that of a single zero)."""
     gain_O = torch.zeros_like(means_OK[:, 0])
+    before_OK: Tensor | None = None
     for _ in range(_STEPS):
         borders_OK = (means_OK[:, 1:] + means_OK[:, :-1]) / 2
         inner_OK = torch.searchsorted(sorted_OI, borders_OK)
+        if before_OK is not None and torch.equal(inner_OK, before_OK):
+            break
+        before_OK = inner_OK
         ends_OJ = torch.nn.functional.pad(inner_OK, (1, 1))
         ends_OJ[:, -1] = sorted_OI.shape[1]
         count_OK = count_OJ.gather(1, ends_OJ).diff(dim=1)
