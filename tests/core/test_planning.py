@@ -47,6 +47,9 @@ OPT = {
 NEOX = {name: value for name, value in LLAMA.items() if name != "num_key_value_heads"} | {"model_type": "gpt_neox"}
 # Written for real, so small.
 TINY = LLAMA | {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+FALCON = {name: LLAMA[name] for name in LLAMA if "key_value" not in name and "intermediate" not in name} | {
+    "model_type": "falcon"
+}
 MIXTURE = TINY | {
     "intermediate_size": 64,
     "moe_intermediate_size": 64,
@@ -231,6 +234,38 @@ def test_widths_that_cannot_be_are_refused(
     error = refusal(config, job(stage))
     assert (type(error), error.field) == (RecipeRefused, f"recipe.0{field}")
     assert sentence in error.detail
+
+
+MIXED = {"method": "mixed"}
+
+
+@pytest.mark.parametrize(
+    ("config", "stage", "more", "field", "sentence"),
+    [
+        (LLAMA, {"average_bits": 2.2}, {}, "recipe.0.average_bits", "less than the 2.25 that 2 bits take"),
+        (LLAMA, {"average_bits": 7}, {}, "recipe.0.average_bits", "more than the 6.25 that 6 bits take"),
+        (LLAMA, {"symmetric": False}, {}, "recipe.0.symmetric", "no zero points"),
+        (FALCON, {}, {}, "format", "cannot load a falcon model"),
+        (MIXTURE | {"model_type": "olmoe"}, {}, {}, "format", "only if all have the same bits"),
+        (LLAMA, {"group_size": 32}, {"format": "gguf"}, "recipe.0.choices", "no 2-bit symmetric grid"),
+        (LLAMA, {"choices": [4, 5], "average_bits": 5}, {"format": "gguf"}, "recipe.0.group_size", "to 32"),
+    ],
+)
+def test_bits_that_cannot_be_chosen_are_refused(
+    config: dict[str, Any], stage: dict[str, Any], more: dict[str, Any], field: str, sentence: str
+) -> None:
+    error = refusal(config, job(MIXED | stage, **more))
+    assert (type(error), error.field) == (RecipeRefused, field)
+    assert sentence in error.detail
+    # What is refused for its format alone is stored dense.
+    if not more and "average_bits" not in stage:
+        check_recipe(shape_from_config(config), job(MIXED | stage, format="safetensors"))
+
+
+@pytest.mark.parametrize("choices", [[4], [4, 3], [3, 3, 4], [3, 7]])
+def test_choices_rise_and_are_several(choices: list[int]) -> None:
+    with pytest.raises(ValidationError):
+        job(MIXED | {"choices": choices})
 
 
 def test_a_width_that_drops_nothing_is_no_recipe() -> None:
@@ -552,6 +587,11 @@ def test_the_artifacts_bytes_are_foretold_within_two_percent(grid: dict[str, Any
         (GPT2, job({"method": "owq", "group_size": 32})),
         (OPT, job({"method": "squeezellm", "outliers": 0, "sensitive": 0, "skip": ["*.fc2"]})),
         (TINY, job({"method": "shortgpt", "blocks": 1}, TRAINED, RTN)),
+        (TINY | {"num_hidden_layers": 6}, job(MIXED | {"average_bits": 4.1, "choices": [2, 3, 4, 5, 6, 8]})),
+        (
+            GPT2 | {"n_layer": 6},
+            job(MIXED | {"average_bits": 4.6, "symmetric": False, "embeddings": 8}, format="native"),
+        ),
     ],
     ids=[
         "tied-skip",
@@ -581,6 +621,8 @@ def test_the_artifacts_bytes_are_foretold_within_two_percent(grid: dict[str, Any
         "gpt2-mixed-columns",
         "codebooks-alone",
         "trained",
+        "mixed",
+        "gpt2-mixed-native",
     ],
 )
 def test_the_bytes_of_every_family_and_format_are_foretold(
@@ -756,6 +798,9 @@ def test_more_work_takes_longer_and_more_memory() -> None:
     searched = job({"method": "gptq", "damping_search": True}, calibration={"samples": 128})
     assert seconds_of(shape, many, "cpu", None, True) < seconds_of(shape, searched, "cpu", None, True)
     assert memory_of(shape, many, "cpu").pausing < memory_of(shape, searched, "cpu").pausing
+    chosen = job(MIXED, calibration={"samples": 128})
+    assert seconds_of(shape, many, "cpu", None, True) < seconds_of(shape, chosen, "cpu", None, True)
+    assert memory_of(shape, many, "cpu").rerunning < memory_of(shape, chosen, "cpu").rerunning
     deeper = shape_from_config(SMOL | {"num_hidden_layers": 60})
     assert memory_of(deeper, few, "cpu") == memory_of(shape, few, "cpu")
 

@@ -30,6 +30,7 @@ from paredown.contracts.recipes import (
     LlmPruner,
     Lora,
     Magnitude,
+    Mixed,
     Owq,
     Rtn,
     ShortGpt,
@@ -39,8 +40,8 @@ from paredown.contracts.recipes import (
     Stage,
     Svd,
     Training,
+    UniformGrid,
     Wanda,
-    WeightGrid,
     quantizer,
 )
 from paredown.contracts.recipes.pruning import Pruner
@@ -48,7 +49,7 @@ from paredown.engine.architectures import architecture_of
 from paredown.engine.errors import RecipeUnfit
 from paredown.engine.evaluation.perplexity import perplexity
 from paredown.engine.inputs import check_stages
-from paredown.engine.methods import METHODS, MODEL_METHODS, esparse
+from paredown.engine.methods import ASSIGNING_METHODS, METHODS, MODEL_METHODS, esparse
 from paredown.engine.statistics import Statistic
 from paredown.engine.stream import CompressedModel
 from paredown.engine.weights import ModelFiles
@@ -75,6 +76,7 @@ RECIPES: dict[str, tuple[Stage, ...]] = {
     "llm-pruner": (LlmPruner(mlp_share=0.5, head_groups=1),),
     "lora": (Lora(tokens=128, batch_size=2, sequence_length=32, rank=4, learning_rate=0.02),),
     "distil": (ShortGpt(blocks=1), Distil(tokens=128, batch_size=2, sequence_length=32, rank=4)),
+    "mixed": (Mixed(average_bits=4.0, group_size=32),),
 }
 VARIANTS: dict[str, tuple[Stage, ...]] = {
     "rtn 3 bits asymmetric": (Rtn(bits=3, group_size=32, symmetric=False),),
@@ -124,17 +126,22 @@ VARIANTS: dict[str, tuple[Stage, ...]] = {
         Distil(tokens=64, batch_size=2, sequence_length=32, rank=4, block_wise=True),
         Gptq(bits=4, group_size=32),
     ),
+    "wanda, then mixed asymmetric rows, min-max": (
+        Wanda(),
+        Mixed(average_bits=4.5, choices=(3, 5, 8), group_size=None, symmetric=False, scale_search="min_max"),
+    ),
+    "sparsegpt and mixed in one sweep": (Sparsegpt(pattern="2:4"), Mixed(group_size=32, activation_order=False)),
     "magnitude then rtn": (Magnitude(pattern="4:8"), Rtn(bits=4, group_size=64, symmetric=False)),
 }
 
 
 def test_methods_are_the_stages_that_recipes_know() -> None:
-    assert [*METHODS, *MODEL_METHODS] == list(STAGES)
+    assert [*METHODS, *MODEL_METHODS, *ASSIGNING_METHODS] == list(STAGES)
     assert set(RECIPES) == set(STAGES)
     for name, method in METHODS.items():
         assert method.config is STAGES[name]
         assert bool(method.needs) == STAGES[name].needs_calibration
-    for name, across in MODEL_METHODS.items():
+    for name, across in [*MODEL_METHODS.items(), *ASSIGNING_METHODS.items()]:
         assert across.config is STAGES[name]
         assert STAGES[name].needs_calibration
 
@@ -240,15 +247,16 @@ def _check(
             assert layer.bits == 16
         else:
             assert quantized is not None
-            assert quantizing.bits < layer.bits < quantizing.bits + 1
-            assert (quantized.activations is not None) == isinstance(quantizing, EightBit)
-        if isinstance(quantizing, WeightGrid) and quantized is not None:
-            low = -(2 ** (quantizing.bits - 1)) if quantizing.symmetric else 0
-            assert low <= int(quantized.codes_OI.min())
-            assert int(quantized.codes_OI.max()) < low + 2**quantizing.bits
+            bits = quantized.bits
+            assert bits in quantizing.widths
             extra = quantizing.extra_bits if isinstance(quantizing, Owq) else 0
-            assert quantizing.bits < layer.bits < quantizing.bits + 1 + extra
-        solved = any(
+            assert bits < layer.bits < bits + 1 + extra
+            assert (quantized.activations is not None) == isinstance(quantizing, EightBit)
+        if isinstance(quantizing, UniformGrid) and quantized is not None:
+            low = -(2 ** (quantized.bits - 1)) if quantizing.symmetric else 0
+            assert low <= int(quantized.codes_OI.min())
+            assert int(quantized.codes_OI.max()) < low + 2**quantized.bits
+        solved = isinstance(quantizing, Mixed) or any(
             Statistic.HESSIAN in METHODS[stage.method].needs
             for stage in recipe
             if stage.method in METHODS and not any(fnmatchcase(layer.name, pattern) for pattern in stage.skip)

@@ -15,7 +15,7 @@ from tests.engine.orders import order
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from paredown.contracts.recipes import Gptq, Owq, Rtn, Squeezellm, Stage, Svd
+from paredown.contracts.recipes import Gptq, Mixed, Owq, Rtn, Squeezellm, Stage, Svd
 from paredown.engine.errors import ArtifactDamaged, ArtifactNewer
 from paredown.engine.evaluation.perplexity import perplexity
 from paredown.engine.formats import files, native
@@ -29,6 +29,7 @@ RECIPES: dict[str, tuple[Stage, ...]] = {
     "grid": (Rtn(bits=3, group_size=32, symmetric=False, scale_search="min_max"),),
     "codebooks": (Squeezellm(bits=3, outliers=0.02),),
     "mixed columns": (Owq(bits=3, group_size=32, symmetric=False, extra_bits=0.5),),
+    "several widths": (Mixed(average_bits=4.5, choices=(2, 3, 5, 8), group_size=32, symmetric=False, embeddings=8),),
     "some of each": (Gptq(bits=5, group_size=None, skip=("*.k_proj", "*mlp*", "*.h.0.*")),),
 }
 

@@ -175,12 +175,12 @@ def test_memory_that_is_not_there_is_said_to_be_missing(monkeypatch: pytest.Monk
 
 
 def test_runtimes_that_were_not_tried_are_not_claimed() -> None:
-    for output_format, bits, hint in (
-        (Format.COMPRESSED_TENSORS, 4, "4 and 8 bits"),
-        (Format.COMPRESSED_TENSORS, 3, "3 bits are for transformers"),
-        (Format.SAFETENSORS, None, "plain safetensors"),
+    for output_format, widths, hint in (
+        (Format.COMPRESSED_TENSORS, (4, 8), "4 and 8 bits"),
+        (Format.COMPRESSED_TENSORS, (2, 3, 4), "2 and 3 bits are for transformers"),
+        (Format.SAFETENSORS, (), "plain safetensors"),
     ):
-        vllm, llama_cpp = unclaimed(output_format, bits)
+        vllm, llama_cpp = unclaimed(output_format, widths)
         assert (vllm.runtime, vllm.loads) == ("vllm", False)
         assert hint in (vllm.detail or "")
         assert (llama_cpp.runtime, llama_cpp.loads) == ("llama.cpp", False)

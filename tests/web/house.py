@@ -140,7 +140,8 @@ def make_manifest(
     job_id: UUID, spec: JobSpec, files: dict[str, bytes], perplexity: float, samples: int = 20
 ) -> Manifest:
     grid = quantizer(spec.recipe)
-    size_bytes = round(BASE_BYTES * (0.21 + 0.79 * (grid.bits + 0.25) / 16)) if grid else BASE_BYTES
+    bits = grid.widths[-1] + 0.25 if grid else 16.0
+    size_bytes = round(BASE_BYTES * (0.21 + 0.79 * bits / 16))
     decode = 50.0 + 0.3 * (perplexity % 7) if grid else 40.0
     base_cost, cost = (0.1 / 3600 * 1e6 / speed for speed in (40.0, decode))
     report = Report(
@@ -149,7 +150,7 @@ def make_manifest(
         size_bytes=size_bytes,
         base_bytes=BASE_BYTES,
         sparsity=0.0 if grid else 0.5,
-        average_bits=grid.bits + 0.25 if grid else 16.0,
+        average_bits=bits,
         speeds={"base": _speed(40.0), "artifact": _speed(decode)},
         runtimes=(
             RuntimeProof(

@@ -6,7 +6,7 @@ float16 minimum. The engine packs by the same tables (engine/formats/gguf.py).
 
 from typing import Any
 
-from paredown.contracts.recipes import EightBit, Stage, WeightGrid
+from paredown.contracts.recipes import EightBit, Stage, UniformGrid, WeightGrid
 from paredown.contracts.recipes.width import Width
 
 BLOCK_WEIGHTS = 32
@@ -68,14 +68,16 @@ def width_refusal(model_type: str, stage: Stage) -> str | None:
     return None
 
 
-def grid_refusal(grid: WeightGrid | EightBit) -> tuple[str, str] | None:
+def grid_refusal(grid: UniformGrid | EightBit) -> tuple[str, str] | None:
     """(the stage's field to change, why and to what) where no type of GGUF holds the grid; None where one does."""
     if isinstance(grid, EightBit):
         return "method", "GGUF cannot say how activations are rounded; set format to compressed-tensors."
-    if (grid.bits, grid.symmetric) not in GRID_TYPES:
-        kind = "symmetric" if grid.symmetric else "asymmetric"
-        field = "symmetric" if (grid.bits, not grid.symmetric) in GRID_TYPES else "bits"
-        return field, f"GGUF holds no {grid.bits}-bit {kind} grid; use 4 or 5 bits, or 8 bits symmetric."
+    for bits in grid.widths:
+        if (bits, grid.symmetric) not in GRID_TYPES:
+            kind = "symmetric" if grid.symmetric else "asymmetric"
+            field = "bits" if isinstance(grid, WeightGrid) else "choices"
+            field = "symmetric" if (bits, not grid.symmetric) in GRID_TYPES else field
+            return field, f"GGUF holds no {bits}-bit {kind} grid; use 4 or 5 bits, or 8 bits symmetric."
     if grid.group_size != BLOCK_WEIGHTS:
         return (
             "group_size",
@@ -85,7 +87,7 @@ def grid_refusal(grid: WeightGrid | EightBit) -> tuple[str, str] | None:
     return None
 
 
-def embedding_type(grid: WeightGrid | EightBit | None, width: int) -> str | None:
+def embedding_type(grid: UniformGrid | EightBit | None, width: int) -> str | None:
     """The block type of embeddings and head; None where they stay in 16 bits.
 
     llama.cpp's own quantizer codes them too: in a small model they are a good part of the bytes.

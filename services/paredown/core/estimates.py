@@ -20,6 +20,7 @@ from paredown.contracts.recipes import (
     EightBit,
     Gptq,
     Laco,
+    Mixed,
     Owq,
     Quantizer,
     SmoothQuant,
@@ -34,7 +35,7 @@ from paredown.contracts.recipes import (
 )
 
 # Methods that gather XᵀX of every layer's input, and solve with it.
-_HESSIAN_METHODS = ("gptq", "owq", "squeezellm", "sparsegpt", "awq", "smoothquant", "fp8-gptq", "svd")
+_HESSIAN_METHODS = ("gptq", "owq", "squeezellm", "sparsegpt", "awq", "smoothquant", "fp8-gptq", "svd", "mixed")
 
 # Tokens that SmoothQuant tries its exponents on (engine/statistics.py).
 _SAMPLED_TOKENS = 256
@@ -68,12 +69,12 @@ def shape_left(shape: ModelShape, recipe: tuple[Stage, ...]) -> ModelShape:
 def output_bytes(shape: ModelShape, recipe: tuple[Stage, ...], file_format: Format) -> int:
     """Bytes of the artifact's weight files, safetensors headers included. `file_format` is resolved, not auto."""
     shape = shape_left(shape, recipe)
-    if file_format is Format.GGUF:
-        grid = quantizer(recipe)
-        assert not isinstance(grid, EightBit), "GGUF cannot say how activations are rounded"
-        return _gguf_bytes(shape, grid)
     last = storing(recipe)
-    stage = last if file_format is not Format.SAFETENSORS else None
+    if file_format is Format.GGUF:
+        grid = _least(quantizer(recipe))
+        assert grid is None or isinstance(grid, WeightGrid), "GGUF cannot say how activations are rounded"
+        return _gguf_bytes(shape, grid) + _above_least(shape, last, wide=True)
+    stage = _least(last) if file_format is not Format.SAFETENSORS else None
     total = 2 * (shape.other_parameters + shape.num_blocks * shape.block_other_parameters)
     if isinstance(last, Quantizer) and last.embeddings == 8:
         total -= shape.embedding_parameters
@@ -90,7 +91,29 @@ def output_bytes(shape: ModelShape, recipe: tuple[Stage, ...], file_format: Form
             total += math.prod(dimensions) * _DTYPE_BYTES[dtype]
             header += _header_entry_bytes(name + suffix, dtype, dimensions, total)
     vector = _header_entry_bytes("model.layers.0.self_attn.q_norm.weight", "BF16", (shape.hidden_size,), total)
-    return total + header + vector * _other_tensors(shape)
+    above = _above_least(shape, last) if stage is not None else 0
+    return total + header + vector * _other_tensors(shape) + above
+
+
+def quantized_layers(shape: ModelShape, stage: Stage) -> list[tuple[int, int]]:
+    """Output and input features of every linear that a stage does not skip."""
+    return [
+        (linear.out_features, linear.in_features) for name, linear in shape.named_linears() if not skipped(stage, name)
+    ]
+
+
+def _least(stage: Stage | None) -> Stage | None:
+    """A stage that stores weights; where bits are chosen layer by layer, what the layers of the fewest go through."""
+    return stage.at(stage.choices[0]) if isinstance(stage, Mixed) else stage
+
+
+def _above_least(shape: ModelShape, stage: Stage | None, *, wide: bool = False) -> int:
+    """Bytes of layers that get more than the fewest bits: the budget is used up but for less than a layer's step."""
+    if not isinstance(stage, Mixed):
+        return 0
+    layers = quantized_layers(shape, stage)
+    least, _ = stage.reach(layers, wide=wide)
+    return int((stage.average_bits - least) * sum(rows * columns for rows, columns in layers) / 8)
 
 
 _DTYPE_BYTES = {"I8": 1, "F8_E4M3": 1, "U8": 1, "BF16": 2, "U16": 2, "I32": 4, "I64": 8}
@@ -243,9 +266,12 @@ def memory_of(shape: ModelShape, spec: JobSpec, device: str) -> Memory:
         block += 4 * 8 * max(linear.weights for linear in shape.linears)
     compression = outer + block + (statistics + calibrated * states if calibrated else 0)
     scores = micro_batch * shape.score_heads * length * (number + 4)
-    if any(isinstance(stage, Width) for stage in spec.recipe):
+    if any(isinstance(stage, Width | Mixed) for stage in spec.recipe):
         # The block and its gradient, both again in float32, a micro-batch's activations with theirs, and the loss.
         gradients = 2 * block_parameters * (number + 4) + 2 * micro_batch * inside + logits
+        if any(isinstance(stage, Mixed) for stage in spec.recipe):
+            # Second moments of all inputs of a block at once, where the pass through linears has one input's.
+            gradients += statistics + 4 * sum(linear.in_features**2 for linear in _distinct_inputs(shape))
         compression = max(compression, outer + gradients + calibrated * states)
     compression = max(compression, *(_training_bytes(*given, number) for given in trainings(shape, spec)), 0)
 
@@ -261,6 +287,11 @@ def calibration_tokens(spec: JobSpec) -> int:
     return spec.calibration.samples * spec.calibration.sequence_length if is_calibrated(spec) else 0
 
 
+def _distinct_inputs(shape: ModelShape) -> list[LinearShape]:
+    """One linear for each input of a block."""
+    return [linear for linear in shape.linears if not linear.shares_input]
+
+
 def _streams(spec: JobSpec) -> bool:
     """Whether the calibration tokens run through the linear stages."""
     return any(stage.needs_calibration and not isinstance(stage, Depth | Width | Training) for stage in spec.recipe)
@@ -269,7 +300,7 @@ def _streams(spec: JobSpec) -> bool:
 def _surveys(shape: ModelShape, spec: JobSpec) -> Iterator[tuple[Stage, ModelShape, int]]:
     """Each stage that looks across blocks, the shape that it is given, and the tokens that it runs through it."""
     for stage in spec.recipe:
-        if isinstance(stage, Depth | Width):
+        if isinstance(stage, Depth | Width | Mixed):
             samples = spec.calibration.samples
             samples = min(stage.samples, samples) if isinstance(stage, Laco) else samples
             yield stage, shape, samples * spec.calibration.sequence_length
@@ -280,7 +311,7 @@ def surveyed_states(shape: ModelShape, spec: JobSpec) -> int:
     """Hidden states, one token's each, that stages across blocks leave on disk."""
     # To resume, what enters two blocks; to try merges and to go backwards, what enters every block.
     return sum(
-        tokens * (2 + (given.num_blocks if isinstance(stage, Laco | Width) else 0))
+        tokens * (2 + (given.num_blocks if isinstance(stage, Laco | Width | Mixed) else 0))
         for stage, given, tokens in _surveys(shape, spec)
     )
 
@@ -291,7 +322,7 @@ def _survey_flops(shape: ModelShape, spec: JobSpec) -> float:
             # It tries a merge at most blocks, mostly at two thresholds, and runs half of the model each time.
             return 1 + given.num_blocks
         # Backwards the block runs once more, and twice its work goes into the gradients.
-        return 4 if isinstance(stage, Width) else 1
+        return 4 if isinstance(stage, Width | Mixed) else 1
 
     return sum(
         passes(stage, given) * 2 * given.active_parameters * tokens for stage, given, tokens in _surveys(shape, spec)
@@ -420,10 +451,15 @@ def seconds_of(shape: ModelShape, spec: JobSpec, device: str, threads: int | Non
     # Without pausing, the block runs once more for each group of linears that share an input.
     forward *= 1 if pausing else 1 + sum(not linear.shares_input for linear in shape.linears)
     # XᵀX a little more than above the diagonal, for each distinct input, in float32 whatever the forward's dtype.
-    squares = sum(linear.share * linear.in_features**2 for linear in shape.linears if not linear.shares_input)
+    squares = sum(linear.share * linear.in_features**2 for linear in _distinct_inputs(shape))
     solves = _needs_hessian(spec)
     hessian = 1.2 * squares * shape.num_blocks * tokens if solves else 0
     solving = shape.linear_parameters / (speed.solved_weights if solves else speed.quantized_weights) / scale
+    for stage in spec.recipe:
+        if isinstance(stage, Mixed):
+            # Second moments once more, and a rounding for each choice.
+            hessian *= 2
+            solving += len(stage.choices) * shape.linear_parameters / speed.quantized_weights / scale
     if _searches_damping(spec):
         # A third of it is factorizing and the sweep over columns, once for each damping; scales are found once.
         solving *= 1 + (_DAMPINGS - 1) / 3

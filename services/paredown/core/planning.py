@@ -18,10 +18,11 @@ from paredown.contracts.recipes import (
     Depth,
     EightBit,
     Family,
+    Mixed,
     SmoothQuant,
     Stage,
     Training,
-    WeightGrid,
+    UniformGrid,
     Width,
     conflict,
     quantizer,
@@ -46,6 +47,7 @@ from paredown.core.estimates import (
     is_calibrated,
     memory_of,
     output_bytes,
+    quantized_layers,
     seconds_of,
     shape_after,
     skipped,
@@ -76,10 +78,12 @@ def check_recipe(shape: ModelShape, spec: JobSpec, earlier: tuple[Stage, ...] = 
             raise RecipeRefused(reason, field=field)
         _check_skip(shape, stage, field)
         linears = _touched(shape, stage)
-        if isinstance(stage, WeightGrid):
+        if isinstance(stage, UniformGrid):
             _check_group_size(stage, linears, f"{field}.group_size")
         if isinstance(stage, EightBit) and stage.is_dynamic and shape.family == "opt":
             _check_flattened(stage, linears, field)
+        if isinstance(stage, Mixed):
+            _check_budget(shape, spec, stage, field)
         if isinstance(stage, Pruner) and stage.pattern is not None:
             _check_pattern(stage.pattern, linears, f"{field}.pattern")
         if isinstance(stage, Depth):
@@ -98,6 +102,7 @@ def check_recipe(shape: ModelShape, spec: JobSpec, earlier: tuple[Stage, ...] = 
         )
     if spec.resolved_format is Format.COMPRESSED_TENSORS:
         _check_experts(shape, spec)
+        _check_packing(shape, spec)
     if spec.resolved_format is Format.GGUF:
         _check_gguf(shape, spec, earlier)
     _check_context(shape, spec)
@@ -107,7 +112,7 @@ def _check_experts(shape: ModelShape, spec: JobSpec) -> None:
     """transformers joins a block's experts while it loads them, and can do so only if all are packed, symmetrically."""
     experts = [name for name, linear in shape.named_linears() if linear.of_expert]
     for index, stage in enumerate(spec.recipe if experts else ()):
-        if not isinstance(stage, WeightGrid):
+        if not isinstance(stage, UniformGrid):
             continue
         reason = None
         if not stage.symmetric:
@@ -124,15 +129,23 @@ def _check_experts(shape: ModelShape, spec: JobSpec) -> None:
             )
 
 
+def _check_packing(shape: ModelShape, spec: JobSpec) -> None:
+    experts = any(linear.of_expert for linear in shape.linears)
+    for index, stage in enumerate(spec.recipe):
+        if isinstance(stage, Mixed) and (refusal := stage.packing_refusal(shape.model_type, experts=experts)):
+            field, reason = refusal
+            raise RecipeRefused(reason, field=f"recipe.{index}.{field}" if field else "format")
+
+
 def _check_gguf(shape: ModelShape, spec: JobSpec, before: tuple[Stage, ...]) -> None:
     for index, stage in enumerate(spec.recipe):
         if reason := gguf.width_refusal(shape.model_type, stage):
             raise RecipeRefused(reason, field=f"recipe.{index}.head_groups")
-        if isinstance(stage, WeightGrid) and (refusal := gguf.grid_refusal(stage)):
+        if isinstance(stage, UniformGrid) and (refusal := gguf.grid_refusal(stage)):
             field, reason = refusal
             raise RecipeRefused(reason, field=f"recipe.{index}.{field}")
         pruned = any(isinstance(earlier, Pruner) for earlier in (*before, *spec.recipe[:index]))
-        if isinstance(stage, WeightGrid) and not stage.symmetric and pruned:
+        if isinstance(stage, UniformGrid) and not stage.symmetric and pruned:
             raise RecipeRefused(
                 "GGUF's asymmetric types round each block's minimum, so pruned weights would not stay zero; use a "
                 "symmetric grid.",
@@ -214,7 +227,7 @@ def _touched(shape: ModelShape, stage: Stage) -> list[tuple[str, LinearShape]]:
     return [(name, linear) for name, linear in shape.named_linears() if not skipped(stage, name)]
 
 
-def _check_group_size(stage: WeightGrid, linears: list[tuple[str, LinearShape]], field: str) -> None:
+def _check_group_size(stage: UniformGrid, linears: list[tuple[str, LinearShape]], field: str) -> None:
     size = stage.group_size
     if size is None:
         return
@@ -237,6 +250,12 @@ def _check_flattened(stage: EightBit, linears: list[tuple[str, LinearShape]], fi
             "the sequences before them and would find one scale for all tokens; use static activations, or skip *.fc?.",
             field=field,
         )
+
+
+def _check_budget(shape: ModelShape, spec: JobSpec, stage: Mixed, field: str) -> None:
+    wide = spec.resolved_format is Format.GGUF
+    if reason := stage.budget_refusal(quantized_layers(shape, stage), wide=wide):
+        raise RecipeRefused(reason, field=f"{field}.average_bits")
 
 
 def _check_pattern(pattern: str, linears: list[tuple[str, LinearShape]], field: str) -> None:
@@ -347,12 +366,14 @@ def _warnings(description: ModelDescription, spec: JobSpec, output: int, memory_
     shape, base_bytes = description.shape, description.base_bytes
     grid = quantizer(spec.recipe)
     left = shape
-    if grid is not None and grid.bits <= 3 and not grid.needs_calibration:
-        yield f"{grid.bits} bits without calibration cost much accuracy; gptq keeps more of it."
-    if isinstance(grid, WeightGrid) and grid.bits == 2 and grid.symmetric:
+    widths = grid.widths if grid is not None else ()
+    if grid is not None and widths[0] <= 3 and not grid.needs_calibration:
+        yield f"{widths[0]} bits without calibration cost much accuracy; gptq keeps more of it."
+    if isinstance(grid, UniformGrid) and widths == (2,) and grid.symmetric:
         yield "2 bits on a symmetric grid leave one value above zero; symmetric: false keeps more accuracy."
-    if grid is not None and grid.bits not in VLLM_BITS and spec.resolved_format is Format.COMPRESSED_TENSORS:
-        yield f"vLLM has no kernel for {grid.bits}-bit weights; the artifact loads in transformers only."
+    if spec.resolved_format is Format.COMPRESSED_TENSORS and not set(widths) <= set(VLLM_BITS):
+        unread = " and ".join(str(bits) for bits in widths if bits not in VLLM_BITS)
+        yield f"vLLM has no kernel for {unread}-bit weights; the artifact loads in transformers only."
     stage = storing(spec.recipe)
     if stage is not None and spec.resolved_format is Format.SAFETENSORS:
         how = "quantized weights" if stage.family is Family.QUANTIZATION else "the product of two factors"

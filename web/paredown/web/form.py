@@ -8,7 +8,7 @@ from typing import Any, Literal
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-Kind = Literal["choice", "switch", "integer", "number", "text", "list"]
+Kind = Literal["choice", "switch", "integer", "number", "text", "list", "several"]
 EMPTY = "empty"
 
 
@@ -58,7 +58,7 @@ def _field(name: str, described: Mapping[str, Any], definitions: Mapping[str, An
         help=described.get("description", ""),
         default=described.get("default"),
         optional=len(kinds) < len(variants),
-        choices=tuple(kind.get("enum", ())),
+        choices=tuple(kind.get("enum", kind.get("items", {}).get("enum", ()))),
         minimum=low,
         maximum=high,
         example=str(examples[0]) if examples else None,
@@ -73,6 +73,8 @@ def _resolved(described: Mapping[str, Any], definitions: Mapping[str, Any]) -> M
 def _kind(name: str, described: Mapping[str, Any]) -> Kind:
     if "enum" in described:
         return "choice"
+    if "enum" in described.get("items", {}):
+        return "several"
     kinds: dict[str, Kind] = {
         "boolean": "switch",
         "integer": "integer",
@@ -146,6 +148,16 @@ def ask(field: Field, key: str, *, label: str | None = None, disabled: bool = Fa
                 disabled=disabled,
                 persist_state="session",
             )
+        case "several":
+            st.multiselect(
+                label,
+                list(field.choices),
+                default=list(field.default),
+                key=key,
+                help=field.help,
+                disabled=disabled,
+                persist_state="session",
+            )
         case "list":
             st.text_input(
                 label,
@@ -166,6 +178,9 @@ def value_of(field: Field, key: str) -> Any:
         return (raw or "").strip() or (None if field.optional else "")
     if field.kind == "list" and isinstance(raw, str):
         return split_words(raw)
+    if field.kind == "several":
+        # In the order of the choices, whatever the order of the clicks.
+        return [choice for choice in field.choices if choice in raw]
     return raw
 
 

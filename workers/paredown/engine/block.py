@@ -3,7 +3,7 @@
 Shapes: O out_features, I in_features, T tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from fnmatch import fnmatchcase
 from functools import partial
@@ -42,12 +42,13 @@ class BlockRun:
         files: ModelReader,
         skeleton: Skeleton,
         index: int,
-        recipe: Sequence[Stage],
+        recipe: Sequence[Stage | Mapping[str, Stage]],
         device: torch.device,
         calibration: Calibration,
         *,
         keep_zeros: bool,
     ) -> None:
+        """A mapping in the place of a stage says, by name, which one each linear has there."""
         self.dense: dict[str, Tensor] = {}
         self.quantized: dict[str, StoredLinear] = {}
         self.layers: list[LayerReport] = []
@@ -157,8 +158,12 @@ class BlockRun:
             raise NanFound(f"{name} holds values that are not finite; the source checkpoint is damaged.", field="model")
         return tensor
 
+    def _own(self, linear: str) -> list[Stage]:
+        """The recipe as it is for a linear, and for all that share its input."""
+        return [entry[linear] if isinstance(entry, Mapping) else entry for entry in self._recipe]
+
     def _stages(self, linear: str) -> list[Stage]:
-        return [stage for stage in self._recipe if not any(fnmatchcase(linear, pattern) for pattern in stage.skip)]
+        return [stage for stage in self._own(linear) if not any(fnmatchcase(linear, pattern) for pattern in stage.skip)]
 
     def _statistics(self, group: int) -> InputStatistics:
         names = self._groups[group]
@@ -192,7 +197,9 @@ class BlockRun:
         known = statistics.has_hessian and not unreached
         originals = [linear.weight_OI.clone() if known else None for linear in linears]
         left_out = unreached and self._calibration.unreached_experts == "dense"
-        recipe = [stage for stage in self._recipe if not (left_out and METHODS[stage.method].needs)]
+        recipe = [
+            stage for stage in self._own(self._groups[group][0]) if not (left_out and METHODS[stage.method].needs)
+        ]
         for stage, following in zip_longest(recipe, recipe[1:]):
             self._apply(stage, following, group, linears, statistics)
         if linears[0].fold is not None and linears[0].scale_I is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from paredown.contracts.recipes import WeightGrid
+from paredown.contracts.recipes import UniformGrid, WeightGrid
 from paredown.engine.activations import ActivationGrid
 from paredown.engine.errors import GroupSizeUnfit
 from paredown.engine.quantized import QuantizedLinear
@@ -47,7 +47,7 @@ def code_range(config: WeightGrid) -> tuple[int, int]:
     return (-half, half - 1) if config.symmetric else (0, 2 * half - 1)
 
 
-def group_width(in_features: int, config: WeightGrid, name: str) -> int:
+def group_width(in_features: int, config: UniformGrid, name: str) -> int:
     """Weights of one group. Raises GroupSizeUnfit."""
     width = config.group_size or in_features
     if in_features % width:

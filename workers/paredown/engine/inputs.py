@@ -58,7 +58,7 @@ def read_inputs(order: WorkOrder, output_format: Format) -> Inputs:
         raise ArchitectureUnsupported(f"{error}.", field="model") from error
     check_stages(order.recipe, shape)
     if output_format is Format.COMPRESSED_TENSORS:
-        compressed_tensors.check(files.config)
+        compressed_tensors.check(files.config, order.recipe)
     calibrated = _calibration_of(order)
     if order.evaluation is not None and order.evaluation_text is None:
         raise OrderInvalid("The order asks for an evaluation and names no text for it.")

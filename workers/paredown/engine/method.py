@@ -145,6 +145,19 @@ class ModelMethod:
     passes: float = 1
 
 
+@dataclass(frozen=True)
+class AssigningMethod:
+    """A method that looks across blocks and says which stage takes its place on each linear, by the linear's name.
+
+    It names every linear; those that share an input get the same stage, which may skip some. What it says decides the
+    bytes of every block, and is found again when the run is resumed. Raises as a ModelMethod does.
+    """
+
+    config: type[Stage]
+    assign: Callable[[ModelReader, ModelWork, Any], tuple[Mapping[str, Stage], StageReport]]
+    passes: float = 1
+
+
 def joined(linears: list[LinearWeight]) -> LinearWeight:
     """The rows of several linears that share an input, below each other."""
     [storage_dtype] = {linear.storage_dtype for linear in linears}

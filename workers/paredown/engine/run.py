@@ -16,7 +16,7 @@ import torch
 
 from paredown.contracts.artifact import Evaluation, LayerReport, Protocol, Report, RuntimeProof, Speed
 from paredown.contracts.job import Calibration, Contract, EvaluationSettings, Format, Phase, Progress
-from paredown.contracts.recipes import Gptq, Squeezellm, Stage, Training, WeightGrid, quantizer
+from paredown.contracts.recipes import Gptq, Mixed, Squeezellm, Stage, Training, UniformGrid, quantizer
 from paredown.contracts.work import EngineResult, WorkOrder
 from paredown.engine import data
 from paredown.engine.checkpoint import identity_hash
@@ -29,7 +29,7 @@ from paredown.engine.formats.files import write_companions, write_json
 from paredown.engine.inputs import Inputs, fingerprint, read_inputs, resolved_format
 from paredown.engine.llama_cpp import prove_in_llama_cpp
 from paredown.engine.memory import peak_memory_bytes
-from paredown.engine.methods import METHODS, MODEL_METHODS
+from paredown.engine.methods import ACROSS_BLOCKS, METHODS
 from paredown.engine.progress import Journey, Part
 from paredown.engine.proof import prove_artifact
 from paredown.engine.runtimes import unclaimed
@@ -37,7 +37,17 @@ from paredown.engine.statistics import Statistic
 from paredown.engine.stream import CompressedModel, compress_model
 from paredown.engine.weights import ModelFiles
 
-_TOOLS = ("paredown", "torch", "transformers", "compressed-tensors", "safetensors", "tokenizers", "numpy", "gguf")
+_TOOLS = (
+    "paredown",
+    "torch",
+    "transformers",
+    "compressed-tensors",
+    "safetensors",
+    "tokenizers",
+    "numpy",
+    "gguf",
+    "highspy",
+)
 _BASE_EVALUATION = "base-evaluation.json"
 
 
@@ -103,7 +113,7 @@ def run(
         else:
             proof, speeds, warnings = prove_artifact(order, inputs, device, artifact, journey)
         stage = quantizer(order.recipe)
-        runtimes = (proof, *unclaimed(output_format, stage.bits if stage else None))
+        runtimes = (proof, *unclaimed(output_format, stage.widths if stage else ()))
 
     if order.origin and artifact is not None and base is None:
         warnings = (
@@ -159,22 +169,23 @@ _GATHERING_HESSIANS = 0.75  # of each calibration token
 
 def _compress_cost(recipe: tuple[Stage, ...], calibration_tokens: int) -> float:
     linear = [METHODS[stage.method] for stage in recipe if stage.method in METHODS]
-    solves = any(Statistic.HESSIAN in method.needs for method in linear)
-    # Those of stages that look across blocks, and one through the linear ones where they look at activations.
-    across = [stage for stage in recipe if stage.method in MODEL_METHODS]
-    read = sum(
-        MODEL_METHODS[stage.method].passes
-        * (stage.trained_tokens if isinstance(stage, Training) else calibration_tokens)
-        for stage in across
-    )
-    read += calibration_tokens * any(method.needs for method in linear)
     grid = quantizer(recipe)
+    solves = isinstance(grid, Mixed) or any(Statistic.HESSIAN in method.needs for method in linear)
+    # Those of stages that look across blocks, and one through the linear ones where they look at activations.
+    read = sum(
+        ACROSS_BLOCKS[stage.method].passes
+        * (stage.trained_tokens if isinstance(stage, Training) else calibration_tokens)
+        for stage in recipe
+        if stage.method in ACROSS_BLOCKS
+    )
+    read += calibration_tokens * (solves or any(method.needs for method in linear))
     sweeps = 5 if any(isinstance(stage, Gptq) and stage.damping_search for stage in recipe) else 1
     cost = _READING + read + solves * (calibration_tokens * _GATHERING_HESSIANS + sweeps * _SOLVING_COLUMNS)
     if any(isinstance(stage, Squeezellm) for stage in recipe):
         return cost + _CLUSTERING
-    searches = isinstance(grid, WeightGrid) and grid.scale_search == "least_squares"
-    return cost + _SEARCHING_SCALES if searches else cost
+    if isinstance(grid, UniformGrid) and grid.scale_search == "least_squares":
+        cost += _SEARCHING_SCALES * (1 + len(grid.choices) if isinstance(grid, Mixed) else 1)
+    return cost
 
 
 def _parts(order: WorkOrder, inputs: Inputs, output_format: Format) -> dict[str, Part]:

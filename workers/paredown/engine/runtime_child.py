@@ -150,7 +150,8 @@ class Runtime:
         """exp of the mean negative log-likelihood of every predicted token of the sequences in a .npy file."""
         import numpy
 
-        self.model = self.model.to(getattr(self.torch, dtype))
+        # torch's own: transformers' refuses to cast what was stored quantized, though it is dense once it has run.
+        self.model = self.torch.nn.Module.to(self.model, getattr(self.torch, dtype))
         tokens_NT = self.torch.from_numpy(numpy.load(tokens, allow_pickle=False))
         total = 0.0
         with self.torch.no_grad():

@@ -188,7 +188,7 @@ def memory_shortage(parameters: int, bytes_each: int, device: str) -> str | None
     return f"needs {needed / 2**30:.1f} GiB of memory, of which {available / 2**30:.1f} GiB are free here"
 
 
-def unclaimed(format: Format, bits: int | None) -> tuple[RuntimeProof, ...]:  # noqa: A002  # the field's name
+def unclaimed(format: Format, widths: Sequence[int]) -> tuple[RuntimeProof, ...]:  # noqa: A002  # the field's name
     """The runtimes that this release does not try, each with what it would take."""
     if format is Format.GGUF:
         return (
@@ -201,8 +201,11 @@ def unclaimed(format: Format, bits: int | None) -> tuple[RuntimeProof, ...]:  # 
         return tuple(RuntimeProof(runtime=name, version="", loads=False, detail=detail) for name in runtimes)
     if format is Format.SAFETENSORS:
         vllm = "Not tried here. vLLM reads plain safetensors of this architecture."
-    elif bits not in (4, 8):
-        vllm = f"Not tried here. vLLM's kernels read this format in 4 and 8 bits; {bits} bits are for transformers."
+    elif others := [str(bits) for bits in widths if bits not in (4, 8)]:
+        vllm = (
+            "Not tried here. vLLM's kernels read this format in 4 and 8 bits; "
+            f"{' and '.join(others)} bits are for transformers."
+        )
     else:
         vllm = "Not tried here. vLLM reads this format in 4 and 8 bits, on a GPU."
     return _unclaimed("vllm", vllm), _unclaimed("llama.cpp", "llama.cpp reads GGUF; set the job's format to gguf.")

@@ -24,7 +24,7 @@ from paredown.engine.errors import Drained
 from paredown.engine.evaluation.perplexity import perplexity
 from paredown.engine.forward import BlockForward
 from paredown.engine.method import ModelWork
-from paredown.engine.methods import METHODS, MODEL_METHODS
+from paredown.engine.methods import ACROSS_BLOCKS, ASSIGNING_METHODS, METHODS, MODEL_METHODS
 from paredown.engine.stored import StoredLinear
 from paredown.engine.weights import ModelReader, stored
 
@@ -141,8 +141,11 @@ def compress_model(
     base, origins = files, tuple(range(int(files.config.num_hidden_layers)))
     passes = _Passes(on_progress, _weights(recipe, tokens_NT, training), len(origins))
     reports: list[StageReport] = []
+    # Stages of the pass through linears; where each linear has its own, by its name.
+    linear: list[Stage | Mapping[str, Stage]] = []
     for index, stage in enumerate(recipe):
-        if stage.method not in MODEL_METHODS:
+        if stage.method in METHODS:
+            linear.append(stage)
             continue
         assert tokens_NT is not None, "a stage needs calibration, but there are no tokens"
         assert (index in training) == isinstance(stage, Training), "stages that train have tokens of their own"
@@ -158,16 +161,21 @@ def compress_model(
             on_progress=passes.step,
             should_drain=should_drain,
         )
-        files, report = MODEL_METHODS[stage.method].apply(files, work, stage)
+        if stage.method in MODEL_METHODS:
+            files, report = MODEL_METHODS[stage.method].apply(files, work, stage)
+        else:
+            assigned, report = ASSIGNING_METHODS[stage.method].assign(files, work, stage)
+            linear.append(assigned)
+            identity = identity_hash(identity, [(name, own.identity()) for name, own in assigned.items()])
         reports.append(report)
         if report.blocks:
             origins = tuple(origins[block.block] for block in report.blocks if block.kept)
         passes.next()
-    recipe = [stage for stage in recipe if stage.method not in MODEL_METHODS]
     skeleton = Skeleton(files.config, dtype)
     outer = OuterTensors(files, skeleton, recipe)
     num_blocks = skeleton.num_blocks
-    calibrated = any(METHODS[stage.method].needs for stage in recipe)
+    every = [stage for entry in linear for stage in (entry.values() if isinstance(entry, Mapping) else [entry])]
+    calibrated = any(METHODS[stage.method].needs for stage in every)
     checkpoint = Checkpoint(work_dir, identity, num_blocks, sequential=calibrated)
     passes.step(len(checkpoint.finished), num_blocks)
     todo = [index for index in range(num_blocks) if index not in checkpoint.finished]
@@ -184,7 +192,7 @@ def compress_model(
             if should_drain():
                 raise Drained
             block = BlockRun(
-                files, skeleton, index, recipe, device, calibration or Calibration(), keep_zeros=keep_zeros
+                files, skeleton, index, linear, device, calibration or Calibration(), keep_zeros=keep_zeros
             )
             if forward is None:
                 block.compress_all()
@@ -205,9 +213,9 @@ def _weights(recipe: Sequence[Stage], tokens_NT: Tensor | None, training: Mappin
     if tokens_NT is None:
         return [1.0]
     return [
-        MODEL_METHODS[stage.method].passes * training.get(index, tokens_NT).numel() / tokens_NT.numel()
+        ACROSS_BLOCKS[stage.method].passes * training.get(index, tokens_NT).numel() / tokens_NT.numel()
         for index, stage in enumerate(recipe)
-        if stage.method in MODEL_METHODS
+        if stage.method in ACROSS_BLOCKS
     ] + [1.0]
 
 

@@ -18,11 +18,13 @@ from paredown.contracts.recipes.quantization import (
     Fp8Gptq,
     Fp8Static,
     Gptq,
+    Mixed,
     Owq,
     Quantizer,
     Rtn,
     SmoothQuant,
     Squeezellm,
+    UniformGrid,
     WeightGrid,
 )
 from paredown.contracts.recipes.stage import Family, Stage
@@ -49,7 +51,8 @@ AnyStage = Annotated[
     | LlmPruner
     | Lora
     | Distil
-    | Svd,
+    | Svd
+    | Mixed,
     Field(discriminator="method"),
 ]
 
@@ -74,6 +77,7 @@ STAGES: dict[str, type[Stage]] = {
     "llm-pruner": LlmPruner,
     "lora": Lora,
     "distil": Distil,
+    "mixed": Mixed,
 }
 
 _ORDER = list(Family)
@@ -94,7 +98,7 @@ def _possible_order(recipe: tuple[Stage, ...]) -> tuple[Stage, ...]:
             raise ValueError(
                 f"{earlier.method} and {later.method} both quantize; a weight can be quantized once, so keep one"
             )
-        if isinstance(earlier, Sparsegpt) and isinstance(later, Gptq):
+        if isinstance(earlier, Sparsegpt) and isinstance(later, Gptq | Mixed):
             _one_sweep(earlier, later)
         if _ORDER.index(later.family) < _ORDER.index(earlier.family):
             raise ValueError(
@@ -125,13 +129,13 @@ def _first_pattern(stage: Esparse, before: tuple[Stage, ...]) -> None:
             )
 
 
-def _one_sweep(pruning: Sparsegpt, rounding: Gptq) -> None:
+def _one_sweep(pruning: Sparsegpt, rounding: Gptq | Mixed) -> None:
     if pruning.damping != rounding.damping:
         raise ValueError(
-            "sparsegpt and the gptq after it are solved in one sweep, with one damping: "
+            f"sparsegpt and the {rounding.method} after it are solved in one sweep, with one damping: "
             f"give both {pruning.damping:g} or both {rounding.damping:g}"
         )
-    if rounding.damping_search:
+    if isinstance(rounding, Gptq) and rounding.damping_search:
         raise ValueError(
             "sparsegpt and the gptq after it are solved in one sweep, which cannot search for a damping: leave "
             "damping_search out"
@@ -182,6 +186,8 @@ def _stage_name(stage: Stage) -> str:
     if isinstance(stage, CalibratedEightBit):
         name = f"{stage.method}-w8a8" if isinstance(stage, SmoothQuant) else stage.method
         return name if stage.is_dynamic else f"{name}-static"
+    if isinstance(stage, Mixed):
+        return f"{stage.method}-{stage.average_bits:g}"
     if isinstance(stage, Pruner):
         return f"{stage.method}-{stage.pattern or f'{stage.share:.0%}'}"
     if isinstance(stage, Svd):
@@ -205,9 +211,9 @@ def storing(recipe: tuple[Stage, ...]) -> Stage | None:
     return next((stage for stage in recipe if stage.family in (Family.FACTORIZATION, Family.QUANTIZATION)), None)
 
 
-def quantizer(recipe: tuple[Stage, ...]) -> WeightGrid | EightBit | None:
+def quantizer(recipe: tuple[Stage, ...]) -> UniformGrid | EightBit | None:
     """The stage that quantizes the weights, if the recipe has one."""
-    return next((stage for stage in recipe if isinstance(stage, WeightGrid | EightBit)), None)
+    return next((stage for stage in recipe if isinstance(stage, UniformGrid | EightBit)), None)
 
 
 def rounds_activations(recipe: tuple[Stage, ...]) -> bool:
@@ -233,6 +239,7 @@ __all__ = [
     "LlmPruner",
     "Lora",
     "Magnitude",
+    "Mixed",
     "Owq",
     "Quantizer",
     "Recipe",
@@ -244,6 +251,7 @@ __all__ = [
     "Stage",
     "Svd",
     "Training",
+    "UniformGrid",
     "Wanda",
     "WeightGrid",
     "Width",

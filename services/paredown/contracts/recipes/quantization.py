@@ -1,14 +1,20 @@
 """Settings of the methods that store weights in fewer bits."""
 
 import math
-from typing import ClassVar, Literal
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from paredown.contracts.recipes.stage import Family, Stage
 
 Bits = Literal[2, 3, 4, 5, 6, 8]
 GroupSize = Literal[32, 64, 128, 256]
+
+
+# Of every scale, whatever the format.
+_SCALE_BITS = 16
 
 
 class Quantizer(Stage):
@@ -23,10 +29,9 @@ class Quantizer(Stage):
     )
 
 
-class WeightGrid(Quantizer):
-    """The uniform grid that a weight-only quantizer rounds to."""
+class UniformGrid(Quantizer):
+    """Rounds weights, and nothing else, to uniform grids."""
 
-    bits: Bits = Field(4, description="Bits stored for each weight.")
     group_size: GroupSize | None = Field(
         64,
         description="Input channels that share one scale; empty means one scale for each output row. "
@@ -37,6 +42,21 @@ class WeightGrid(Quantizer):
         "least_squares",
         description="How a group's scale is found: least_squares shrinks the range while squared error falls.",
     )
+
+    @property
+    @abstractmethod
+    def widths(self) -> tuple[Bits, ...]:
+        """Bits of a code that a layer may end with."""
+
+
+class WeightGrid(UniformGrid):
+    """One grid for every layer."""
+
+    bits: Bits = Field(4, description="Bits stored for each weight.")
+
+    @property
+    def widths(self) -> tuple[Bits, ...]:
+        return (self.bits,)
 
 
 class Rtn(WeightGrid):
@@ -101,7 +121,7 @@ class EightBit(Quantizer):
             "transformers joins the experts into one tensor and rounds none of what they read.",
         ),
     }
-    bits: ClassVar[int] = 8
+    widths: ClassVar[tuple[Bits, ...]] = (8,)
     number: ClassVar[Literal["int", "float"]]
 
     @property
@@ -258,3 +278,107 @@ class Squeezellm(Quantizer):
     def kept(self, in_features: int) -> tuple[int, int]:
         """How many weights of a row stay as outliers, and how many as sensitive ones."""
         return int(self.outliers * in_features + 0.5), int(self.sensitive * in_features + 0.5)
+
+
+def _rising(choices: tuple[Bits, ...]) -> tuple[Bits, ...]:
+    if list(choices) != sorted(set(choices)):
+        raise ValueError("name each number of bits once, from the smallest to the largest, such as 2, 3, 4")
+    return choices
+
+
+class Mixed(UniformGrid):
+    """GPTQ with the bits of each layer chosen, under a budget of stored bits, for the least loss that is foretold from
+    gradients and second moments. After arXiv:2406.17415, with the choice of arXiv:2011.10680"""
+
+    title: ClassVar[str] = "Mixed precision"
+    paper: ClassVar[str] = "arXiv:2406.17415"
+    needs_calibration: ClassVar[bool] = True
+
+    method: Literal["mixed"] = "mixed"
+    average_bits: float = Field(
+        3.5,
+        gt=2,
+        lt=16,
+        description="Bits stored for each weight of the layers that are quantized, scales and zero points included, on "
+        "average and at most.",
+    )
+    choices: Annotated[tuple[Bits, ...], AfterValidator(_rising)] = Field(
+        (2, 3, 4, 6),
+        min_length=2,
+        max_length=6,
+        description="Bits of a code that a layer may get, rising. Layers that share an input get the same.",
+    )
+    activation_order: bool = Field(
+        True,
+        description="Visit the columns with the largest activations first, as gptq does.",
+    )
+    damping: float = Field(
+        0.01, gt=0, le=1, description="Share of the mean diagonal added to the Hessian before it is factorized."
+    )
+
+    @property
+    def widths(self) -> tuple[Bits, ...]:
+        return self.choices
+
+    def at(self, bits: Bits) -> Gptq:
+        """What a layer that gets so many bits goes through."""
+        return Gptq(
+            bits=bits,
+            group_size=self.group_size,
+            symmetric=self.symmetric,
+            scale_search=self.scale_search,
+            activation_order=self.activation_order,
+            damping=self.damping,
+            skip=self.skip,
+        )
+
+    def stored_bits(self, bits: int, out_features: int, in_features: int, *, wide: bool = False) -> int:
+        """Bits of a layer with codes of so many bits, scales and zero points included.
+
+        `wide`: the format stores a 16-bit minimum where others store a zero point as wide as a code, as GGUF does.
+        """
+        zero_bits = 0 if self.symmetric else _SCALE_BITS if wide else bits
+        groups = in_features // self.group_size if self.group_size else 1
+        return out_features * (in_features * bits + groups * (_SCALE_BITS + zero_bits))
+
+    def reach(self, layers: Sequence[tuple[int, int]], *, wide: bool = False) -> tuple[float, float]:
+        """Least and most average bits that choices give layers of so many output and input features."""
+        weights = sum(rows * columns for rows, columns in layers)
+        least, *_, most = (
+            sum(self.stored_bits(bits, rows, columns, wide=wide) for rows, columns in layers) / weights
+            for bits in self.choices
+        )
+        return least, most
+
+    def budget_refusal(self, layers: Sequence[tuple[int, int]], *, wide: bool = False) -> str | None:
+        """Why such layers cannot have `average_bits`, and what to change; None where they can."""
+        least, most = self.reach(layers, wide=wide)
+        named = ", ".join(map(str, self.choices))
+        if self.average_bits < least:
+            return (
+                f"average_bits {self.average_bits:g} is less than the {least:.4g} that {self.choices[0]} bits take "
+                f"with their scales; raise it, allow fewer bits than {named}, or widen group_size."
+            )
+        if self.average_bits > most:
+            return (
+                f"average_bits {self.average_bits:g} is more than the {most:.4g} that {self.choices[-1]} bits take "
+                f"with their scales; lower it, or allow more bits than {named}."
+            )
+        return None
+
+    def packing_refusal(self, model_type: str, *, experts: bool) -> tuple[str | None, str] | None:
+        """(the field of this stage to change, if one is; why) where a file of several widths would not load.
+
+        transformers dequantizes such a file at the first forward, not while it loads.
+        """
+        other = "set format to native, or to safetensors, which stores the quantized weights dense, or use gptq."
+        if not self.symmetric:
+            return "symmetric", (
+                "transformers reads no zero points from compressed-tensors where layers differ in bits; set symmetric "
+                f"to true, or {other}"
+            )
+        if experts:
+            return None, f"transformers loads experts from compressed-tensors only if all have the same bits; {other}"
+        if model_type == "falcon":
+            return None, f"transformers cannot load a falcon model whose layers differ in bits; {other}"
+        return None

@@ -6,7 +6,7 @@ weights: at 8 bits, requantizing in bfloat16 would move codes.
 Shapes: O out_features, I in_features, G groups along the input.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from compressed_tensors.quantization import (
 )
 from torch import Tensor, nn
 
-from paredown.engine.architectures import Skeleton
+from paredown.contracts.recipes import Mixed, Stage
+from paredown.engine.architectures import Skeleton, architecture_of
 from paredown.engine.errors import FormatRefused
 from paredown.engine.formats.files import write_config, write_weights
 from paredown.engine.quantized import QuantizedLinear
@@ -36,13 +37,18 @@ _FORMATS = {
 }
 
 
-def check(config: Any) -> None:
-    """Raise FormatRefused, before any work, for a model that the format cannot hold."""
+def check(config: Any, recipe: Sequence[Stage] = ()) -> None:
+    """Raise FormatRefused, before any work, for what the format cannot hold."""
     if config.model_type == "gpt2":
         raise FormatRefused(
             "GPT-2 keeps its weights in Conv1D layers, which compressed-tensors does not know; use format safetensors.",
             field="format",
         )
+    experts = architecture_of(config).experts is not None
+    for stage in recipe:
+        if isinstance(stage, Mixed) and (refusal := stage.packing_refusal(config.model_type, experts=experts)):
+            field, reason = refusal
+            raise FormatRefused(reason[0].upper() + reason[1:], field=field or "format")
 
 
 def write(model: CompressedModel, directory: Path) -> int:
@@ -132,16 +138,13 @@ def packed(linear: QuantizedLinear) -> dict[str, Tensor]:
 
 
 def _quantization_config(model: CompressedModel, quantized: list[str]) -> dict[str, Any]:
-    first = _grid(model, quantized[0])
-    assert first is not None
-    grouped = first.group_size is not None
-    arguments = QuantizationArgs(
-        num_bits=first.bits,
-        type=QuantizationType.INT if first.activations is None else QuantizationType(first.activations.type),
-        symmetric=first.symmetric,
-        strategy=QuantizationStrategy.GROUP if grouped else QuantizationStrategy.CHANNEL,
-        group_size=first.group_size,
-    )
+    # By the bits, in which alone the grids of a recipe may differ: their arguments, and who has them.
+    schemes: dict[int, tuple[QuantizationArgs, list[str]]] = {}
+    for name in quantized:
+        linear = _grid(model, name)
+        assert linear is not None
+        schemes.setdefault(linear.bits, (_arguments(linear), []))[1].append(name)
+    activations = model.activations(quantized[0])
     modules = Skeleton(model.config, model.storage_dtype).model.named_modules()
     # Routers too: they are no Linear to transformers, but they are to other runtimes.
     dense = [
@@ -150,19 +153,40 @@ def _quantization_config(model: CompressedModel, quantized: list[str]) -> dict[s
         if isinstance(module, nn.Linear) or name.endswith("mlp.gate")
         if name not in set(quantized)
     ]
-    # Under both names: transformers matches its own, other runtimes those of the files.
-    ignored = list(dict.fromkeys(other for name in dense for other in (name, model.stored_name(f"{name}.")[:-1])))
-    inputs = None if first.activations is None else first.activations.arguments
     config = QuantizationConfig(
-        config_groups={"group_0": QuantizationScheme(targets=["Linear"], weights=arguments, input_activations=inputs)},
-        format=_FORMATS[first.activations.type if first.activations else None].value,
+        config_groups={
+            f"group_{number}": QuantizationScheme(
+                targets=_known_as(model, names) if len(schemes) > 1 else ["Linear"],
+                weights=arguments,
+                input_activations=None if activations is None else activations.arguments,
+            )
+            for number, (_, (arguments, names)) in enumerate(sorted(schemes.items()))
+        },
+        format=_FORMATS[activations.type if activations else None].value,
         quantization_status=QuantizationStatus.COMPRESSED,
-        ignore=ignored,
+        ignore=_known_as(model, dense),
     )
     dumped: dict[str, Any] = config.model_dump(mode="json")
-    if inputs is not None:
+    if activations is not None:
         # transformers rounds activations only in layers that it leaves compressed until the first forward.
         return dumped
     # transformers has no integer kernels: it dequantizes at the first forward or, told so here, while it loads. Only
-    # the second way can read zero points, which are packed along the rows. Other runtimes do not look at this key.
-    return {**dumped, "dequantize": True}
+    # the second way can read zero points, which are packed along the rows; only the first knows more than one scheme.
+    # Other runtimes do not look at this key.
+    return {**dumped, "dequantize": len(schemes) == 1}
+
+
+def _known_as(model: CompressedModel, names: list[str]) -> list[str]:
+    """Modules under both names: transformers matches its own, other runtimes those of the files."""
+    return list(dict.fromkeys(other for name in names for other in (name, model.stored_name(f"{name}.")[:-1])))
+
+
+def _arguments(linear: QuantizedLinear) -> QuantizationArgs:
+    grouped = linear.group_size is not None
+    return QuantizationArgs(
+        num_bits=linear.bits,
+        type=QuantizationType.INT if linear.activations is None else QuantizationType(linear.activations.type),
+        symmetric=linear.symmetric,
+        strategy=QuantizationStrategy.GROUP if grouped else QuantizationStrategy.CHANNEL,
+        group_size=linear.group_size,
+    )

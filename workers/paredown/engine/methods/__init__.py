@@ -1,6 +1,6 @@
 """Compression methods, one file each, named as their papers name them. A test holds them to the recipes' stages."""
 
-from paredown.engine.method import LinearMethod, ModelMethod
+from paredown.engine.method import AssigningMethod, LinearMethod, ModelMethod
 from paredown.engine.methods import (
     awq,
     deeper,
@@ -12,6 +12,7 @@ from paredown.engine.methods import (
     llm_pruner,
     lora,
     magnitude,
+    mixed,
     owq,
     rtn,
     shortgpt,
@@ -48,3 +49,9 @@ MODEL_METHODS: dict[str, ModelMethod] = {
     "lora": lora.METHOD,
     "distil": distil.METHOD,
 }
+
+# These run before the linear stages too, and say which of those takes their place on each layer.
+ASSIGNING_METHODS: dict[str, AssigningMethod] = {"mixed": mixed.METHOD}
+
+# All that run before the linear stages.
+ACROSS_BLOCKS: dict[str, ModelMethod | AssigningMethod] = {**MODEL_METHODS, **ASSIGNING_METHODS}

@@ -9,7 +9,7 @@ one width for all blocks. The paper heals the model afterwards; this stage alone
 Shapes: C MLP channels, G key-value heads.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -19,9 +19,10 @@ from paredown.contracts.recipes import LlmPruner
 from paredown.engine.architectures import Skeleton
 from paredown.engine.depth import survey
 from paredown.engine.errors import RecipeUnfit
+from paredown.engine.gradients import backward
 from paredown.engine.method import ModelMethod, ModelWork
 from paredown.engine.weights import ModelReader
-from paredown.engine.width import CHANNELS, HEADS, WidthView, backward
+from paredown.engine.width import CHANNELS, HEADS, WidthView
 
 
 def importance(linears: Mapping[str, tuple[Tensor, Tensor]], sides: Mapping[str, int], groups: int) -> Tensor:
@@ -35,6 +36,34 @@ def importance(linears: Mapping[str, tuple[Tensor, Tensor]], sides: Mapping[str,
             product = (weight * gradient).abs()
             total += product.movedim(side, 0).reshape(groups, -1).sum(1).cpu()
     return total
+
+
+# Each linear of a block: (parameter, its gradient) in float32, named as in the block → what is kept of them
+Score = Callable[[Mapping[str, tuple[Tensor, Tensor]]], dict[str, Tensor]]
+
+
+class ParameterGradients:
+    """The gradients of a block's linears, summed over micro-batches."""
+
+    def __init__(self, skeleton: Skeleton, index: int, score: Score) -> None:
+        self._score = score
+        self._parameters = {
+            name: parameter.requires_grad_(True)
+            for name, parameter in skeleton.blocks[index].named_parameters()
+            if name.rpartition(".")[0] in CHANNELS | HEADS
+        }
+        self._totals = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in self._parameters.items()}
+
+    def passed(self) -> None:
+        for name, parameter in self._parameters.items():
+            assert parameter.grad is not None
+            self._totals[name] += parameter.grad.float()
+            parameter.grad = None
+
+    def found(self) -> dict[str, Tensor]:
+        return self._score(
+            {name: (value.detach().float(), self._totals[name]) for name, value in self._parameters.items()}
+        )
 
 
 def apply(model: ModelReader, work: ModelWork, config: LlmPruner) -> tuple[WidthView, StageReport]:
@@ -54,10 +83,14 @@ def apply(model: ModelReader, work: ModelWork, config: LlmPruner) -> tuple[Width
         work.tokens_NT,
         work,
         entering,
-        lambda linears: {
-            "channels": importance(linears, CHANNELS, channels),
-            "heads": importance(linears, HEADS, heads),
-        },
+        lambda skeleton, block: ParameterGradients(
+            skeleton,
+            block,
+            lambda linears: {
+                "channels": importance(linears, CHANNELS, channels),
+                "heads": importance(linears, HEADS, heads),
+            },
+        ),
     )
     kept: dict[str, list[Tensor]] = {"channels": [], "heads": []}
     totals: list[float] = []
