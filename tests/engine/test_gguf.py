@@ -18,7 +18,7 @@ from transformers import LlamaConfig, PreTrainedConfig
 from paredown.contracts.artifact import RuntimeProof
 from paredown.contracts.families import shape_from_config
 from paredown.contracts.job import EvaluationSettings, Format
-from paredown.contracts.recipes import Gptq, LlmPruner, Magnitude, Rtn, ShortGpt, Stage
+from paredown.contracts.recipes import Gptq, LlmPruner, Magnitude, Mixed, Rtn, ShortGpt, Stage
 from paredown.contracts.work import ENGINE_MESSAGE, EngineResult, EngineStarted, Origin
 from paredown.core.estimates import output_bytes
 from paredown.engine import llama_cpp
@@ -161,6 +161,25 @@ def test_size_is_what_the_plan_foretold(tmp_path: Path, model_type: str, kind: s
     assert abs(size_bytes / planned - 1) < 0.02
 
 
+def test_layers_of_several_widths_lie_in_one_file_as_measured(tmp_path: Path) -> None:
+    """Each in its own type, within a budget that counts GGUF's scales, and as large as planned."""
+    save(tmp_path / "model", config_of("llama", hidden=128, blocks=4))
+    recipe = (Mixed(average_bits=5.75, choices=(4, 5, 8), group_size=32, scale_search="min_max"),)
+    model = compress(tmp_path, recipe, torch.arange(64).reshape(2, 32))
+
+    path = write(tmp_path, model)
+
+    blocks = [tensor for tensor in GGUFReader(path).tensors if tensor.name.startswith("blk.") and len(tensor.shape) > 1]
+    assert len({tensor.tensor_type.name for tensor in blocks}) > 1
+    weights = sum(int(tensor.n_elements) for tensor in blocks)
+    assert 5.5 < 8 * sum(int(tensor.n_bytes) for tensor in blocks) / weights <= 5.75
+    reader = GgufWeights(path, model.config, model.shapes)
+    for name in model.names:
+        assert torch.equal(reader.tensor(name).float(), model.tensor(name).float()), name
+    planned = output_bytes(shape_from_config(model.config.to_dict()), recipe, Format.GGUF)
+    assert abs(path.stat().st_size / planned - 1) < 0.02
+
+
 def test_a_shorter_model_lists_fewer_blocks(tmp_path: Path) -> None:
     """The tokenizer still is the source's; a GGUF of what was kept reads back as it was measured."""
     save(tmp_path / "model", config_of("llama", blocks=3))
@@ -207,6 +226,7 @@ needs_llama_cpp = pytest.mark.skipif(
         ("llama", LlmPruner(mlp_share=0.5, head_groups=1)),
         ("qwen2", LlmPruner(mlp_share=0.5)),
         ("qwen3", LlmPruner(head_groups=1)),
+        ("llama", Mixed(average_bits=5.75, choices=(4, 5, 8), group_size=32)),
     ],
 )
 def test_llama_cpp_runs_it_and_measures_the_same(tmp_path: Path, model_type: str, stage: Stage) -> None:

@@ -15,13 +15,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from paredown.contracts.job import Format
-from paredown.contracts.recipes import Gptq, LlmPruner, Mixed, ShortGpt, Stage, Wanda
+from paredown.contracts.recipes import Gptq, LlmPruner, Mixed, Rtn, ShortGpt, Stage, Wanda
 from paredown.engine.architectures import architecture_of
 from paredown.engine.errors import Drained, FormatRefused, RecipeUnfit
 from paredown.engine.evaluation.perplexity import perplexity
 from paredown.engine.formats import WRITERS, compressed_tensors
 from paredown.engine.method import LinearWeight
-from paredown.engine.methods import gptq, mixed
+from paredown.engine.methods import gptq, mixed, rtn
 from paredown.engine.statistics import InputStatistics, Statistic
 from paredown.engine.stream import CompressedModel
 from paredown.engine.weights import ModelFiles, open_model
@@ -85,8 +85,30 @@ def test_what_is_foretold_is_the_error_that_gptq_ends_with(activation_order: boo
         linear = LinearWeight("layer", weight_OI.clone(), torch.bfloat16)
         gptq.compress(linear, inputs, config.at(bits))
         true = inputs.output_energy(weight_OI - linear.weight_OI)
+        nearest = LinearWeight("layer", weight_OI.clone(), torch.bfloat16)
+        rtn.compress(nearest, inputs, Rtn(bits=bits, group_size=32, symmetric=symmetric))
+        assert inputs.output_energy(weight_OI - nearest.weight_OI) > 2 * true
         assert 0.7 < float(foretold_O.sum()) / true < 1.4
     assert (foretold_CO[:-1] > foretold_CO[1:]).all()
+
+
+def test_some_rows_tell_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where few rows have most of the gradient, and rows differ in size."""
+    generator = torch.Generator().manual_seed(3)
+    inputs = InputStatistics("layer", 64, {Statistic.HESSIAN}, CPU)
+    inputs.add(torch.randn(256, 64, generator=generator) @ torch.randn(64, 64, generator=generator))
+    inputs.complete()
+    weight_OI = torch.randn(1000, 64, generator=generator) * torch.rand(1000, 1, generator=generator)
+    per_error_O = torch.randn(1000, generator=generator).mul_(2).exp_()
+    linear = LinearWeight("layer", weight_OI, torch.bfloat16)
+    config = Mixed(group_size=32)
+    of_some_C = mixed.foretold_losses_C(linear, inputs, per_error_O, config)
+    assert torch.equal(linear.weight_OI, weight_OI)
+    exact_C = mixed.foretold_errors_CO(linear, inputs, config) @ per_error_O
+    assert of_some_C.tolist() == pytest.approx(exact_C.tolist(), rel=0.1)
+    monkeypatch.setattr(mixed, "_TRIED_ROWS", 1000)
+    assert mixed.foretold_losses_C(linear, inputs, per_error_O, config).tolist() == pytest.approx(exact_C.tolist())
+    assert mixed.foretold_losses_C(linear, inputs, torch.zeros(1000), config).tolist() == [0, 0, 0, 0]
 
 
 def average(result: CompressedModel) -> float:

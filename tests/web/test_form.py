@@ -38,6 +38,14 @@ def test_literals_are_choices_and_optional_ones_can_be_empty():
     assert GPTQ["group_size"].optional
 
 
+def test_lists_of_choices_are_picked_from():
+    mixed = {field.name: field for field in fields(STAGES["mixed"].model_json_schema())}
+    assert (mixed["choices"].kind, mixed["choices"].choices) == ("several", (2, 3, 4, 5, 6, 8))
+    # What a method is named for comes first.
+    assert [name for name in mixed if name != "skip"][:2] == ["average_bits", "choices"]
+    assert next(name for name in GPTQ if name != "skip") == "bits"
+
+
 def test_bounds_and_descriptions_come_along():
     assert (GPTQ["damping"].kind, GPTQ["damping"].minimum, GPTQ["damping"].maximum) == ("number", 0, 1)
     assert GPTQ["damping"].help == STAGES["gptq"].model_fields["damping"].description

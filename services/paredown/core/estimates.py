@@ -39,6 +39,9 @@ _HESSIAN_METHODS = ("gptq", "owq", "squeezellm", "sparsegpt", "awq", "smoothquan
 
 # Tokens that SmoothQuant tries its exponents on (engine/statistics.py).
 _SAMPLED_TOKENS = 256
+# Rows of a layer on which each choice of bits is tried (engine/methods/mixed.py).
+_TRIED_ROWS = 128
+
 # How many a search for GPTQ's damping tries.
 _DAMPINGS = 5
 
@@ -457,9 +460,10 @@ def seconds_of(shape: ModelShape, spec: JobSpec, device: str, threads: int | Non
     solving = shape.linear_parameters / (speed.solved_weights if solves else speed.quantized_weights) / scale
     for stage in spec.recipe:
         if isinstance(stage, Mixed):
-            # Second moments once more, and a rounding for each choice.
+            # Second moments once more, and a rounding of some rows for each choice.
             hessian *= 2
-            solving += len(stage.choices) * shape.linear_parameters / speed.quantized_weights / scale
+            rounded = sum(min(linear.out_features, _TRIED_ROWS) * linear.in_features for linear in shape.linears)
+            solving += len(stage.choices) * rounded * shape.num_blocks / speed.quantized_weights / scale
     if _searches_damping(spec):
         # A third of it is factorizing and the sweep over columns, once for each damping; scales are found once.
         solving *= 1 + (_DAMPINGS - 1) / 3

@@ -184,7 +184,8 @@ def _compress_cost(recipe: tuple[Stage, ...], calibration_tokens: int) -> float:
     if any(isinstance(stage, Squeezellm) for stage in recipe):
         return cost + _CLUSTERING
     if isinstance(grid, UniformGrid) and grid.scale_search == "least_squares":
-        cost += _SEARCHING_SCALES * (1 + len(grid.choices) if isinstance(grid, Mixed) else 1)
+        # Each choice of bits is tried on some rows of a layer.
+        cost += _SEARCHING_SCALES * (1 + len(grid.choices) / 5 if isinstance(grid, Mixed) else 1)
     return cost
 
 

@@ -49,10 +49,13 @@ class UniformGrid(Quantizer):
         """Bits of a code that a layer may end with."""
 
 
-class WeightGrid(UniformGrid):
-    """One grid for every layer."""
-
+# A form asks for fields in their order: a class's own come after those of its first base, and its last base's before.
+class _Bits(Stage):
     bits: Bits = Field(4, description="Bits stored for each weight.")
+
+
+class WeightGrid(UniformGrid, _Bits):
+    """One grid for every layer."""
 
     @property
     def widths(self) -> tuple[Bits, ...]:
@@ -286,15 +289,7 @@ def _rising(choices: tuple[Bits, ...]) -> tuple[Bits, ...]:
     return choices
 
 
-class Mixed(UniformGrid):
-    """GPTQ with the bits of each layer chosen, under a budget of stored bits, for the least loss that is foretold from
-    gradients and second moments. After arXiv:2406.17415, with the choice of arXiv:2011.10680"""
-
-    title: ClassVar[str] = "Mixed precision"
-    paper: ClassVar[str] = "arXiv:2406.17415"
-    needs_calibration: ClassVar[bool] = True
-
-    method: Literal["mixed"] = "mixed"
+class _Budget(Stage):
     average_bits: float = Field(
         3.5,
         gt=2,
@@ -308,6 +303,17 @@ class Mixed(UniformGrid):
         max_length=6,
         description="Bits of a code that a layer may get, rising. Layers that share an input get the same.",
     )
+
+
+class Mixed(UniformGrid, _Budget):
+    """GPTQ with the bits of each layer chosen, under a budget of stored bits, for the least loss that is foretold from
+    gradients and second moments. After arXiv:2406.17415, with the choice of arXiv:2011.10680"""
+
+    title: ClassVar[str] = "Mixed precision"
+    paper: ClassVar[str] = "arXiv:2406.17415"
+    needs_calibration: ClassVar[bool] = True
+
+    method: Literal["mixed"] = "mixed"
     activation_order: bool = Field(
         True,
         description="Visit the columns with the largest activations first, as gptq does.",
