@@ -9,19 +9,33 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 from tests.engine.conftest import CPU, Compressor, shard_bytes
+from tests.engine.orders import order
 from tests.engine.test_depth import deep_model, measured
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from paredown.contracts.job import Format
-from paredown.contracts.recipes import Gptq, LlmPruner, Mixed, Rtn, ShortGpt, Stage, Wanda
+from paredown.contracts.recipes import (
+    Gptq,
+    LlmPruner,
+    Mixed,
+    Recipe,
+    Rtn,
+    ShortGpt,
+    Sparsegpt,
+    Stage,
+    Wanda,
+    recipe_name,
+)
 from paredown.engine.architectures import architecture_of
 from paredown.engine.errors import Drained, FormatRefused, RecipeUnfit
 from paredown.engine.evaluation.perplexity import perplexity
 from paredown.engine.formats import WRITERS, compressed_tensors
 from paredown.engine.method import LinearWeight
 from paredown.engine.methods import gptq, mixed, rtn
+from paredown.engine.run import run
 from paredown.engine.statistics import InputStatistics, Statistic
 from paredown.engine.stream import CompressedModel
 from paredown.engine.weights import ModelFiles, open_model
@@ -140,6 +154,12 @@ def groups_of(result: CompressedModel) -> list[list]:  # type: ignore[type-arg]
     return found
 
 
+def test_one_sweep_has_one_damping() -> None:
+    with pytest.raises(ValueError, match="the mixed after it are solved in one sweep, with one damping"):
+        TypeAdapter(Recipe).validate_python([Sparsegpt().identity(), {"method": "mixed", "damping": 0.02}])
+    assert recipe_name((Sparsegpt(), STAGE)) == "sparsegpt-50% + mixed-4"
+
+
 @pytest.mark.parametrize("family", ["llama", "mixtral", "qwen2_moe"])
 def test_layers_that_runtimes_join_have_equal_bits(
     family: str, tiny: Callable[[str], ModelFiles], compress: Compressor, tokens_NT: Tensor
@@ -243,6 +263,18 @@ def test_a_file_of_several_widths_loads_in_stock_transformers(
         reloaded(input_ids=tokens_NT[:1])
     found, _ = perplexity(result, tokens_NT, device=CPU, dtype=torch.float32)
     assert measured(torch.nn.Module.to(reloaded, torch.float32), tokens_NT) == pytest.approx(found, rel=1e-4)
+
+
+def test_a_run_reports_the_bits_of_each_layer_and_proves_the_file(tmp_path: Path) -> None:
+    asked = order(tmp_path, [STAGE.identity()], runtimes=("transformers",))
+    report = run(asked, lambda _progress: None, lambda: False).report
+    assert 3.6 < report.average_bits <= 4
+    assert len({layer.bits for layer in report.layers}) > 1
+    assert report.artifact is not None
+    proof, vllm, _ = report.runtimes
+    assert proof.loads
+    assert proof.perplexity == pytest.approx(report.artifact.perplexity, rel=1e-4)
+    assert "for transformers" in (vllm.detail or "")
 
 
 @pytest.mark.parametrize(

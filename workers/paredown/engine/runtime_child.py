@@ -126,7 +126,12 @@ class Runtime:
         wrong = sorted(map(str, (*found["missing_keys"], *found["mismatched_keys"])))
         if wrong:
             raise ValueError(f"the weight files and the configuration differ at {', '.join(wrong[:5])}")
-        return model.to(device).eval()
+        model = model.to(device).eval()
+        if hasattr(model, "hf_quantizer"):
+            # Files of several widths are dequantized at the first forward; its tensors must outlive inference mode.
+            with self.torch.no_grad():
+                model(self.torch.zeros(1, 1, dtype=self.torch.long, device=device), use_cache=False)
+        return model
 
     def generate(self, prompt: list[int], new_tokens: int) -> dict[str, Any]:
         """Continue the prompt greedily; `text` is None for a model without a tokenizer."""
