@@ -76,7 +76,7 @@ RECIPES: dict[str, tuple[Stage, ...]] = {
     "llm-pruner": (LlmPruner(mlp_share=0.5, head_groups=1),),
     "lora": (Lora(tokens=128, batch_size=2, sequence_length=32, rank=4, learning_rate=0.02),),
     "distil": (ShortGpt(blocks=1), Distil(tokens=128, batch_size=2, sequence_length=32, rank=4)),
-    "mixed": (Mixed(average_bits=4.0, group_size=32),),
+    "mixed": (Mixed(average_bits=4.0, group_size=32, scale_search="min_max"),),
 }
 VARIANTS: dict[str, tuple[Stage, ...]] = {
     "rtn 3 bits asymmetric": (Rtn(bits=3, group_size=32, symmetric=False),),
