@@ -22,6 +22,7 @@ from paredown.contracts.recipes import (
     Esparse,
     Gptq,
     Magnitude,
+    Mixed,
     Owq,
     Recipe,
     Rtn,
@@ -199,6 +200,7 @@ ORDER: dict[str, tuple[Recipe, Recipe]] = {
     "codebooks and a uniform grid": ((Squeezellm(bits=3, compensate=False),), (Rtn(bits=3),)),
     "codebooks and a uniform grid, errors absorbed": ((Squeezellm(bits=3),), (Gptq(bits=3),)),
     "weak columns and none": ((Owq(bits=3, extra_bits=0.1),), (Gptq(bits=3),)),
+    "mixed and the same bits everywhere": ((Mixed(average_bits=3.5),), (Gptq(bits=3),)),
     "damping searched and given": ((Gptq(bits=3, damping_search=True),), (Gptq(bits=3),)),
 }
 
