@@ -109,6 +109,14 @@ def test_what_is_foretold_is_the_error_that_gptq_ends_with(activation_order: boo
     assert (foretold_CO[:-1] > foretold_CO[1:]).all()
 
 
+def test_a_silent_channel_costs_nothing() -> None:
+    inputs = InputStatistics("layer", 64, {Statistic.HESSIAN}, CPU)
+    inputs.add(torch.randn(256, 64, generator=torch.Generator().manual_seed(0)) * (torch.arange(64) % 2))
+    inputs.complete()
+    costs_I = mixed.column_costs_I(inputs, STAGE)
+    assert ((costs_I > 0) == (torch.arange(64) % 2 == 1)).all()
+
+
 def test_some_rows_tell_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where few rows have most of the gradient, and rows differ in size."""
     generator = torch.Generator().manual_seed(3)

@@ -58,7 +58,9 @@ def foretold_losses_C(linear: LinearWeight, inputs: InputStatistics, per_error_O
 def column_costs_I(inputs: InputStatistics, config: Mixed) -> Tensor:
     """What settling each column wrong by 1 costs in squared output error, once later columns made up for it."""
     upper_II, order_I = inputs.inverse_factor(config.damping, config.activation_order)
-    return restored(upper_II.diagonal().square().reciprocal(), order_I)
+    cost_I = restored(upper_II.diagonal().square().reciprocal(), order_I)
+    # A channel that was never active has a damping of its own, which costs nothing.
+    return cost_I.masked_fill(inputs.energy_I == 0, 0)
 
 
 def foretold_errors_CO(linear: LinearWeight, inputs: InputStatistics, config: Mixed) -> Tensor:
