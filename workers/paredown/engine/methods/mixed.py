@@ -236,7 +236,7 @@ def assign(model: ModelReader, work: ModelWork, config: Mixed) -> tuple[Mapping[
         method=config.method,
         summary=f"{', '.join(f'{count} layers have {bits} bits' for bits, count in sorted(counts.items()))}: "
         f"{average:.3f} bits for each weight with scales, of {config.average_bits:g} allowed. This was foretold to add "
-        f"{added:.4f} to the mean loss of a token.",
+        f"{added:.2g} to the mean loss of a token.",
         measure=f"what {config.choices[0]} bits for the whole block were foretold to add to the mean loss of a token",
         blocks=tuple(BlockReport(block=block, importance=value, kept=True) for block, value in enumerate(importance)),
     )
