@@ -120,7 +120,11 @@ VARIANTS: dict[str, tuple[Stage, ...]] = {
     ),
     "owq without weak columns": (Owq(bits=4, group_size=32, extra_bits=0),),
     "svd without whitening": (Svd(ratio=0.5, whitening=False),),
-    "shortgpt, then svd": (ShortGpt(blocks=1), Svd(ratio=0.3)),
+    "shortgpt, then lora, then svd": (
+        ShortGpt(blocks=1),
+        Lora(tokens=128, batch_size=2, sequence_length=32, rank=4),
+        Svd(ratio=0.3),
+    ),
     "shortgpt, then block-wise distil, then gptq": (
         ShortGpt(blocks=1),
         Distil(tokens=64, batch_size=2, sequence_length=32, rank=4, block_wise=True),
