@@ -22,11 +22,13 @@ def carry_out(order: WorkOrder) -> Any:
     return run(order, lambda _progress: None, lambda: False).report
 
 
-def further(root: Path, *, pruned: bool = True, required: bool = False, **changes: Any) -> WorkOrder:
-    """GPTQ of what Wanda has left in `root`."""
+def further(
+    root: Path, stage: dict[str, Any] = GPTQ, *, pruned: bool = True, required: bool = False, **changes: Any
+) -> WorkOrder:
+    """Another stage, GPTQ if none is given, on what Wanda has left in `root`."""
     origin = Origin(base_bytes=BASE_BYTES, pruned=pruned, baseline_required=required)
     changes = {"work_dir": root / "work-2", "output_dir": root / "out-2", "format": "safetensors", **changes}
-    return order(root, [GPTQ], model_dir=root / "out", origin=origin, **changes)
+    return order(root, [stage], model_dir=root / "out", origin=origin, **changes)
 
 
 @pytest.fixture
@@ -50,6 +52,14 @@ def test_what_a_job_before_pruned_stays_zero(tmp_path: Path, base: Evaluation, p
     assert before.keys() == after.keys()
     kept = [bool((after[name] | ~before[name]).all()) for name in before]
     assert all(kept) is pruned
+
+
+def test_it_stays_zero_where_bits_are_chosen_for_each_layer(tmp_path: Path, base: Evaluation) -> None:
+    stage = {"method": "mixed", "group_size": 32, "average_bits": 4.0}
+    report = carry_out(further(tmp_path, stage, evaluation=None))
+    assert len({layer.bits for layer in report.layers}) > 1
+    before, after = zeros_of(tmp_path / "out"), zeros_of(tmp_path / "out-2")
+    assert all((after[name] | ~before[name]).all() for name in before)
 
 
 def test_the_base_is_the_one_that_was_measured_before(tmp_path: Path, base: Evaluation) -> None:
