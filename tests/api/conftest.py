@@ -91,7 +91,9 @@ def serve() -> Iterator[Callable[[Settings], Server]]:
             port = probe.getsockname()[1]
         url = f"http://127.0.0.1:{port}"
         app = create_app(settings.model_copy(update={"public_url": url}))
-        config = uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, timeout_graceful_shutdown=1)
+        config = uvicorn.Config(
+            app, host="127.0.0.1", port=port, log_config=None, access_log=False, timeout_graceful_shutdown=1
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
