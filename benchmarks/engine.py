@@ -143,7 +143,9 @@ def plain_forward(model: Path, arguments: argparse.Namespace) -> Figures:
 def peer_run(model: Path, method: str, arguments: argparse.Namespace) -> Figures:
     tokens = [str(model / f"{part}.npy") for part in ("calibration", "evaluation")]
     script = str(Path(__file__).with_name("peer.py"))
-    answer = run([str(arguments.peer), script, str(model), *tokens, method, arguments.dtype])
+    path = model / "answer.json"
+    execute([str(arguments.peer), script, str(model), *tokens, method, arguments.dtype, str(path)])
+    answer = json.loads(path.read_text())
     return Figures(answer["seconds"], answer["peak"], answer["perplexity"])
 
 
@@ -174,12 +176,16 @@ def pare_run(
 
 
 def run(command: list[str]) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(execute(command))
+    return answer
+
+
+def execute(command: list[str]) -> str:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if finished.returncode != 0:
         raise SystemExit(f"{' '.join(command[:3])} failed:\n{finished.stderr[-3000:]}")
-    answer: dict[str, Any] = json.loads(finished.stdout)
-    return answer
+    return finished.stdout
 
 
 def show(rounds: dict[str, list[Figures]], arguments: argparse.Namespace) -> None:

@@ -1,15 +1,13 @@
 """llm-compressor on the same model and tokens; runs in an environment of its own, and knows nothing of ours.
 
-    PEER_PYTHON benchmarks/peer.py MODEL_DIR CALIBRATION.npy EVALUATION.npy METHOD DTYPE
+    PEER_PYTHON benchmarks/peer.py MODEL_DIR CALIBRATION.npy EVALUATION.npy METHOD DTYPE ANSWER.json
 
-Its own best settings: static activation order, and the `mse` observer for scales. Prints seconds of its `oneshot`, peak
-resident memory when that ends, and perplexity over the evaluation's sequences, as JSON.
+Its own best settings: static activation order, and the `mse` observer for scales. Writes seconds of its `oneshot`, peak
+resident memory when that ends, and perplexity over the evaluation's sequences, as JSON into a file.
 """
 
-import contextlib
 import importlib.metadata
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -44,21 +42,19 @@ RECIPES: dict[str, Any] = {
 
 
 def main() -> None:
-    directory, calibration, evaluation, method, dtype = sys.argv[1:]
+    directory, calibration, evaluation, method, dtype, path = sys.argv[1:]
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype)).eval()
     tokens = numpy.load(calibration).tolist()
     dataset = Dataset.from_dict({"input_ids": tokens, "attention_mask": [[1] * len(row) for row in tokens]})
     started = time.perf_counter()
-    # Standard output is for the answer alone.
-    with contextlib.redirect_stdout(sys.stderr):
-        oneshot(
-            model=model,
-            dataset=dataset,
-            recipe=RECIPES[method](),
-            max_seq_length=len(tokens[0]),
-            num_calibration_samples=len(tokens),
-            shuffle_calibration_samples=False,
-        )
+    oneshot(
+        model=model,
+        dataset=dataset,
+        recipe=RECIPES[method](),
+        max_seq_length=len(tokens[0]),
+        num_calibration_samples=len(tokens),
+        shuffle_calibration_samples=False,
+    )
     seconds, peak = time.perf_counter() - started, peak_bytes()
     sequences = torch.from_numpy(numpy.load(evaluation))
     with torch.inference_mode():
@@ -69,7 +65,8 @@ def main() -> None:
         "perplexity": torch.stack(losses).mean().exp().item(),
         "version": importlib.metadata.version("llmcompressor"),
     }
-    os.write(1, json.dumps(answer).encode())
+    # Libraries print to standard output.
+    Path(path).write_text(json.dumps(answer))
 
 
 def peak_bytes() -> int:
