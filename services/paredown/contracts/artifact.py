@@ -165,7 +165,8 @@ class Report(Contract):
     layers: tuple[LayerReport, ...] = ()
     stages: tuple[StageReport, ...] = ()
     phase_seconds: dict[str, float] = {}
-    peak_memory_bytes: int = 0
+    peak_memory_bytes: int = Field(0, description="The most that the engine held while it compressed and evaluated.")
+    compress_peak_memory_bytes: int = Field(0, description="The most that it had held when it had compressed.")
     cost: Cost | None = None
     gate: Gate | None = None
     warnings: tuple[str, ...] = ()

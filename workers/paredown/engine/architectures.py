@@ -314,6 +314,11 @@ class Skeleton:
         prefix = self.block_prefix(index)
         return [prefix + name for name, _ in self.blocks[index].named_parameters()]
 
+    def groups(self, index: int) -> list[list[str]]:
+        """The block's linears, those together that read the same input, in order of execution."""
+        prefix = self.block_prefix(index)
+        return [[prefix + name for name in group] for group in self.architecture.groups]
+
     def linear_names(self, index: int) -> list[str]:
         """The block's linears, without `.weight`."""
         return [self.block_prefix(index) + name for name in self.architecture.linears]
@@ -362,10 +367,8 @@ class Skeleton:
         old = self.model.get_parameter(name)
         assert old.shape == value.shape, f"{name} is {tuple(value.shape)}, not {tuple(old.shape)}"
         new = nn.Parameter(value, requires_grad=False)
-        for module in self.model.modules() if old.is_meta and self._is_tied(name) else ():
-            for key, parameter in module._parameters.items():
-                if parameter is old:
-                    module._parameters[key] = new
+        if old.is_meta and self._is_tied(name):
+            self._replace(old, new)
         self.model.get_submodule(module_name)._parameters[leaf] = new
 
     def put_from(self, read: Callable[[str], Tensor], names: Iterable[str], device: torch.device) -> None:
@@ -391,6 +394,19 @@ class Skeleton:
             for leaf, parameter in module._parameters.items():
                 if parameter is not None:
                     module._parameters[leaf] = nn.Parameter(torch.empty_like(parameter, device="meta"), False)
+
+    def release_outer(self) -> None:
+        """Forget what lies outside the blocks, once the embeddings have run."""
+        for name in self.outer_names():
+            old = self.model.get_parameter(name)
+            self._replace(old, nn.Parameter(torch.empty_like(old, device="meta"), requires_grad=False))
+
+    def _replace(self, old: nn.Parameter, new: nn.Parameter) -> None:
+        """In every module that has it: tied parameters stay tied."""
+        for module in self.model.modules():
+            for leaf, parameter in module._parameters.items():
+                if parameter is old:
+                    module._parameters[leaf] = new
 
     def _is_tied(self, name: str) -> bool:
         return not name.startswith(f"{self.architecture.blocks}.")

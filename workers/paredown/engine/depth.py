@@ -151,6 +151,7 @@ def survey(
             if forward is None:
                 skeleton.load_outer(model.tensor, work.device, model.storage_dtype)
                 forward = BlockForward(skeleton, tokens_NT, work.device)
+                skeleton.release_outer()
                 forward.states = checkpoint.hidden(index, forward.states_device) or forward.states
             observed: dict[str, Tensor] = {}
             for micro_batch, before_BTH, after_BTH in through_block(model, skeleton, forward, index):

@@ -1,5 +1,7 @@
 """Memory of this process and of this machine."""
 
+import ctypes
+import gc
 import sys
 from pathlib import Path
 
@@ -35,3 +37,15 @@ def available_memory_bytes(device: str) -> int:
         # No control group of version 2 limits this process.
         pass
     return max(available, 0)
+
+
+def give_back(device: torch.device) -> None:
+    """Return to the system what this process no longer uses, so that the next phase's peak is its own."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        # glibc keeps freed heap for itself; other C libraries have no such call.
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)

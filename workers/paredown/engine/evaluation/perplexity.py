@@ -18,7 +18,7 @@ from paredown.engine.forward import BlockForward
 from paredown.engine.weights import ModelReader
 
 # Positions whose logits exist at once: V of them in float32 are 200 KB to 1 MB each.
-_HEAD_TOKENS = 512
+_HEAD_TOKENS = 128
 
 
 def perplexity(
@@ -37,6 +37,7 @@ def perplexity(
     with torch.inference_mode():
         skeleton.load_outer(model.tensor, device)
         forward = BlockForward(skeleton, tokens_NT, device)
+        skeleton.release_outer()
         for index in range(skeleton.num_blocks):
             skeleton.put_from(model.tensor, skeleton.block_names(index), device)
             names = skeleton.linear_names(index)
@@ -45,6 +46,7 @@ def perplexity(
                     forward.keep(micro_batch, forward.call(index, micro_batch))
             skeleton.release_block(index)
             on_progress(index + 1, skeleton.num_blocks)
+        skeleton.load_outer(model.tensor, device)
         loss = sum(
             _loss(skeleton, forward.final(micro_batch), tokens_BT.to(device))
             for micro_batch, tokens_BT in enumerate(forward.tokens)
