@@ -153,6 +153,10 @@ def run(
         bool, typer.Option("--evaluation/--no-evaluation", help="Measure base and artifact afterwards.")
     ] = True,
     threads: Annotated[int | None, typer.Option(min=1, help="torch threads.")] = None,
+    statistics: Annotated[
+        Path | None,
+        typer.Option(help="Directory where runs that calibrate with `statistics: dense` share what they gather."),
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Compress here and now, with no services: the same engine, report and artifact."""
@@ -160,7 +164,9 @@ def run(
     from paredown.local.run import run_here
 
     file = load_recipe(recipe, max_size_ratio, max_perplexity_increase)
-    code = run_here(model, file, out_dir, evaluate=evaluate, threads=threads, as_json=json_output)
+    code = run_here(
+        model, file, out_dir, evaluate=evaluate, threads=threads, statistics_dir=statistics, as_json=json_output
+    )
     raise typer.Exit(code)
 
 

@@ -44,6 +44,11 @@ class Calibration(Contract):
     min_expert_tokens: int = Field(
         32, ge=1, le=65536, description="Calibration tokens from which on an expert counts as reached."
     )
+    statistics: Literal["sequential", "dense"] = Field(
+        "sequential",
+        description="Of which inputs: sequential takes those that the compressed layers before leave, so later layers "
+        "make up for earlier ones; dense takes the base model's, which are the same for every recipe.",
+    )
 
 
 class EvaluationSettings(Contract):

@@ -38,6 +38,9 @@ class WorkOrder(Contract):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     pausing: bool = True
     work_dir: Path = Field(description="Checkpoints; a directory left by an earlier epoch is resumed.")
+    statistics_dir: Path | None = Field(
+        None, description="Where dense statistics lie for all runs that share them; None keeps them in work_dir."
+    )
     output_dir: Path = Field(description="Empty or absent; complete once the result is sent.")
     baseline: Evaluation | None = Field(None, description="The base's figures, when known under the same protocol.")
     runtimes: tuple[Literal["transformers", "llama.cpp"], ...] = Field(

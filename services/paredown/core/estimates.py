@@ -218,7 +218,9 @@ _CUDA_CONTEXT_BYTES = 600 * 2**20
 _FRAGMENTATION = 1.5
 # As the engine cuts its work (engine/forward.py, engine/evaluation/perplexity.py, engine/formats/files.py).
 _MICRO_BATCH_TOKENS = 4096
-_HEAD_TOKENS = 512
+_HEAD_TOKENS = 128
+# In the backward pass of stages that look at gradients.
+_GRADIENT_HEAD_TOKENS = 512
 _SHARD_BYTES = 2 * 2**30
 
 
@@ -250,6 +252,10 @@ def memory_of(shape: ModelShape, spec: JobSpec, device: str) -> Memory:
     # SmoothQuant's Hessian is of the smoothed input, beside the one that was gathered.
     kept += 4 if any(isinstance(stage, SmoothQuant) for stage in spec.recipe) else 0
     statistics = (4 + 3 * 8 + kept) * widest**2 if _needs_hessian(spec) else 4 * widest
+    block_statistics = 4 * sum(linear.in_features**2 for linear in _distinct_inputs(shape))
+    if _keeps_statistics(spec):
+        # Written as a whole, and copied on the way.
+        statistics += 2 * block_statistics
     # Hidden states entering and leaving the block.
     states = 2 * shape.hidden_size * number
     # One token's activations inside a block: residual, normed input, queries, keys, values, the mixed heads and the
@@ -271,10 +277,11 @@ def memory_of(shape: ModelShape, spec: JobSpec, device: str) -> Memory:
     scores = micro_batch * shape.score_heads * length * (number + 4)
     if any(isinstance(stage, Width | Mixed) for stage in spec.recipe):
         # The block and its gradient, both again in float32, a micro-batch's activations with theirs, and the loss.
-        gradients = 2 * block_parameters * (number + 4) + 2 * micro_batch * inside + logits
+        head = 4 * 4 * shape.vocab_size * _GRADIENT_HEAD_TOKENS
+        gradients = 2 * block_parameters * (number + 4) + 2 * micro_batch * inside + head
         if any(isinstance(stage, Mixed) for stage in spec.recipe):
             # Second moments of all inputs of a block at once, where the pass through linears has one input's.
-            gradients += statistics + 4 * sum(linear.in_features**2 for linear in _distinct_inputs(shape))
+            gradients += statistics + block_statistics
         compression = max(compression, outer + gradients + calibrated * states)
     compression = max(compression, *(_training_bytes(*given, number) for given in trainings(shape, spec)), 0)
 
@@ -282,12 +289,26 @@ def memory_of(shape: ModelShape, spec: JobSpec, device: str) -> Memory:
         return process + int(_FRAGMENTATION * max(scores + max(compression + activations, evaluation), writing))
 
     one_batch = peak(min(calibrated, micro_batch) * inside)
-    # Only linear stages pause forwards; a survey of blocks runs one micro-batch after the other.
-    return Memory(pausing=peak(calibrated * inside) if _streams(spec) else one_batch, rerunning=one_batch)
+    # Only linear stages pause forwards; a survey of blocks runs one micro-batch after the other, and so does the pass
+    # that gathers dense statistics.
+    pausing = _streams(spec) and not _keeps_statistics(spec)
+    return Memory(pausing=peak(calibrated * inside) if pausing else one_batch, rerunning=one_batch)
 
 
 def calibration_tokens(spec: JobSpec) -> int:
     return spec.calibration.samples * spec.calibration.sequence_length if is_calibrated(spec) else 0
+
+
+def _keeps_statistics(spec: JobSpec) -> bool:
+    """Whether statistics of the whole model lie on disk."""
+    return _streams(spec) and spec.calibration.statistics == "dense"
+
+
+def statistics_bytes(shape: ModelShape, spec: JobSpec) -> int:
+    """On disk, where calibration asks for dense statistics."""
+    if not _keeps_statistics(spec):
+        return 0
+    return 4 * shape.num_blocks * sum(linear.in_features**2 for linear in _distinct_inputs(shape))
 
 
 def _distinct_inputs(shape: ModelShape) -> list[LinearShape]:
@@ -372,7 +393,7 @@ def _training_bytes(base: ModelShape, shape: ModelShape, stage: Training, number
     weights = shape.parameters + (base.parameters if isinstance(stage, Distil) else 0)
     # What entered each block, of a batch; logits and their gradients, of both models in float32.
     entering = number * tokens * shape.hidden_size * shape.num_blocks
-    logits = 8 * 4 * shape.vocab_size * _HEAD_TOKENS
+    logits = 8 * 4 * shape.vocab_size * _GRADIENT_HEAD_TOKENS
     return weights * number + adapters + entering + micro_batch * inside + logits
 
 

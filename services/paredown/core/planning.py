@@ -51,6 +51,7 @@ from paredown.core.estimates import (
     seconds_of,
     shape_after,
     skipped,
+    statistics_bytes,
     surveyed_states,
     trained_bytes,
 )
@@ -304,7 +305,7 @@ def make_plan(spec: JobSpec, description: ModelDescription, settings: Settings) 
     # Checkpoint: the finished blocks, dense and packed, and the hidden states; then the artifact itself.
     checkpoint = 2 * shape.linear_parameters + output + calibration_tokens(spec) * shape.hidden_size * number
     checkpoint += surveyed_states(shape, spec) * shape.hidden_size * number + trained_bytes(shape, spec)
-    disk = description.download_bytes + checkpoint + output
+    disk = description.download_bytes + checkpoint + output + statistics_bytes(shape, spec)
     if spec.resolved_format is Format.GGUF and spec.evaluation.speed and description.base is None:
         # The base in GGUF, beside which speed is measured.
         disk += shape.base_bytes

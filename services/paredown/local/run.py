@@ -46,6 +46,7 @@ class _Run:
     spec: JobSpec
     evaluate: bool
     threads: int | None
+    statistics_dir: Path | None
     out_dir: Path
     settings: Settings
     home: Home
@@ -56,14 +57,24 @@ class _Run:
 
 
 def run_here(
-    model: str, file: RecipeFile, out_dir: Path, *, evaluate: bool, threads: int | None, as_json: bool
+    model: str,
+    file: RecipeFile,
+    out_dir: Path,
+    *,
+    evaluate: bool,
+    threads: int | None,
+    statistics_dir: Path | None,
+    as_json: bool,
 ) -> ExitCode:
     """Compress `model` into `out_dir`. Raises CommandFailed and BadRecipeFile."""
     spec = _spec(model, file)
     if not evaluate and spec.budget and spec.budget.max_perplexity_increase is not None:
         raise BadRecipeFile("budget.max_perplexity_increase needs an evaluation; leave out --no-evaluation.")
+    if statistics_dir and spec.calibration.statistics != "dense":
+        raise BadRecipeFile("--statistics shares what `calibration.statistics: dense` gathers; the recipe has none.")
     home = Home.open()
-    run = _Run(spec, evaluate, threads, out_dir.absolute(), _settings(home), home)
+    shared = statistics_dir.absolute() if statistics_dir else None
+    run = _Run(spec, evaluate, threads, shared, out_dir.absolute(), _settings(home), home)
     try:
         manifest = _finished_before(run)
         if manifest:
@@ -184,6 +195,7 @@ def _order(run: _Run, model: sources.FetchedModel, plan: Plan) -> WorkOrder:
         dtype=spec.dtype,
         pausing=plan.pausing,
         work_dir=run.work_dir / "checkpoint",
+        statistics_dir=run.statistics_dir,
         output_dir=run.work_dir / "output",
         require_isolation=run.settings.engine_isolation == "required",
         tick_timeout_seconds=TICK_TIMEOUT_SECONDS,
@@ -208,6 +220,8 @@ def _no_datasets(dataset_id: UUID) -> NoReturn:
 def _engine(run: _Run, order: WorkOrder, board: JobBoard, job_id: UUID, name: str) -> EngineRun:
     shutil.rmtree(order.output_dir, ignore_errors=True)
     order.work_dir.mkdir(parents=True, exist_ok=True)
+    if order.statistics_dir:
+        order.statistics_dir.mkdir(parents=True, exist_ok=True)
     ticked_at = 0.0
 
     def on_message(message: EngineStarted | EngineProgress) -> None:

@@ -105,7 +105,7 @@ def _carry_out(order: WorkOrder, scratch: Path, channel: Channel) -> EngineResul
     applied = isolation.apply(
         required=order.require_isolation,
         readable=[order.model_dir, *order.model_dir.iterdir(), *_texts(order)],
-        writable=[order.work_dir, order.output_dir, scratch],
+        writable=[order.work_dir, order.output_dir, scratch, *([order.statistics_dir] if order.statistics_dir else [])],
     )
     # From here on a lost supervisor is noticed; a thread may only start once no namespace is to be entered.
     supervisor = Supervisor(order.tick_timeout_seconds)

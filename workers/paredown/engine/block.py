@@ -59,19 +59,18 @@ class BlockRun:
         self._device = device
         self._calibration = calibration
         self._keep_zeros = keep_zeros
-        prefix = skeleton.block_prefix(index)
         # What the inputs of finished linears go through; the forwards wait with them as they were before any scale.
         self._inputs: dict[str, Callable[[Tensor], Tensor]] = {}
-        self._groups = [[prefix + name for name in group] for group in skeleton.architecture.groups]
+        self._groups = skeleton.groups(index)
         weights = {f"{name}.weight" for name in skeleton.linear_names(index)}
         for name in skeleton.block_names(index):
             if name not in weights:
                 self.dense[name] = self._read(name).to(files.storage_dtype)
 
-    def compress_all(self) -> None:
-        """Without a forward: for recipes that look at no activations."""
+    def compress_all(self, statistics: Sequence[InputStatistics] | None = None) -> None:
+        """Without a forward: for recipes that look at no activations, or whose `statistics` of each group are known."""
         for group in range(len(self._groups)):
-            self._compress(group, self._statistics(group))
+            self._compress(group, statistics[group] if statistics else self._statistics(group))
 
     def stream_through(self, forward: BlockForward) -> None:
         """Pause every micro-batch's forward at each group, compress the group, and run all of them on."""
@@ -110,7 +109,7 @@ class BlockRun:
             getcurrent().parent.switch((group, inputs.flatten(0, -2)))
 
         # The pause comes first: what a linear's input goes through is known when its group is compressed.
-        with _Hooks(self._skeleton, self._groups, pause), self._entering():
+        with GroupHooks(self._skeleton, self._groups, pause), self._entering():
             try:
                 for micro_batch in range(len(forward.tokens)):
                     go_on(micro_batch, greenlet(run), micro_batch)
@@ -133,7 +132,7 @@ class BlockRun:
         self._load_dense()
         for target in range(len(self._groups)):
             statistics = self._statistics(target)
-            hooks = _Hooks(self._skeleton, self._groups, partial(_gather_and_stop, target, statistics))
+            hooks = GroupHooks(self._skeleton, self._groups, partial(_gather_and_stop, target, statistics))
             with hooks, self._entering():
                 for micro_batch in range(len(forward.tokens)):
                     try:
@@ -340,7 +339,7 @@ def _entered(scale_I: Tensor | None, activations: ActivationGrid | None, inputs:
     return inputs if activations is None else activations.rounded(inputs)
 
 
-class _Hooks:
+class GroupHooks:
     """Calls `pause` when a forward reaches the first linear of a group."""
 
     def __init__(self, skeleton: Skeleton, groups: list[list[str]], pause: Any) -> None:

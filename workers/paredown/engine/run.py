@@ -10,7 +10,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -28,7 +28,7 @@ from paredown.engine.formats import WRITERS
 from paredown.engine.formats.files import write_companions, write_json
 from paredown.engine.inputs import Inputs, fingerprint, read_inputs, resolved_format
 from paredown.engine.llama_cpp import prove_in_llama_cpp
-from paredown.engine.memory import peak_memory_bytes
+from paredown.engine.memory import give_back, peak_memory_bytes
 from paredown.engine.methods import ACROSS_BLOCKS, METHODS
 from paredown.engine.progress import Journey, Part
 from paredown.engine.proof import prove_artifact
@@ -89,9 +89,13 @@ def run(
             "is not here to be measured. Submit a job on the base with the same evaluation, then retry this one.",
             field="budget.max_perplexity_increase",
         )
+    # Tokenizing took more memory than the tokens do.
+    give_back(device)
     journey = Journey(_parts(order, inputs, output_format), report_progress, should_drain)
     identity = _identity(order, inputs, device)
     compressed = _compress(order, inputs, device, identity, journey)
+    compress_peak = peak_memory_bytes(device)
+    give_back(device)
     with journey.part("write"):
         size_bytes = WRITERS[output_format](compressed, order.output_dir)
         # A GGUF file holds its tokenizer and settings itself.
@@ -105,9 +109,8 @@ def run(
     speeds: dict[Role, Speed] = {}
     warnings: tuple[str, ...] = ()
     if _runtime(output_format) in order.runtimes:
-        if device.type == "cuda":
-            # What this process no longer uses is the runtimes' to take.
-            torch.cuda.empty_cache()
+        # What this process no longer uses is the runtimes' to take.
+        give_back(device)
         if output_format is Format.GGUF:
             proof, speeds, warnings = prove_in_llama_cpp(order, inputs, artifact, journey)
         else:
@@ -137,6 +140,7 @@ def run(
             stages=compressed.stages,
             phase_seconds=journey.seconds,
             peak_memory_bytes=peak,
+            compress_peak_memory_bytes=compress_peak,
             warnings=(*inputs.warnings, *_unscaled(layers), *coverage_warnings(layers, _calibration(order)), *warnings),
         ),
         calibration_tokens_sha256=inputs.calibration.sha256 if inputs.calibration else None,
@@ -214,13 +218,26 @@ def _identity(order: WorkOrder, inputs: Inputs, device: torch.device) -> str:
     return identity_hash(
         [stage.identity() for stage in order.recipe],
         [stage.version for stage in order.recipe],
-        (_calibration(order).unreached_experts, _calibration(order).min_expert_tokens),
+        _calibration(order).model_dump(include={"unreached_experts", "min_expert_tokens", "statistics"}),
         inputs.calibration.sha256 if inputs.calibration else None,
         [blocks.sha256 for blocks in inputs.training.values()],
         fingerprint(order.model_dir),
         _keeps_zeros(order),
         str(inputs.files.storage.scale_dtype),
         sorted(inputs.files.storage.coded),
+        _arithmetic(order, device),
+    )
+
+
+def _statistics_identity(order: WorkOrder, inputs: Inputs, device: torch.device) -> str:
+    """All that decides dense statistics."""
+    tokens = inputs.calibration.sha256 if inputs.calibration else None
+    return identity_hash(tokens, fingerprint(order.model_dir), _arithmetic(order, device))
+
+
+def _arithmetic(order: WorkOrder, device: torch.device) -> tuple[Any, ...]:
+    """What rounding depends on."""
+    return (
         order.dtype,
         device.type,
         torch.cuda.get_device_name() if device.type == "cuda" else torch.backends.cpu.get_cpu_capability(),
@@ -262,6 +279,8 @@ def _compress(
             training={index: blocks.tokens_NT for index, blocks in inputs.training.items()},
             work_dir=order.work_dir,
             identity=identity,
+            statistics_dir=order.statistics_dir,
+            statistics_identity=_statistics_identity(order, inputs, device),
             on_progress=on_progress,
             should_drain=journey.asked_to_stop,
         )
@@ -335,6 +354,7 @@ def _evaluate(
         if base is None and order.origin is None:
             base = measure(inputs.files)
             write_json(saved, _SavedEvaluation(identity=identity, evaluation=base).model_dump(mode="json"))
+        give_back(device)
     with journey.part("evaluate_artifact"):
         artifact = measure(compressed)
     return base, artifact

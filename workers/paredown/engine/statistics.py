@@ -4,6 +4,7 @@ Linears that share an input share one InputStatistics, and with it one factoriza
 Shapes: I in_features, T tokens.
 """
 
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from copy import copy
 from enum import StrEnum
@@ -79,6 +80,31 @@ class InputStatistics:
             torch.maximum(self._peak_I, inputs_TI.abs().amax(0), out=self._peak_I)
         if self._sample is not None:
             self._sample.add(inputs_TI)
+
+    def figures(self) -> dict[str, Tensor]:
+        """All that was gathered, once it is complete."""
+        figures = {
+            "tokens": torch.tensor(self.num_tokens),
+            "hessian": self._hessian_II,
+            "energy": self._energy_I,
+            "magnitude": self._magnitude_I,
+            "peak": self._peak_I,
+            "sample": None if self._sample is None else self._sample.inputs_TI,
+            **({} if self._histogram is None else self._histogram.figures()),
+        }
+        return {name: figure for name, figure in figures.items() if figure is not None}
+
+    def restore(self, figures: Mapping[str, Tensor]) -> None:
+        """Take `figures` of statistics with the same needs."""
+        self.num_tokens = int(figures["tokens"])
+        self._hessian_II = figures.get("hessian")
+        self._energy_I = figures.get("energy")
+        self._magnitude_I = figures.get("magnitude")
+        self._peak_I = figures.get("peak")
+        if self._sample is not None:
+            self._sample.inputs_TI = figures["sample"]
+        if self._histogram is not None:
+            self._histogram.restore(figures)
 
     def complete(self) -> None:
         """Close the sums. Raises NanFound where an input was not finite."""
@@ -250,6 +276,13 @@ class _Histogram:
         bins_TI = ((inputs_TI - self._low_I) / self._width_I).clamp_(0, _BINS - 1).long()
         bins_TI += torch.arange(channels, device=inputs_TI.device) * _BINS
         self._counts_IK += torch.bincount(bins_TI.flatten(), minlength=channels * _BINS).view(channels, _BINS)
+
+    def figures(self) -> dict[str, Tensor]:
+        return {"bins_low": self._low_I, "bins_width": self._width_I, "bins_counts": self._counts_IK}
+
+    def restore(self, figures: Mapping[str, Tensor]) -> None:
+        self._low_I, self._width_I = figures["bins_low"], figures["bins_width"]
+        self._counts_IK = figures["bins_counts"]
 
     def level(self, like_I: Tensor) -> None:
         """As if every channel's values fell into all bins alike."""

@@ -20,11 +20,13 @@ from paredown.engine.activations import ActivationGrid
 from paredown.engine.architectures import Skeleton
 from paredown.engine.block import BlockRun
 from paredown.engine.checkpoint import BlockShard, Checkpoint, identity_hash
+from paredown.engine.dense import DenseStatistics
 from paredown.engine.errors import Drained
 from paredown.engine.evaluation.perplexity import perplexity
 from paredown.engine.forward import BlockForward
 from paredown.engine.method import ModelWork
 from paredown.engine.methods import ACROSS_BLOCKS, ASSIGNING_METHODS, METHODS, MODEL_METHODS
+from paredown.engine.statistics import Statistic
 from paredown.engine.stored import StoredLinear
 from paredown.engine.weights import ModelReader, stored
 
@@ -123,6 +125,8 @@ def compress_model(
     training: Mapping[int, Tensor] | None = None,
     work_dir: Path,
     identity: str,
+    statistics_dir: Path | None = None,
+    statistics_identity: str | None = None,
     on_progress: Callable[[int, int], None],
     should_drain: Callable[[], bool],
 ) -> CompressedModel:
@@ -133,13 +137,17 @@ def compress_model(
     `calibration` says what becomes of a mixture's experts that hardly any token reaches. With `keep_zeros` the model
     was pruned before: what is zero stays zero.
 
+    Where calibration asks for dense statistics, they are kept in `statistics_dir`; runs with an equal
+    `statistics_identity` (hash of model and tokens and all else that decides them) share them there. Without these two,
+    or after stages that look across blocks, they are the run's own.
+
     Finished blocks are durable in `work_dir`; a run with an equal `identity` (hash of all that decides the bytes) goes
     on after them, and its files equal an uninterrupted run's. `on_progress` is told finished and all blocks. Raises
     EngineError subclasses that name the layer, and Drained at a block boundary once `should_drain` says so.
     """
-    training = training or {}
+    training, calibration = training or {}, calibration or Calibration()
     base, origins = files, tuple(range(int(files.config.num_hidden_layers)))
-    passes = _Passes(on_progress, _weights(recipe, tokens_NT, training), len(origins))
+    passes = _Passes(on_progress, _weights(recipe, tokens_NT, training, calibration), len(origins))
     reports: list[StageReport] = []
     # Stages of the pass through linears; where each linear has its own, by its name.
     linear: list[Stage | Mapping[str, Stage]] = []
@@ -175,27 +183,44 @@ def compress_model(
     outer = OuterTensors(files, skeleton, recipe)
     num_blocks = skeleton.num_blocks
     every = [stage for entry in linear for stage in (entry.values() if isinstance(entry, Mapping) else [entry])]
-    calibrated = any(METHODS[stage.method].needs for stage in every)
-    checkpoint = Checkpoint(work_dir, identity, num_blocks, sequential=calibrated)
+    needs = frozenset[Statistic]().union(*(METHODS[stage.method].needs for stage in every))
+    dense: DenseStatistics | None = None
+    if needs and calibration.statistics == "dense":
+        assert tokens_NT is not None, "a stage needs calibration, but there are no tokens"
+        shared = statistics_dir is not None and statistics_identity is not None and files is base
+        with torch.inference_mode():
+            dense = DenseStatistics(
+                files,
+                tokens_NT,
+                device=device,
+                dtype=dtype,
+                needs=needs,
+                directory=statistics_dir if shared and statistics_dir else work_dir / "statistics",
+                identity=statistics_identity if shared and statistics_identity else identity,
+                on_progress=passes.step,
+                should_drain=should_drain,
+            )
+        passes.next()
+    sequential = bool(needs) and dense is None
+    checkpoint = Checkpoint(work_dir, identity, num_blocks, sequential=sequential)
     passes.step(len(checkpoint.finished), num_blocks)
     todo = [index for index in range(num_blocks) if index not in checkpoint.finished]
     with torch.inference_mode():
         forward: BlockForward | None = None
-        if calibrated and todo:
+        if sequential and todo:
             assert tokens_NT is not None, "a stage needs calibration, but there are no tokens"
             skeleton.load_outer(outer, device)
             forward = BlockForward(skeleton, tokens_NT, device)
+            skeleton.release_outer()
             saved = checkpoint.hidden(todo[0], forward.states_device)
             if saved is not None:
                 forward.states = saved
         for index in todo:
             if should_drain():
                 raise Drained
-            block = BlockRun(
-                files, skeleton, index, linear, device, calibration or Calibration(), keep_zeros=keep_zeros
-            )
+            block = BlockRun(files, skeleton, index, linear, device, calibration, keep_zeros=keep_zeros)
             if forward is None:
-                block.compress_all()
+                block.compress_all(dense.of(index) if dense else None)
             elif pausing:
                 block.stream_through(forward)
             else:
@@ -207,16 +232,19 @@ def compress_model(
     return CompressedModel(files, outer, skeleton, checkpoint, tuple(reports))
 
 
-def _weights(recipe: Sequence[Stage], tokens_NT: Tensor | None, training: Mapping[int, Tensor]) -> list[float]:
+def _weights(
+    recipe: Sequence[Stage], tokens_NT: Tensor | None, training: Mapping[int, Tensor], calibration: Calibration
+) -> list[float]:
     """What each pass over the blocks costs, in passes of the calibration tokens: those of stages that look across
-    blocks, and the linear stages' one."""
+    blocks, that of dense statistics, and the linear stages' one."""
     if tokens_NT is None:
         return [1.0]
-    return [
+    across = [
         ACROSS_BLOCKS[stage.method].passes * training.get(index, tokens_NT).numel() / tokens_NT.numel()
         for index, stage in enumerate(recipe)
         if stage.method in ACROSS_BLOCKS
-    ] + [1.0]
+    ]
+    return [*across, 1.0, 1.0] if calibration.statistics == "dense" else [*across, 1.0]
 
 
 class _Passes:
