@@ -225,6 +225,8 @@ def test_an_expert_costs_only_the_tokens_that_reach_it() -> None:
         (LLAMA, {"method": "llm-pruner", "head_groups": 2}, ".head_groups", "at most 1 can go"),
         (LLAMA, {"method": "llm-pruner", "mlp_share": 0.01}, ".mlp_share", "512 MLP channels is too little"),
         (OPT, {"method": "llm-pruner"}, "", "gated MLP"),
+        (LLAMA, {"method": "bonsai", "head_groups": 2}, ".head_groups", "at most 1 can go"),
+        (GPT2, {"method": "bonsai"}, "", "gated MLP"),
         (GPT2, {"method": "llm-pruner"}, "", "gated MLP"),
     ],
 )
@@ -701,6 +703,24 @@ def test_a_plan_of_narrower_blocks() -> None:
     assert made.seconds > survey.seconds
     assert made.memory_bytes > survey.memory_bytes
     assert made.disk_bytes > survey.disk_bytes
+
+
+def test_a_plan_of_submodels() -> None:
+    made = plan(SMOL, job({"method": "bonsai", "mlp_share": 1 / 3}))
+    assert made.recipe_name == "bonsai-33%"
+    gradients = plan(SMOL, job({"method": "llm-pruner", "mlp_share": 1 / 3}))
+    assert made.output_bytes == gradients.output_bytes
+    # No gradients, and nothing of every block on disk.
+    assert made.memory_bytes < gradients.memory_bytes
+    assert made.disk_bytes < gradients.disk_bytes
+    few, many, rounds = (
+        plan(SMOL, job({"method": "bonsai", "mlp_share": 1 / 3} | more)).seconds
+        for more in ({"submodels": 0}, {"submodels": 64}, {"submodels": 64, "rounds": 3})
+    )
+    assert few < made.seconds < many < rounds
+    wide = plan(SMOL, job({"method": "bonsai", "mlp_share": 1 / 3, "samples": 4096}, calibration={"samples": 2048}))
+    less = plan(SMOL, job({"method": "bonsai", "mlp_share": 1 / 3, "samples": 8}, calibration={"samples": 2048}))
+    assert wide.memory_bytes > less.memory_bytes
 
 
 def test_everything_in_four_bits_and_embeddings_in_eight_take_a_third() -> None:

@@ -17,6 +17,7 @@ from paredown.contracts.job import Calibration
 from paredown.contracts.recipes import (
     STAGES,
     Awq,
+    Bonsai,
     Deeper,
     Depth,
     Distil,
@@ -42,6 +43,7 @@ from paredown.contracts.recipes import (
     Training,
     UniformGrid,
     Wanda,
+    Width,
     quantizer,
 )
 from paredown.contracts.recipes.pruning import Pruner
@@ -74,6 +76,7 @@ RECIPES: dict[str, tuple[Stage, ...]] = {
     "deeper": (Deeper(blocks=2, last_tokens=3),),
     "laco": (Laco(blocks=1, layers_per_merge=2, samples=3),),
     "llm-pruner": (LlmPruner(mlp_share=0.5, head_groups=1),),
+    "bonsai": (Bonsai(mlp_share=0.5, head_groups=1, submodels=10, samples=3, rounds=2),),
     "lora": (Lora(tokens=128, batch_size=2, sequence_length=32, rank=4, learning_rate=0.02),),
     "distil": (ShortGpt(blocks=1), Distil(tokens=128, batch_size=2, sequence_length=32, rank=4)),
     "mixed": (Mixed(average_bits=4.0, group_size=32, scale_search="min_max"),),
@@ -206,7 +209,7 @@ def _check(
             for name in compressed
         ]
         assert sum(moved) > len(moved) / 2
-    if any(stage.method in ("laco", "llm-pruner") for stage in recipe):
+    if any(isinstance(stage, Laco | Width) for stage in recipe):
         # A merge adds up biases too, and a narrower block has fewer.
         compressed |= {f"{name}.bias" for name in result.linear_names}
     if isinstance(quantizing, Awq | SmoothQuant):
@@ -214,7 +217,7 @@ def _check(
     for name in result.names:
         value = result.tensor(name)
         assert value.dtype == files.storage_dtype
-        if recipe[0].method != "llm-pruner":
+        if not isinstance(recipe[0], Width):
             assert value.shape == files.tensor(bases[name]).shape
         assert bool(value.isfinite().all())
         original = files.tensor(bases[name]).to(files.storage_dtype)

@@ -15,11 +15,13 @@ from paredown.contracts.families import LinearShape, ModelShape
 from paredown.contracts.job import Format, JobSpec
 from paredown.contracts.recipes import (
     Awq,
+    Bonsai,
     Depth,
     Distil,
     EightBit,
     Gptq,
     Laco,
+    LlmPruner,
     Mixed,
     Owq,
     Quantizer,
@@ -41,6 +43,9 @@ _HESSIAN_METHODS = ("gptq", "owq", "squeezellm", "sparsegpt", "awq", "smoothquan
 _SAMPLED_TOKENS = 256
 # Rows of a layer on which each choice of bits is tried (engine/methods/mixed.py).
 _TRIED_ROWS = 128
+
+# Sub-models whose hidden states exist at once (engine/methods/bonsai.py).
+_SUBMODELS_AT_ONCE = 8
 
 # How many a search for GPTQ's damping tries.
 _DAMPINGS = 5
@@ -275,7 +280,11 @@ def memory_of(shape: ModelShape, spec: JobSpec, device: str) -> Memory:
         block += 4 * 8 * max(linear.weights for linear in shape.linears)
     compression = outer + block + (statistics + calibrated * states if calibrated else 0)
     scores = micro_batch * shape.score_heads * length * (number + 4)
-    if any(isinstance(stage, Width | Mixed) for stage in spec.recipe):
+    for bonsai in (stage for stage in spec.recipe if isinstance(stage, Bonsai)):
+        # Sub-models that run at once, each with hidden states of its own, and the loss.
+        tried = _submodel_tokens(bonsai, spec) * shape.hidden_size * number
+        compression = max(compression, outer + block + tried + logits)
+    if any(isinstance(stage, LlmPruner | Mixed) for stage in spec.recipe):
         # The block and its gradient, both again in float32, a micro-batch's activations with theirs, and the loss.
         head = 4 * 4 * shape.vocab_size * _GRADIENT_HEAD_TOKENS
         gradients = 2 * block_parameters * (number + 4) + 2 * micro_batch * inside + head
@@ -316,6 +325,12 @@ def _distinct_inputs(shape: ModelShape) -> list[LinearShape]:
     return [linear for linear in shape.linears if not linear.shares_input]
 
 
+def _submodel_tokens(stage: Bonsai, spec: JobSpec) -> int:
+    """Hidden states, one token's each, of the sub-models that run at once."""
+    samples = min(stage.samples, spec.calibration.samples)
+    return min(stage.submodels, _SUBMODELS_AT_ONCE) * samples * spec.calibration.sequence_length
+
+
 def _streams(spec: JobSpec) -> bool:
     """Whether the calibration tokens run through the linear stages."""
     return any(stage.needs_calibration and not isinstance(stage, Depth | Width | Training) for stage in spec.recipe)
@@ -335,18 +350,22 @@ def surveyed_states(shape: ModelShape, spec: JobSpec) -> int:
     """Hidden states, one token's each, that stages across blocks leave on disk."""
     # To resume, what enters two blocks; to try merges and to go backwards, what enters every block.
     return sum(
-        tokens * (2 + (given.num_blocks if isinstance(stage, Laco | Width | Mixed) else 0))
+        2 * max(tokens, _submodel_tokens(stage, spec))
+        if isinstance(stage, Bonsai)
+        else tokens * (2 + (given.num_blocks if isinstance(stage, Laco | LlmPruner | Mixed) else 0))
         for stage, given, tokens in _surveys(shape, spec)
     )
 
 
 def _survey_flops(shape: ModelShape, spec: JobSpec) -> float:
-    def passes(stage: Stage, given: ModelShape) -> int:
+    def passes(stage: Stage, given: ModelShape) -> float:
+        if isinstance(stage, Bonsai):
+            return stage.passes(spec.calibration.samples)
         if isinstance(stage, Laco):
             # It tries a merge at most blocks, mostly at two thresholds, and runs half of the model each time.
             return 1 + given.num_blocks
         # Backwards the block runs once more, and twice its work goes into the gradients.
-        return 4 if isinstance(stage, Width | Mixed) else 1
+        return 4 if isinstance(stage, LlmPruner | Mixed) else 1
 
     return sum(
         passes(stage, given) * 2 * given.active_parameters * tokens for stage, given, tokens in _surveys(shape, spec)

@@ -155,17 +155,22 @@ def survey(
                 forward.states = checkpoint.hidden(index, forward.states_device) or forward.states
             observed: dict[str, Tensor] = {}
             for micro_batch, before_BTH, after_BTH in through_block(model, skeleton, forward, index):
-                if not all_finite(after_BTH):
-                    raise NanFound(
-                        f"The hidden states that leave block {index} are not finite. With dtype bfloat16 try float32; "
-                        "else the source checkpoint is damaged.",
-                        field="dtype",
-                    )
+                check_finite(after_BTH, index)
                 observed[f"{micro_batch:05d}"] = observe(before_BTH, after_BTH).cpu()
             hidden = forward.states if index + 1 < num_blocks else None
             checkpoint.save(index, observed, {}, (), hidden)
             work.on_progress(len(checkpoint.finished), part_of * num_blocks)
     return Observations(checkpoint, num_blocks)
+
+
+def check_finite(states_BTH: Tensor, index: int) -> None:
+    """Raises NanFound with the block that the states leave."""
+    if not all_finite(states_BTH):
+        raise NanFound(
+            f"The hidden states that leave block {index} are not finite. With dtype bfloat16 try float32; else the "
+            "source checkpoint is damaged.",
+            field="dtype",
+        )
 
 
 def through_block(

@@ -137,12 +137,15 @@ class ModelMethod:
 
     The model that it returns is read as lazily as the one that it was given, so memory stays that of one block. Raises
     EngineError subclasses, and Drained once `should_drain` says so. `passes` is about how many forward passes over its
-    tokens it takes: for the time left.
+    tokens it takes, or says so of a stage and of how many sequences it is given: for the time left.
     """
 
     config: type[Stage]
     apply: Callable[[ModelReader, ModelWork, Any], tuple[ModelReader, StageReport]]
-    passes: float = 1
+    passes: float | Callable[[Any, int], float] = 1
+
+    def passes_over(self, stage: Stage, sequences: int) -> float:
+        return self.passes if isinstance(self.passes, int | float) else self.passes(stage, sequences)
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,9 @@ class AssigningMethod:
     config: type[Stage]
     assign: Callable[[ModelReader, ModelWork, Any], tuple[Mapping[str, Stage], StageReport]]
     passes: float = 1
+
+    def passes_over(self, _stage: Stage, _sequences: int) -> float:
+        return self.passes
 
 
 def joined(linears: list[LinearWeight]) -> LinearWeight:

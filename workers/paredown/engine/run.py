@@ -171,13 +171,13 @@ _SOLVING_COLUMNS = 5000.0
 _GATHERING_HESSIANS = 0.75  # of each calibration token
 
 
-def _compress_cost(recipe: tuple[Stage, ...], calibration_tokens: int) -> float:
+def _compress_cost(recipe: tuple[Stage, ...], samples: int, calibration_tokens: int) -> float:
     linear = [METHODS[stage.method] for stage in recipe if stage.method in METHODS]
     grid = quantizer(recipe)
     solves = isinstance(grid, Mixed) or any(Statistic.HESSIAN in method.needs for method in linear)
     # Those of stages that look across blocks, and one through the linear ones where they look at activations.
     read = sum(
-        ACROSS_BLOCKS[stage.method].passes
+        ACROSS_BLOCKS[stage.method].passes_over(stage, samples)
         * (stage.trained_tokens if isinstance(stage, Training) else calibration_tokens)
         for stage in recipe
         if stage.method in ACROSS_BLOCKS
@@ -195,9 +195,10 @@ def _compress_cost(recipe: tuple[Stage, ...], calibration_tokens: int) -> float:
 
 def _parts(order: WorkOrder, inputs: Inputs, output_format: Format) -> dict[str, Part]:
     """The run's parts in their order."""
+    samples = len(inputs.calibration.tokens_NT) if inputs.calibration is not None else 0
     calibration_tokens = inputs.calibration.tokens_NT.numel() if inputs.calibration is not None else 0
     parts = {
-        "compress": Part(Phase.COMPRESS, _compress_cost(order.recipe, calibration_tokens), "compressing"),
+        "compress": Part(Phase.COMPRESS, _compress_cost(order.recipe, samples, calibration_tokens), "compressing"),
         "write": Part(Phase.COMPRESS, 500.0, "writing"),
     }
     evaluated = 0 if inputs.evaluation is None else inputs.evaluation.tokens_NT.numel()

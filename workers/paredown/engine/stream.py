@@ -240,7 +240,9 @@ def _weights(
     if tokens_NT is None:
         return [1.0]
     across = [
-        ACROSS_BLOCKS[stage.method].passes * training.get(index, tokens_NT).numel() / tokens_NT.numel()
+        ACROSS_BLOCKS[stage.method].passes_over(stage, len(tokens_NT))
+        * training.get(index, tokens_NT).numel()
+        / tokens_NT.numel()
         for index, stage in enumerate(recipe)
         if stage.method in ACROSS_BLOCKS
     ]

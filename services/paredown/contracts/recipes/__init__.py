@@ -29,7 +29,7 @@ from paredown.contracts.recipes.quantization import (
 )
 from paredown.contracts.recipes.stage import Family, Stage
 from paredown.contracts.recipes.training import Distil, Lora, Training
-from paredown.contracts.recipes.width import LlmPruner, Width
+from paredown.contracts.recipes.width import Bonsai, LlmPruner, Width
 
 AnyStage = Annotated[
     Rtn
@@ -49,6 +49,7 @@ AnyStage = Annotated[
     | Deeper
     | Laco
     | LlmPruner
+    | Bonsai
     | Lora
     | Distil
     | Svd
@@ -75,6 +76,7 @@ STAGES: dict[str, type[Stage]] = {
     "deeper": Deeper,
     "laco": Laco,
     "llm-pruner": LlmPruner,
+    "bonsai": Bonsai,
     "lora": Lora,
     "distil": Distil,
     "mixed": Mixed,
@@ -225,6 +227,7 @@ __all__ = [
     "STAGES",
     "AnyStage",
     "Awq",
+    "Bonsai",
     "Deeper",
     "Depth",
     "Distil",

@@ -54,3 +54,28 @@ class LlmPruner(Width):
     paper: ClassVar[str] = "arXiv:2305.11627"
 
     method: Literal["llm-pruner"] = "llm-pruner"
+
+
+class Bonsai(Width):
+    """Drop the channels and heads that sampled sub-models miss least, by forward passes alone. arXiv:2402.05406"""
+
+    title: ClassVar[str] = "Bonsai"
+    paper: ClassVar[str] = "arXiv:2402.05406"
+
+    method: Literal["bonsai"] = "bonsai"
+    submodels: int = Field(
+        32,
+        ge=0,
+        le=256,
+        multiple_of=2,
+        description="Sub-models that are tried in each round, in pairs that drop complementary channels; the paper "
+        "takes 200. With 0 the prior alone decides: activations times weights.",
+    )
+    samples: int = Field(8, ge=1, le=4096, description="Calibration sequences that a sub-model is judged on.")
+    rounds: int = Field(
+        1, ge=1, le=64, description="Steps in which the channels and heads go; the paper drops 5% in each."
+    )
+
+    def passes(self, samples: int) -> float:
+        """Forward passes over so many calibration sequences that it takes."""
+        return self.rounds * (1 + self.submodels * min(self.samples, samples) / samples)

@@ -48,7 +48,7 @@ def perplexity(
             on_progress(index + 1, skeleton.num_blocks)
         skeleton.load_outer(model.tensor, device)
         loss = sum(
-            _loss(skeleton, forward.final(micro_batch), tokens_BT.to(device))
+            summed_loss(skeleton, forward.final(micro_batch), tokens_BT.to(device))
             for micro_batch, tokens_BT in enumerate(forward.tokens)
         )
     predicted = tokens_NT.shape[0] * (tokens_NT.shape[1] - 1)
@@ -57,7 +57,7 @@ def perplexity(
     return (math.exp(mean) if mean < 700 else math.inf) if not math.isnan(mean) else math.nan, predicted
 
 
-def _loss(skeleton: Skeleton, hidden_BTH: Tensor, tokens_BT: Tensor) -> float:
+def summed_loss(skeleton: Skeleton, hidden_BTH: Tensor, tokens_BT: Tensor) -> float:
     """Sum of the negative log-likelihoods."""
     hidden_PH, target_P = hidden_BTH[:, :-1].flatten(0, 1), tokens_BT[:, 1:].flatten()
     total = 0.0

@@ -3,6 +3,7 @@
 from paredown.engine.method import AssigningMethod, LinearMethod, ModelMethod
 from paredown.engine.methods import (
     awq,
+    bonsai,
     deeper,
     distil,
     esparse,
@@ -46,6 +47,7 @@ MODEL_METHODS: dict[str, ModelMethod] = {
     "deeper": deeper.METHOD,
     "laco": laco.METHOD,
     "llm-pruner": llm_pruner.METHOD,
+    "bonsai": bonsai.METHOD,
     "lora": lora.METHOD,
     "distil": distil.METHOD,
 }

@@ -14,15 +14,14 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from paredown.contracts.artifact import BlockReport, StageReport
+from paredown.contracts.artifact import StageReport
 from paredown.contracts.recipes import LlmPruner
 from paredown.engine.architectures import Skeleton
 from paredown.engine.depth import survey
-from paredown.engine.errors import RecipeUnfit
 from paredown.engine.gradients import backward
 from paredown.engine.method import ModelMethod, ModelWork
 from paredown.engine.weights import ModelReader
-from paredown.engine.width import CHANNELS, HEADS, WidthView
+from paredown.engine.width import CHANNELS, HEADS, Widths, WidthView, most, narrowed
 
 
 def importance(linears: Mapping[str, tuple[Tensor, Tensor]], sides: Mapping[str, int], groups: int) -> Tensor:
@@ -69,14 +68,7 @@ class ParameterGradients:
 def apply(model: ModelReader, work: ModelWork, config: LlmPruner) -> tuple[WidthView, StageReport]:
     """Raises RecipeUnfit, NanFound, Drained."""
     skeleton = Skeleton(model.config, torch.float32)
-    channels, heads = int(model.config.intermediate_size), int(model.config.num_key_value_heads)
-    channels_left, heads_left = config.channels_left(channels), heads - config.head_groups
-    if heads_left < 1 or channels_left > channels or (channels_left, heads_left) == (channels, heads):
-        raise RecipeUnfit(
-            f"Blocks of {channels} MLP channels and {heads} key-value heads cannot become blocks of {channels_left} "
-            f"and {heads_left}.",
-            field="head_groups" if heads_left < 1 else "mlp_share",
-        )
+    widths = Widths.of(model.config, config)
     entering = survey(model, work.tokens_NT, work, lambda before_BTH, _after: before_BTH, part_of=2)
     scores = backward(
         model,
@@ -87,31 +79,22 @@ def apply(model: ModelReader, work: ModelWork, config: LlmPruner) -> tuple[Width
             skeleton,
             block,
             lambda linears: {
-                "channels": importance(linears, CHANNELS, channels),
-                "heads": importance(linears, HEADS, heads),
+                "channels": importance(linears, CHANNELS, widths.whole["channels"]),
+                "heads": importance(linears, HEADS, widths.whole["heads"]),
             },
         ),
     )
-    kept: dict[str, list[Tensor]] = {"channels": [], "heads": []}
-    totals: list[float] = []
-    lost = 0.0
-    for block in range(skeleton.num_blocks):
-        found = scores(block)
-        totals.append(float(found["channels"].sum() + found["heads"].sum()))
-        lost += totals[-1]
-        for kind, left in (("channels", channels_left), ("heads", heads_left)):
-            stays = found[kind].topk(left).indices.sort().values
-            kept[kind].append(stays)
-            lost -= float(found[kind][stays].sum())
-    report = StageReport(
-        stage=work.stage,
-        method=config.method,
-        summary=f"Every block has {channels_left} of {channels} MLP channels and {heads_left} of {heads} key-value "
-        f"heads. With the others went {lost / max(sum(totals), 1e-30):.1%} of all importance.",
+    found = [scores(block) for block in range(skeleton.num_blocks)]
+    kept = [{kind: most(block[kind], left) for kind, left in widths.left.items()} for block in found]
+    return narrowed(
+        model,
+        work,
+        config,
+        widths,
+        kept,
+        found,
         measure="the sum of |weight × gradient| over a block's channels and heads",
-        blocks=tuple(BlockReport(block=block, importance=total, kept=True) for block, total in enumerate(totals)),
     )
-    return WidthView(model, kept["channels"], kept["heads"]), report
 
 
 METHOD = ModelMethod(config=LlmPruner, apply=apply, passes=4)
