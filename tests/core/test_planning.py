@@ -882,3 +882,52 @@ def test_a_shape_has_the_same_bytes_in_both_directions() -> None:
     shape: ModelShape = shape_from_config(SMOL)
     dense = output_bytes(shape, job({"method": "magnitude"}).recipe, Format.SAFETENSORS)
     assert shape.base_bytes < dense < 1.001 * shape.base_bytes
+
+
+@pytest.mark.parametrize(
+    ("config", "file_format", "stage", "field", "sentence"),
+    [
+        (LLAMA, "gptq", {"bits": 5}, "recipe.0.bits", "2, 3, 4 or 8 bits"),
+        (LLAMA, "awq", {"bits": 8}, "recipe.0.bits", "codes of 4 bits; set bits to 4"),
+        (LLAMA, "awq", {"embeddings": 8}, "recipe.0.embeddings", "set embeddings to 16"),
+        (LLAMA, "gptq", {"group_size": 128}, "recipe.0.group_size", "sizes that fit every layer: 32, 64"),
+        (LLAMA, "gptq", {"skip": ["model.layers.0.*"]}, "recipe.0.skip", "skip the same ones in each"),
+        (GPT2, "gptq", {}, "format", "of a gpt2 model, set format to"),
+        (MIXTURE | {"model_type": "mixtral"}, "awq", {}, "format", "of a mixtral model, set format to"),
+        (LLAMA | {"intermediate_size": 208}, "awq", {"group_size": None}, "format", "multiples of 32"),
+    ],
+)
+def test_what_gptq_and_awq_files_cannot_hold_is_refused_with_what_they_can(
+    config: dict[str, Any], file_format: str, stage: dict[str, Any], field: str, sentence: str
+) -> None:
+    error = refusal(config, job({"method": "rtn"} | stage, format=file_format))
+    assert error.field == field
+    assert sentence in error.detail
+
+
+@pytest.mark.parametrize("file_format", ["gptq", "awq"])
+@pytest.mark.parametrize(
+    ("method", "sentence"),
+    [
+        ("owq", "cannot hold what owq makes"),
+        ("squeezellm", "cannot hold what squeezellm makes"),
+        ("svd", "cannot hold what svd makes"),
+        ("mixed", "cannot hold what mixed makes"),
+        ("smoothquant", "only format compressed-tensors can say"),
+        ("wanda", "needs a stage that quantizes"),
+    ],
+)
+def test_recipes_that_leave_no_one_grid_are_refused_for_gptq_and_awq(
+    file_format: str, method: str, sentence: str
+) -> None:
+    with pytest.raises(ValidationError, match=sentence):
+        job({"method": method}, format=file_format)
+
+
+def test_plans_of_gptq_and_awq_say_what_reads_them() -> None:
+    gptq = plan(SMOL, job({"method": "gptq"}, format="gptq"))
+    assert gptq.output_bytes > plan(SMOL, job({"method": "gptq"}, format="awq")).output_bytes
+    assert any("gptqmodel" in warning for warning in gptq.warnings)
+    assert not any("transformers only" in warning for warning in gptq.warnings)
+    asymmetric = plan(SMOL, job({"method": "gptq", "symmetric": False}, format="gptq"))
+    assert any("transformers only" in warning for warning in asymmetric.warnings)

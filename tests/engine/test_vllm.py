@@ -73,18 +73,20 @@ def in_vllm(root: Path, tokens: Path) -> dict[str, Any]:
 
 @pytest.mark.skipif(PYTHON is None, reason="vLLM has its own environment: run `make vllm`")
 @pytest.mark.parametrize(
-    "recipe",
+    ("recipe", "file_format"),
     [
-        pytest.param((Gptq(bits=4, group_size=64),), id="gptq-4"),
-        pytest.param((Gptq(bits=4, group_size=64, symmetric=False),), id="gptq-4-asymmetric"),
-        pytest.param((Rtn(bits=8, group_size=None),), id="rtn-8-rows"),
-        pytest.param((Wanda(pattern="2:4"),), id="wanda-2:4"),
-        pytest.param((LlmPruner(mlp_share=1 / 3),), id="llm-pruner"),
-        pytest.param((ShortGpt(blocks=3), Gptq(bits=4, group_size=64)), id="shortgpt-gptq-4"),
+        pytest.param((Gptq(bits=4, group_size=64),), Format.AUTO, id="gptq-4"),
+        pytest.param((Gptq(bits=4, group_size=64),), Format.GPTQ, id="gptq-4-as-gptq"),
+        pytest.param((Gptq(bits=4, group_size=64, symmetric=False),), Format.AWQ, id="gptq-4-as-awq"),
+        pytest.param((Gptq(bits=4, group_size=64, symmetric=False),), Format.AUTO, id="gptq-4-asymmetric"),
+        pytest.param((Rtn(bits=8, group_size=None),), Format.AUTO, id="rtn-8-rows"),
+        pytest.param((Wanda(pattern="2:4"),), Format.AUTO, id="wanda-2:4"),
+        pytest.param((LlmPruner(mlp_share=1 / 3),), Format.AUTO, id="llm-pruner"),
+        pytest.param((ShortGpt(blocks=3), Gptq(bits=4, group_size=64)), Format.AUTO, id="shortgpt-gptq-4"),
     ],
 )
 def test_an_artifact_gives_the_reported_perplexity_in_vllm(
-    tmp_path: Path, model_dir: Path, texts: dict[str, Path], recipe: Recipe
+    tmp_path: Path, model_dir: Path, texts: dict[str, Path], recipe: Recipe, file_format: Format
 ) -> None:
     settings = EvaluationSettings(samples=SAMPLES, sequence_length=LENGTH, speed=False)
     order = WorkOrder(
@@ -95,7 +97,7 @@ def test_an_artifact_gives_the_reported_perplexity_in_vllm(
         calibration_text=texts["calibration"],
         evaluation=settings,
         evaluation_text=texts["evaluation"],
-        format=Format.AUTO,
+        format=file_format,
         dtype="bfloat16",
         work_dir=tmp_path / "work",
         output_dir=tmp_path / "out",

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from paredown.contracts.recipes import Recipe, Stage, rounds_activations, storing
+from paredown.contracts.recipes import Mixed, Recipe, Stage, rounds_activations, storing
 
 Uri = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=3, max_length=2048, pattern=r"^[a-z0-9]+://\S+$")
@@ -85,6 +85,8 @@ class Format(StrEnum):
     SAFETENSORS = "safetensors"
     GGUF = "gguf"
     NATIVE = "native"
+    GPTQ = "gptq"
+    AWQ = "awq"
 
 
 def automatic_format(recipe: tuple[Stage, ...]) -> Format:
@@ -113,6 +115,14 @@ def format_refusal(file_format: Format, recipe: tuple[Stage, ...]) -> str | None
         )
     if rounds_activations(recipe) and file_format not in (Format.AUTO, Format.COMPRESSED_TENSORS):
         return "the recipe rounds activations, which only format compressed-tensors can say; use that, or auto"
+    if file_format in (Format.GPTQ, Format.AWQ):
+        if stage is None:
+            return f"format {file_format} needs a stage that quantizes; use safetensors for all other models"
+        if stage.native or isinstance(stage, Mixed):
+            return (
+                f"{file_format} cannot hold what {stage.method} makes of weights, only integers on one grid for the "
+                "whole model; use native, or rtn, gptq or awq"
+            )
     if file_format is Format.GGUF and stage is not None and stage.native:
         return f"gguf cannot hold what {stage.method} makes of weights; use native"
     return None
@@ -132,7 +142,8 @@ class JobSpec(Contract):
     format: Format = Field(
         Format.AUTO,
         description="auto: native where a stage leaves what no stock runtime reads, compressed-tensors where one "
-        "quantizes, else safetensors, which stores every weight dense. gguf is for llama.cpp.",
+        "quantizes, else safetensors, which stores every weight dense. gguf is for llama.cpp; gptq and awq are the "
+        "checkpoint layouts of AutoGPTQ and AutoAWQ.",
     )
     dtype: DType = Field("float32", description="Number type of the forward passes.")
     pool: PoolName | None = Field(None, description="Worker pool; empty lets the plan choose.")

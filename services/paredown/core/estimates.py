@@ -92,9 +92,7 @@ def output_bytes(shape: ModelShape, recipe: tuple[Stage, ...], file_format: Form
             (".weight", "BF16", (linear.out_features, linear.in_features))
         ]
         if stage is not None and not skipped(stage, name):
-            tensors = list(
-                _native_tensors(linear, stage) if file_format is Format.NATIVE else _packed_tensors(linear, stage)
-            )
+            tensors = list(_stored_tensors(linear, stage, file_format))
         for suffix, dtype, dimensions in tensors:
             total += math.prod(dimensions) * _DTYPE_BYTES[dtype]
             header += _header_entry_bytes(name + suffix, dtype, dimensions, total)
@@ -124,12 +122,34 @@ def _above_least(shape: ModelShape, stage: Stage | None, *, wide: bool = False) 
     return int((stage.average_bits - least) * sum(rows * columns for rows, columns in layers) / 8)
 
 
-_DTYPE_BYTES = {"I8": 1, "F8_E4M3": 1, "U8": 1, "BF16": 2, "U16": 2, "I32": 4, "I64": 8}
+_DTYPE_BYTES = {"I8": 1, "F8_E4M3": 1, "U8": 1, "BF16": 2, "F16": 2, "U16": 2, "I32": 4, "I64": 8}
 # Eight bytes of length, braces, and {"format":"pt"}.
 _HEADER_FIXED_BYTES = 48
 
 
 _Tensors = Iterator[tuple[str, str, tuple[int, ...]]]
+
+
+def _stored_tensors(linear: LinearShape, stage: Stage, file_format: Format) -> _Tensors:
+    """What a format stores for a linear: names, dtypes, shapes."""
+    match file_format:
+        case Format.NATIVE:
+            return _native_tensors(linear, stage)
+        case Format.GPTQ | Format.AWQ:
+            return _checkpoint_tensors(linear, stage, file_format)
+    return _packed_tensors(linear, stage)
+
+
+def _checkpoint_tensors(linear: LinearShape, grid: Stage, file_format: Format) -> _Tensors:
+    """The layouts of AutoGPTQ and AutoAWQ, whose zero points are stored where the grid is symmetric too."""
+    assert isinstance(grid, WeightGrid), "the format was checked"
+    rows, columns = linear.out_features, linear.in_features
+    groups = columns // (grid.group_size or columns)
+    yield ".qweight", "I32", (columns, rows * grid.bits // 32)
+    yield ".qzeros", "I32", (groups, rows * grid.bits // 32)
+    yield ".scales", "F16", (groups, rows)
+    if file_format is Format.GPTQ:
+        yield ".g_idx", "I32", (columns,)
 
 
 def _native_tensors(linear: LinearShape, stage: Stage) -> _Tensors:

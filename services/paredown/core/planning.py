@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import get_args
 
-from paredown.contracts import gguf
+from paredown.contracts import checkpoints, gguf
 from paredown.contracts.artifact import BaseModelRecord
 from paredown.contracts.families import LinearShape, ModelShape
 from paredown.contracts.job import Format, JobSpec, Plan
@@ -23,6 +23,7 @@ from paredown.contracts.recipes import (
     Stage,
     Training,
     UniformGrid,
+    WeightGrid,
     Width,
     conflict,
     quantizer,
@@ -106,6 +107,11 @@ def check_recipe(shape: ModelShape, spec: JobSpec, earlier: tuple[Stage, ...] = 
         _check_packing(shape, spec)
     if spec.resolved_format is Format.GGUF:
         _check_gguf(shape, spec, earlier)
+    if spec.resolved_format in checkpoints.BITS and (
+        refusal := checkpoints.refusal(spec.resolved_format, shape, spec.recipe)
+    ):
+        field, reason = refusal
+        raise RecipeRefused(reason, field=field)
     _check_context(shape, spec)
 
 
@@ -381,6 +387,17 @@ def _warnings(description: ModelDescription, spec: JobSpec, output: int, memory_
         yield f"safetensors stores {how} dense, so the artifact is no smaller than the base."
     if stage is not None and spec.resolved_format is Format.NATIVE:
         yield "A native artifact loads with paredown.engine.formats.native.load only; no other runtime reads it."
+    if spec.resolved_format in checkpoints.BITS:
+        assert isinstance(grid, WeightGrid), "the format was checked"
+        yield (
+            "A worker loads this artifact with paredown.engine.formats.native.load; transformers reads it where "
+            "gptqmodel is installed."
+        )
+        if not checkpoints.is_for_vllm(spec.resolved_format, grid):
+            yield (
+                "vLLM's kernels for gptq take 4 or 8 bits, a symmetric grid and groups of up to 128; this artifact is "
+                "for transformers only."
+            )
     for stage in spec.recipe:
         if isinstance(stage, Pruner) and stage.share > 0.5:
             yield f"Pruning {stage.share:.0%} at once without retraining usually breaks a model; most bear 50 %."

@@ -12,7 +12,7 @@ from paredown.contracts.work import WorkOrder
 from paredown.engine import data
 from paredown.engine.checkpoint import identity_hash
 from paredown.engine.errors import ArchitectureUnsupported, FormatRefused, NotAModel, OrderInvalid, RecipeUnfit
-from paredown.engine.formats import compressed_tensors, gguf
+from paredown.engine.formats import checkpoints, compressed_tensors, gguf
 from paredown.engine.weights import ModelFiles, open_model
 
 
@@ -57,6 +57,8 @@ def read_inputs(order: WorkOrder, output_format: Format) -> Inputs:
     except UnsupportedArchitecture as error:
         raise ArchitectureUnsupported(f"{error}.", field="model") from error
     check_stages(order.recipe, shape)
+    if output_format in (Format.GPTQ, Format.AWQ):
+        files = checkpoints.prepared(files, output_format, shape, order.recipe)
     if output_format is Format.COMPRESSED_TENSORS:
         compressed_tensors.check(files.config, order.recipe)
     calibrated = _calibration_of(order)

@@ -8,12 +8,12 @@ import numpy
 import torch
 
 from paredown.contracts.artifact import Evaluation, RuntimeProof, Speed
-from paredown.contracts.job import Format
 from paredown.contracts.work import WorkOrder
 from paredown.engine.evaluation import speed
 from paredown.engine.inputs import Inputs, resolved_format
 from paredown.engine.progress import Journey
 from paredown.engine.runtimes import (
+    OWN_LOADER,
     NativeProcess,
     RuntimeFailed,
     TransformersProcess,
@@ -28,7 +28,7 @@ def prove_artifact(
 ) -> tuple[RuntimeProof, dict[speed.Role, Speed], tuple[str, ...]]:
     """Load the artifact in transformers or with the native loader, beside the base where speed is asked for."""
     shape = inputs.shape
-    runtime = NativeProcess if resolved_format(order) is Format.NATIVE else TransformersProcess
+    runtime = NativeProcess if resolved_format(order) in OWN_LOADER else TransformersProcess
     # In the protocol's number type the artifact may take four bytes a parameter.
     shortage = memory_shortage(shape.parameters, 4, device.type)
     if shortage:

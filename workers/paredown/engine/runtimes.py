@@ -27,6 +27,9 @@ from paredown.engine.memory import available_memory_bytes
 TOLERANCE = 0.005
 # What loading takes beside the weights: the interpreter with torch, activations, buffers.
 OVERHEAD_BYTES = 700 * 2**20
+# What a worker reads with the loader in engine/formats/native.py. transformers reads gptq and awq too, through
+# gptqmodel, which pins another torch than the engine's.
+OWN_LOADER = (Format.NATIVE, Format.GPTQ, Format.AWQ)
 
 
 class RuntimeFailed(Exception):
@@ -143,7 +146,7 @@ class TransformersProcess(RuntimeProcess):
 
 
 class NativeProcess(TransformersProcess):
-    """One native artifact, read by its own loader."""
+    """One artifact, read by the native format's loader."""
 
     name = "native"
 
@@ -199,6 +202,13 @@ def unclaimed(format: Format, widths: Sequence[int]) -> tuple[RuntimeProof, ...]
         detail = "Reads no native artifact; format safetensors stores the same weights dense, for every runtime."
         runtimes: tuple[Literal["transformers", "vllm", "llama.cpp"], ...] = ("transformers", "vllm", "llama.cpp")
         return tuple(RuntimeProof(runtime=name, version="", loads=False, detail=detail) for name in runtimes)
+    if format in (Format.GPTQ, Format.AWQ):
+        kernels = "4 bits" if format is Format.AWQ else "4 and 8 bits on symmetric grids, in groups of up to 128"
+        return (
+            _unclaimed("transformers", "Not tried here. transformers reads it where gptqmodel is installed."),
+            _unclaimed("vllm", f"Not tried here. vLLM's kernels read this format in {kernels}."),
+            _unclaimed("llama.cpp", "llama.cpp reads GGUF; set the job's format to gguf."),
+        )
     if format is Format.SAFETENSORS:
         vllm = "Not tried here. vLLM reads plain safetensors of this architecture."
     elif others := [str(bits) for bits in widths if bits not in (4, 8)]:

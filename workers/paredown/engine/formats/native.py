@@ -1,17 +1,17 @@
 """The native format: safetensors with linears as factors, codes or mixed columns, which no stock runtime reads.
 
-`load` gives a transformers model back. Factors stay two thin products there, which is what makes the model faster; all
-other forms become dense weights while they are read, one tensor at a time.
+`load` gives a transformers model back, also of the layouts in checkpoints.py. Factors stay two thin products there,
+which is what makes the model faster; all other forms become dense weights while they are read, one tensor at a time.
 Shapes: O out_features, I in_features, R rank.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
@@ -19,8 +19,9 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from paredown.engine.architectures import Skeleton
 from paredown.engine.compact import FactoredLinear
 from paredown.engine.errors import ArtifactDamaged, ArtifactNewer, EngineError
+from paredown.engine.formats import checkpoints
 from paredown.engine.formats.files import write_config, write_weights
-from paredown.engine.formats.layout import FORMAT, LAYOUT, VERSION, Layout, LinearLayout, layout_of
+from paredown.engine.formats.layout import FORMAT, LAYOUT, VERSION, Layout, LinearLayout, Part, layout_of
 from paredown.engine.stored import StoredLinear
 from paredown.engine.stream import CompressedModel
 from paredown.engine.weights import SafetensorsFiles
@@ -61,9 +62,9 @@ def load(
     Raises ArtifactNewer, ArtifactDamaged, ArchitectureUnsupported.
     """
     directory = Path(directory)
-    layout = _read_layout(directory)
+    block = _read_block(directory)
     skeleton = _skeleton(directory, dtype)
-    reader = _Reader(directory, skeleton, layout)
+    reader = _Reader(skeleton, *_layouts(directory, block))
     device = torch.device(device)
     skeleton.load_outer(reader.tensor, device)
     for index in range(skeleton.num_blocks):
@@ -100,22 +101,44 @@ class LowRankLinear(nn.Module):
         return functional.linear(functional.linear(inputs, self.right_RI), self.left_OR, self.bias)
 
 
+_Block = TypeVar("_Block")
+
+
+class _Readable(Protocol):
+    """Which tensors stand for a linear, and what they make of it."""
+
+    @property
+    def kind(self) -> str: ...
+
+    def parts(self, rows: int, columns: int, /) -> dict[str, Part]: ...
+
+    def decode(self, tensors: dict[str, Tensor], columns: int, /) -> StoredLinear: ...
+
+
+def _layouts(
+    directory: Path, block: Layout | checkpoints.GptqBlock | checkpoints.AwqBlock
+) -> tuple[SafetensorsFiles, Mapping[str, _Readable]]:
+    """The files, and how each linear that is not dense lies in them, under its name there. Raises ArtifactDamaged."""
+    try:
+        files = SafetensorsFiles(directory)
+    except EngineError as error:
+        raise ArtifactDamaged(f"{error.detail} Download the artifact again.") from error
+    return files, block.linears if isinstance(block, Layout) else checkpoints.linears(block, files.stored)
+
+
 class _Reader:
     """The tensors of an artifact under transformers' names. Raises ArtifactDamaged where they are not what is said."""
 
-    def __init__(self, directory: Path, skeleton: Skeleton, layout: Layout) -> None:
-        try:
-            self._files = SafetensorsFiles(directory)
-        except EngineError as error:
-            raise ArtifactDamaged(f"{error.detail} Download the artifact again.") from error
+    def __init__(self, skeleton: Skeleton, files: SafetensorsFiles, layouts: Mapping[str, _Readable]) -> None:
+        self._files = files
         self._skeleton = skeleton
         self._shapes = skeleton.parameter_shapes()
         names = {
             skeleton.stored_name(f"{name}.weight").removesuffix(".weight"): name for name in skeleton.all_linear_names()
         }
-        if unknown := sorted(layout.linears.keys() - names):
+        if unknown := sorted(layouts.keys() - names):
             raise _damaged(f"config.json describes {unknown[0]}, which is no linear layer of this model")
-        self._layouts = {names[name]: linear for name, linear in layout.linears.items()}
+        self._layouts = {names[name]: linear for name, linear in layouts.items()}
 
     def is_factored(self, linear: str) -> bool:
         layout = self._layouts.get(linear)
@@ -159,12 +182,15 @@ def _damaged(what: str) -> ArtifactDamaged:
     return ArtifactDamaged(f"The artifact is damaged: {what}. Download it again.")
 
 
-def _read_layout(directory: Path) -> Layout:
+def _read_block(directory: Path) -> Layout | checkpoints.GptqBlock | checkpoints.AwqBlock:
     try:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _damaged("it has no config.json that can be read") from error
     block = config.get("quantization_config") if isinstance(config, dict) else None
+    method = block.get("quant_method") if isinstance(block, dict) else None
+    if isinstance(method, str) and method in checkpoints.BLOCKS:
+        return _validated(TypeAdapter(checkpoints.BLOCKS[method]), block)
     if not isinstance(block, dict) or block.get("format") != FORMAT:
         raise ArtifactDamaged(
             "config.json describes no artifact of the native format; load it with "
@@ -176,8 +202,12 @@ def _read_layout(directory: Path) -> Layout:
             f"The artifact has version {version} of the native layout, and this release of paredown reads up to "
             f"{VERSION}; upgrade paredown."
         )
+    return _validated(LAYOUT, block)
+
+
+def _validated(known: TypeAdapter[_Block], block: Any) -> _Block:
     try:
-        return LAYOUT.validate_python(block)
+        return known.validate_python(block)
     except ValidationError as error:
         [first, *_] = error.errors()
         where = ".".join(map(str, first["loc"]))
