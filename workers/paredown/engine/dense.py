@@ -19,10 +19,10 @@ from torch import Tensor
 from paredown.engine.architectures import Skeleton
 from paredown.engine.block import GroupHooks
 from paredown.engine.checkpoint import Checkpoint, identity_hash
-from paredown.engine.depth import through_block
-from paredown.engine.errors import Drained, NanFound
+from paredown.engine.depth import check_finite, through_block
+from paredown.engine.errors import Drained
 from paredown.engine.forward import BlockForward
-from paredown.engine.statistics import InputStatistics, Statistic, all_finite
+from paredown.engine.statistics import InputStatistics, Statistic
 from paredown.engine.weights import ModelReader
 
 _ALWAYS = frozenset(Statistic) - {Statistic.ENTROPY}
@@ -91,12 +91,7 @@ class DenseStatistics:
 
         with GroupHooks(self._skeleton, self._skeleton.groups(index), add):
             for _, _, after_BTH in through_block(model, self._skeleton, forward, index):
-                if not all_finite(after_BTH):
-                    raise NanFound(
-                        f"The hidden states that leave block {index} are not finite. With dtype bfloat16 try float32; "
-                        "else the source checkpoint is damaged.",
-                        field="dtype",
-                    )
+                check_finite(after_BTH, index)
         for each in statistics:
             each.complete()
         return {
