@@ -29,15 +29,14 @@ def gptq(bits: int) -> GPTQModifier:
     return GPTQModifier(config_groups={"group_0": scheme}, ignore=["lm_head"], actorder="static")
 
 
+# Pruning looks for linears inside of its targets. A target that is a linear itself it knows by a name with a dot at the
+# end, which no `ignore` matches: with "Linear" it would prune the head, and with it the embeddings.
+BLOCKS = r"re:model\.layers\.\d+$"
 RECIPES: dict[str, Any] = {
     "gptq-4": lambda: gptq(4),
     "gptq-3": lambda: gptq(3),
-    "wanda-50%": lambda: WandaPruningModifier(
-        sparsity=0.5, mask_structure="0:0", targets=["Linear"], ignore=["lm_head"]
-    ),
-    "sparsegpt-50%": lambda: SparseGPTModifier(
-        sparsity=0.5, mask_structure="0:0", targets=["Linear"], ignore=["lm_head"]
-    ),
+    "wanda-50%": lambda: WandaPruningModifier(sparsity=0.5, mask_structure="0:0", targets=[BLOCKS]),
+    "sparsegpt-50%": lambda: SparseGPTModifier(sparsity=0.5, mask_structure="0:0", targets=[BLOCKS]),
 }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from tests.e2e.conftest import Pare
 from tests.support.models import random_llama
 
@@ -46,6 +47,24 @@ def test_a_missed_budget_is_exit_code_3_with_the_evidence(pare: Pare, home: Path
     assert report["gate"]["verdict"] == "missed"
     assert report["gate"]["checks"][0]["figure"] == "size_ratio"
     assert manifest_of(out).report.gate
+
+
+def test_runs_share_dense_statistics_in_a_directory(pare: Pare, home: Path, model: Path, recipes: Path) -> None:
+    shared = home / "statistics"
+    refused = pare("run", model, recipes / "gptq.yaml", home / "none", "--statistics", shared, expect=2)
+    assert "statistics: dense" in refused.stderr
+    settings = yaml.safe_load((recipes / "gptq.yaml").read_text())
+    settings["calibration"]["statistics"] = "dense"
+    gathered: list[dict[str, int]] = []
+    for bits in (4, 3):
+        recipe = [{"method": "gptq", "bits": bits}]
+        (home / "recipe.yaml").write_text(yaml.safe_dump(settings | {"recipe": recipe}))
+        arguments = ("run", model, home / "recipe.yaml", home / f"dense-{bits}", "--no-evaluation")
+        pare(*arguments, "--statistics", shared)
+        gathered.append({path.name: path.stat().st_mtime_ns for path in shared.rglob("block-*")})
+    assert gathered[0]
+    # The second run found all that it needed.
+    assert gathered[0] == gathered[1]
 
 
 def test_without_evaluation(pare: Pare, home: Path, model: Path, recipes: Path) -> None:
