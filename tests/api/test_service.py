@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID
@@ -57,7 +58,12 @@ def test_the_access_log_has_ids_and_no_secrets(
         f"{server.url}/v1/jobs/{UUID(int=7)}?signature=hidden",
         headers={"Authorization": f"Bearer {key}", "X-Request-ID": "r-1"},
     )
-    logged = capfd.readouterr().err
+    logged = ""
+    deadline = time.monotonic() + 10
+    # It is written once the answer has gone out.
+    while '"request"' not in logged and time.monotonic() < deadline:
+        time.sleep(0.05)
+        logged += capfd.readouterr().err
     lines = [json.loads(line) for line in logged.splitlines()]
     (line,) = [line for line in lines if line["event"] == "request"]
     assert line["request_id"] == "r-1"

@@ -135,10 +135,11 @@ def test_an_artifact_gives_the_reported_perplexity_in_plain_transformers(
     assert report.base.perplexity < report.artifact.perplexity < 2 * report.base.perplexity
     assert report.runtimes[0].loads
     assert report.runtimes[0].perplexity == pytest.approx(report.artifact.perplexity, rel=1e-4)
-    for dtype, expected in (("", "torch.bfloat16"), ("float32", "torch.float32")):
+    # The report is of a float32 forward; how far a bfloat16 one strays depends on the processor.
+    for dtype, expected, within in (("", "torch.bfloat16", 0.01), ("float32", "torch.float32", 0.001)):
         reloaded = reload(tmp_path, model_dir, texts, evaluation, dtype)
         assert reloaded["dtype"] == expected
-        assert reloaded["perplexity"] == pytest.approx(report.artifact.perplexity, rel=0.005)
+        assert reloaded["perplexity"] == pytest.approx(report.artifact.perplexity, rel=within)
 
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     planned = output_bytes(shape_from_config(config), (stage,), Format.COMPRESSED_TENSORS)

@@ -102,7 +102,8 @@ def test_a_step_is_that_of_a_whole_backward_pass_in_transformers(tmp_path: Path,
                 assert resident.backward(batch, wanted) == pytest.approx(loss.item(), rel=1e-5)
             for ours, theirs in zip(adapters.parameters, peers, strict=True):
                 assert ours.grad is not None
-                assert torch.allclose(ours.grad, theirs.grad, rtol=1e-3, atol=1e-6)
+                # Of the whole: how single small numbers round depends on the processor.
+                assert (ours.grad - theirs.grad).norm() < 1e-3 * theirs.grad.norm()
             nn.utils.clip_grad_norm_(peers, 1.0)
             optimizer.param_groups[0]["lr"] = learning_rate(step, config)
             optimizer.step()

@@ -66,8 +66,8 @@ def configure_logging(settings: Settings, service: str) -> None:
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
-    logging.getLogger("uvicorn.access").handlers.clear()
-    logging.getLogger("uvicorn.access").propagate = False
+    # Not by `propagate`: whoever configures logging later, as libraries do, turns that on again.
+    logging.getLogger("uvicorn.access").disabled = True
     logging.captureWarnings(True)
 
 
