@@ -103,7 +103,7 @@ def test_a_step_is_that_of_a_whole_backward_pass_in_transformers(tmp_path: Path,
             for ours, theirs in zip(adapters.parameters, peers, strict=True):
                 assert ours.grad is not None
                 # Of the whole: how single small numbers round depends on the processor.
-                assert (ours.grad - theirs.grad).norm() < 1e-3 * theirs.grad.norm()
+                assert (ours.grad - theirs.grad).norm() <= 1e-3 * theirs.grad.norm()
             nn.utils.clip_grad_norm_(peers, 1.0)
             optimizer.param_groups[0]["lr"] = learning_rate(step, config)
             optimizer.step()
