@@ -11,13 +11,10 @@ from tests.engine.conftest import CPU, Compressor, shard_bytes
 from tests.engine.test_depth import deep_model, measured
 from tests.engine.test_width import silence
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
-from paredown.contracts.job import Format
-from paredown.contracts.recipes import Bonsai, Gptq, ShortGpt, Stage, Wanda
+from paredown.contracts.recipes import Bonsai, Wanda
 from paredown.engine.errors import Drained, NanFound, RecipeUnfit
 from paredown.engine.evaluation.perplexity import perplexity
-from paredown.engine.formats import WRITERS
 from paredown.engine.methods import bonsai
 from paredown.engine.weights import open_model
 
@@ -146,23 +143,6 @@ def test_a_submodels_loss_is_that_of_the_model_with_silent_units(
         assert all((len(channels), len(heads)) == (64, 1) for channels, heads in gone)
         silence(model, gone)
         assert torch.tensor(loss).exp().item() == pytest.approx(measured(model, tokens_NT[:3]), rel=1e-4)
-
-
-@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "mistral"])
-def test_a_chain_loads_in_stock_transformers_with_narrower_blocks(
-    model_type: str, compress: Compressor, tokens_NT: Tensor, tmp_path: Path
-) -> None:
-    deep_model(tmp_path / "model", blocks=3, model_type=model_type)
-    recipe: tuple[Stage, ...] = (ShortGpt(blocks=1), CUT, Wanda(pattern="2:4"), Gptq(bits=4, group_size=32))
-    result = compress(open_model(tmp_path / "model"), recipe, tokens_NT)
-    (tmp_path / "artifact").mkdir()
-    WRITERS[Format.COMPRESSED_TENSORS](result, tmp_path / "artifact")
-    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "artifact").float()
-    config = reloaded.config
-    assert (config.num_hidden_layers, config.intermediate_size) == (2, 64)
-    assert (config.num_attention_heads, config.num_key_value_heads) == (2, 1)
-    found, _ = perplexity(result, tokens_NT, device=CPU, dtype=torch.float32)
-    assert measured(reloaded, tokens_NT) == pytest.approx(found, rel=1e-4)
 
 
 def test_a_run_stopped_anywhere_goes_on_to_the_same_bytes(

@@ -38,6 +38,12 @@ def gathered(files: ModelFiles, tokens_NT: Tensor, directory: Path, **options: A
 
 
 @pytest.fixture
+def shared(tmp_path: Path) -> dict[str, Any]:
+    """Options of runs that share a directory."""
+    return {"calibration": DENSE, "statistics_dir": tmp_path / "shared", "statistics_identity": "model"}
+
+
+@pytest.fixture
 def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The blocks that ran for their statistics."""
     ran: list[int] = []
@@ -84,7 +90,11 @@ def test_the_statistics_are_of_what_the_base_model_computes(
 
 
 def test_recipes_that_share_a_directory_share_one_forward_pass(
-    tiny: Callable[[str], ModelFiles], compress: Compressor, tokens_NT: Tensor, tmp_path: Path, forwards: list[int]
+    tiny: Callable[[str], ModelFiles],
+    compress: Compressor,
+    tokens_NT: Tensor,
+    shared: dict[str, Any],
+    forwards: list[int],
 ) -> None:
     files = tiny("llama")
     recipes: list[tuple[Stage, ...]] = [
@@ -93,7 +103,6 @@ def test_recipes_that_share_a_directory_share_one_forward_pass(
         (Sparsegpt(sparsity=0.5), Gptq(group_size=32)),
         (Awq(group_size=32),),
     ]
-    shared = {"calibration": DENSE, "statistics_dir": tmp_path / "shared", "statistics_identity": "model"}
     together = [compress(files, recipe, tokens_NT, f"shared-{n}", **shared) for n, recipe in enumerate(recipes)]
     assert forwards == list(range(files.config.num_hidden_layers))
     alone = [compress(files, recipe, tokens_NT, f"own-{n}", calibration=DENSE) for n, recipe in enumerate(recipes)]
@@ -104,10 +113,13 @@ def test_recipes_that_share_a_directory_share_one_forward_pass(
 
 
 def test_entropy_is_gathered_only_where_it_is_wanted(
-    tiny: Callable[[str], ModelFiles], compress: Compressor, tokens_NT: Tensor, tmp_path: Path, forwards: list[int]
+    tiny: Callable[[str], ModelFiles],
+    compress: Compressor,
+    tokens_NT: Tensor,
+    shared: dict[str, Any],
+    forwards: list[int],
 ) -> None:
     files = tiny("llama")
-    shared = {"calibration": DENSE, "statistics_dir": tmp_path / "shared", "statistics_identity": "model"}
     compress(files, GPTQ, tokens_NT, "gptq", **shared)
     compress(files, (Esparse(pattern="2:4"),), tokens_NT, "e-sparse", **shared)
     assert len(forwards) == 2 * files.config.num_hidden_layers
@@ -149,10 +161,13 @@ def test_only_the_first_group_equals_the_sequential_result(
 
 
 def test_after_blocks_are_dropped_the_statistics_are_of_what_is_left(
-    tiny: Callable[[str], ModelFiles], compress: Compressor, tokens_NT: Tensor, tmp_path: Path, forwards: list[int]
+    tiny: Callable[[str], ModelFiles],
+    compress: Compressor,
+    tokens_NT: Tensor,
+    shared: dict[str, Any],
+    forwards: list[int],
 ) -> None:
     files = tiny("llama")
-    shared = {"calibration": DENSE, "statistics_dir": tmp_path / "shared", "statistics_identity": "model"}
     compress(files, GPTQ, tokens_NT, "whole", **shared)
     compress(files, (ShortGpt(blocks=1), *GPTQ), tokens_NT, "shorter", **shared)
     blocks = files.config.num_hidden_layers

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from paredown.contracts.job import Format
-from paredown.contracts.recipes import Gptq, LlmPruner, ShortGpt, Stage, Wanda
+from paredown.contracts.recipes import Bonsai, Gptq, LlmPruner, ShortGpt, Stage, Wanda, Width
 from paredown.engine.errors import Drained, NanFound, RecipeUnfit
 from paredown.engine.evaluation.perplexity import perplexity
 from paredown.engine.formats import WRITERS
@@ -109,13 +109,16 @@ def test_channels_that_do_nothing_are_those_that_go(compress: Compressor, tokens
     assert found == pytest.approx(measured(model, tokens_NT), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "cut", [CUT, Bonsai(mlp_share=0.5, head_groups=1, submodels=10, samples=3, rounds=2)], ids=lambda cut: cut.method
+)
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "mistral"])
 def test_a_chain_loads_in_stock_transformers_with_narrower_blocks(
-    model_type: str, compress: Compressor, tokens_NT: Tensor, tmp_path: Path
+    model_type: str, cut: Width, compress: Compressor, tokens_NT: Tensor, tmp_path: Path
 ) -> None:
     deep_model(tmp_path / "model", blocks=3, model_type=model_type)
     files = open_model(tmp_path / "model")
-    recipe: tuple[Stage, ...] = (ShortGpt(blocks=1), CUT, Wanda(pattern="2:4"), Gptq(bits=4, group_size=32))
+    recipe: tuple[Stage, ...] = (ShortGpt(blocks=1), cut, Wanda(pattern="2:4"), Gptq(bits=4, group_size=32))
     result = compress(files, recipe, tokens_NT)
     (tmp_path / "artifact").mkdir()
     WRITERS[Format.COMPRESSED_TENSORS](result, tmp_path / "artifact")

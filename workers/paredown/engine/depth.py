@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from paredown.contracts.artifact import BlockReport, StageReport
-from paredown.contracts.recipes import Depth
+from paredown.contracts.recipes import Depth, Stage
 from paredown.engine.architectures import Skeleton
 from paredown.engine.checkpoint import Checkpoint
 from paredown.engine.errors import Drained, NanFound, RecipeUnfit
@@ -205,7 +205,7 @@ def dropping(
 
 def stage_report(
     work: ModelWork,
-    stage: Depth,
+    stage: Stage,
     kept: Sequence[int],
     importance: Sequence[float | None],
     *,

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paredown.contracts.artifact import BlockReport, StageReport
+from paredown.contracts.artifact import StageReport
 from paredown.contracts.recipes import Width
 from paredown.engine.architectures import Skeleton
+from paredown.engine.depth import stage_report
 from paredown.engine.errors import RecipeUnfit
 from paredown.engine.method import ModelWork
 from paredown.engine.weights import ModelReader
@@ -68,14 +69,15 @@ def narrowed(
         for kind, numbers in block.items()
     )
     channels, heads = widths.whole["channels"], widths.whole["heads"]
-    report = StageReport(
-        stage=work.stage,
-        method=stage.method,
+    report = stage_report(
+        work,
+        stage,
+        range(len(totals)),
+        totals,
         summary=f"Every block has {widths.left['channels']} of {channels} MLP channels and {widths.left['heads']} of "
         f"{heads} key-value heads. With the others went {max(0.0, 1 - stays / max(sum(totals), 1e-30)):.1%} of all "
         f"importance.{more}",
         measure=measure,
-        blocks=tuple(BlockReport(block=block, importance=total, kept=True) for block, total in enumerate(totals)),
     )
     return WidthView(model, [block["channels"] for block in kept], [block["heads"] for block in kept]), report
 

@@ -27,11 +27,11 @@ import highspy
 import torch
 from torch import Tensor
 
-from paredown.contracts.artifact import BlockReport, StageReport
+from paredown.contracts.artifact import StageReport
 from paredown.contracts.recipes import Gptq, Mixed
 from paredown.engine.architectures import Skeleton
 from paredown.engine.columns import channel_importance, restored
-from paredown.engine.depth import survey
+from paredown.engine.depth import stage_report, survey
 from paredown.engine.errors import RecipeUnfit
 from paredown.engine.gradients import backward
 from paredown.engine.grid import fit_grid, group_width, quantized_linear
@@ -231,14 +231,15 @@ def assign(model: ModelReader, work: ModelWork, config: Mixed) -> tuple[Mapping[
     counts = Counter(stage.bits for name, stage in stages.items() if not _is_skipped(config, name))
     average = sum(row[pick] for row, pick in zip(sizes, chosen, strict=True)) / weights
     added = sum(row[pick] for row, pick in zip(losses, chosen, strict=True))
-    report = StageReport(
-        stage=work.stage,
-        method=config.method,
+    report = stage_report(
+        work,
+        config,
+        range(len(importance)),
+        importance,
         summary=f"{', '.join(f'{count} layers have {bits} bits' for bits, count in sorted(counts.items()))}: "
         f"{average:.3f} bits for each weight with scales, of {config.average_bits:g} allowed. This was foretold to add "
         f"{added:.2g} to the mean loss of a token.",
         measure=f"what {config.choices[0]} bits for the whole block were foretold to add to the mean loss of a token",
-        blocks=tuple(BlockReport(block=block, importance=value, kept=True) for block, value in enumerate(importance)),
     )
     return stages, report
 
