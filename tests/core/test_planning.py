@@ -346,6 +346,22 @@ def test_zeros_of_a_job_before_count_for_gguf() -> None:
     assert raised.value.field == "recipe.0.symmetric"
 
 
+def test_embeddings_below_eight_bits_are_gguf_s_alone_and_smaller() -> None:
+    stage = {"method": "gptq", "group_size": 32}
+    whole, *sizes = (
+        plan(SMOL, job(stage | {"embeddings": bits}, format="gguf")).output_bytes for bits in (16, 8, 5, 4)
+    )
+    blocks = 49152 * 576 // 32
+    assert [whole - size for size in sizes] == [0, 12 * blocks, 16 * blocks]
+    for file_format in ("auto", "native", "safetensors", "gptq"):
+        with pytest.raises(ValidationError, match="only gguf holds embeddings in 4 bits; set format to gguf"):
+            job(stage | {"embeddings": 4}, format=file_format)
+    narrow = LLAMA | {"hidden_size": 48, "num_attention_heads": 2, "num_key_value_heads": 2}
+    skip = ["*.self_attn.*", "*.gate_proj", "*.up_proj"]
+    error = refusal(narrow, job(stage | {"skip": skip, "embeddings": 4}, format="gguf"))
+    assert (error.field, "48 channels fill none" in error.detail) == ("recipe.0.embeddings", True)
+
+
 @pytest.mark.parametrize(
     "config",
     [

@@ -114,6 +114,23 @@ def test_blocks_hold_the_codes_and_give_back_what_was_measured(kind: str, bits: 
     assert linear.stored_bits == gguf.packed(linear).size * 8 / codes_OI.numel()
 
 
+@pytest.mark.parametrize(("bits", "kind"), [(4, "Q4_0"), (5, "Q5_0"), (8, "Q8_0")])
+def test_embeddings_take_the_bits_that_the_recipe_gives_them(tmp_path: Path, bits: Any, kind: str) -> None:
+    save(tmp_path / "model", config_of("llama", tied=True))
+    model = compress(tmp_path, (Rtn(group_size=32, scale_search="min_max", embeddings=bits),))
+
+    path = write(tmp_path, model)
+
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(path).tensors}
+    name = "model.embed_tokens.weight"
+    read = GgufWeights(path, model.config, model.shapes).tensor(name).float()
+    whole = model.source.tensor(name).float()
+    assert kinds["token_embd.weight"] == kind
+    assert torch.equal(read, model.tensor(name).float())
+    # Of numbers as these are, a grid of 2^bits points loses about this share.
+    assert (read - whole).norm() / whole.norm() < 2.0**-bits * 1.7
+
+
 def test_a_block_of_q4_0_by_hand() -> None:
     """Scale 0.5 is 0x3800; weight i and weight i + 16 share a byte, the earlier one below."""
     codes_OI = torch.tensor([[-8, 7, *[0] * 14, 1, -1, *[0] * 14]], dtype=torch.int8)

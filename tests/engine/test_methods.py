@@ -548,6 +548,19 @@ def test_both_statistics_give_the_same_energy() -> None:
     assert torch.allclose(both[0], inputs_TI.square().sum(0), rtol=1e-5)
 
 
+def test_what_was_bfloat16_loses_nothing_in_the_hessian() -> None:
+    inputs_TI = torch.randn(512, 200, generator=torch.Generator().manual_seed(0)).bfloat16()
+    gathered = InputStatistics("layer", 200, {Statistic.HESSIAN}, CPU)
+    before = torch.backends.mkldnn.matmul.fp32_precision
+
+    gathered.add(inputs_TI)
+    gathered.complete()
+
+    exact_II = inputs_TI.double().T @ inputs_TI.double()
+    assert torch.allclose(gathered.hessian_II.double(), exact_II, rtol=1e-5, atol=1e-3)
+    assert torch.backends.mkldnn.matmul.fp32_precision == before, "products elsewhere are float32's"
+
+
 def test_the_hessian_and_its_factor_are_what_they_say() -> None:
     weight_OI, inputs_TI = random_layer(2, columns=100)
     gathered = statistics(inputs_TI)

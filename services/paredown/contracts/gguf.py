@@ -19,6 +19,8 @@ GRID_TYPES: dict[tuple[int, bool], str] = {
     (8, True): "Q8_0",
 }
 BLOCK_BYTES = {"Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24, "Q8_0": 34}
+# Bits that a recipe gives the embeddings → their type.
+EMBEDDING_TYPES = {4: "Q4_0", 5: "Q5_0", 8: "Q8_0", 16: "Q8_0"}
 _YARN_SETTINGS = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
 # transformers' model_type → llama.cpp's name of the architecture.
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gpt2": "gpt2"}
@@ -92,4 +94,11 @@ def embedding_type(grid: UniformGrid | EightBit | None, width: int) -> str | Non
 
     llama.cpp's own quantizer codes them too: in a small model they are a good part of the bytes.
     """
-    return "Q8_0" if grid is not None and width % BLOCK_WEIGHTS == 0 else None
+    return EMBEDDING_TYPES[grid.embeddings] if grid is not None and width % BLOCK_WEIGHTS == 0 else None
+
+
+def embedding_refusal(grid: UniformGrid | EightBit, width: int) -> str | None:
+    """Why embeddings of this width cannot have the bits that the recipe asks for; None where they can."""
+    if grid.embeddings >= 8 or embedding_type(grid, width):
+        return None
+    return f"GGUF codes embeddings in blocks of {BLOCK_WEIGHTS}, and {width} channels fill none; set embeddings to 16."

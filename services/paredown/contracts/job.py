@@ -9,7 +9,7 @@ from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from paredown.contracts.recipes import Mixed, Recipe, Stage, rounds_activations, storing
+from paredown.contracts.recipes import Mixed, Quantizer, Recipe, Stage, rounds_activations, storing
 
 Uri = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=3, max_length=2048, pattern=r"^[a-z0-9]+://\S+$")
@@ -123,6 +123,8 @@ def format_refusal(file_format: Format, recipe: tuple[Stage, ...]) -> str | None
                 f"{file_format} cannot hold what {stage.method} makes of weights, only integers on one grid for the "
                 "whole model; use native, or rtn, gptq or awq"
             )
+    if isinstance(stage, Quantizer) and stage.embeddings < 8 and file_format is not Format.GGUF:
+        return f"only gguf holds embeddings in {stage.embeddings} bits; set format to gguf, or embeddings to 8 or 16"
     if file_format is Format.GGUF and stage is not None and stage.native:
         return f"gguf cannot hold what {stage.method} makes of weights; use native"
     return None

@@ -205,7 +205,7 @@ _GGUF_TENSOR_BYTES = 64
 
 
 def _gguf_bytes(shape: ModelShape, grid: WeightGrid | None) -> int:
-    """One GGUF file: codes, embeddings in 8 bits where a stage quantizes, vectors in float32, and the tokenizer."""
+    """One GGUF file: codes, embeddings as a quantizing stage wants them, vectors in float32, and the tokenizer."""
     embeddings = shape.vocab_size * (1 if shape.tied_embeddings else 2)
     others = shape.other_parameters - embeddings * shape.hidden_size
     total = 4 * (others + shape.num_blocks * shape.block_other_parameters)

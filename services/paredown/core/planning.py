@@ -151,6 +151,8 @@ def _check_gguf(shape: ModelShape, spec: JobSpec, before: tuple[Stage, ...]) -> 
         if isinstance(stage, UniformGrid) and (refusal := gguf.grid_refusal(stage)):
             field, reason = refusal
             raise RecipeRefused(reason, field=f"recipe.{index}.{field}")
+        if isinstance(stage, UniformGrid) and (reason := gguf.embedding_refusal(stage, shape.hidden_size)):
+            raise RecipeRefused(reason, field=f"recipe.{index}.embeddings")
         pruned = any(isinstance(earlier, Pruner) for earlier in (*before, *spec.recipe[:index]))
         if isinstance(stage, UniformGrid) and not stage.symmetric and pruned:
             raise RecipeRefused(

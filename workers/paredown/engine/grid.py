@@ -102,6 +102,14 @@ def quantized_linear(
     return quantized if activations is None else quantized.with_activations(activations)
 
 
+def nearest(weight_OI: Tensor, config: WeightGrid, storage_dtype: torch.dtype, name: str) -> QuantizedLinear:
+    """Each weight on the closest point of its group's grid. Raises GroupSizeUnfit."""
+    out_features, in_features = weight_OI.shape
+    weight_OGS = weight_OI.reshape(out_features, -1, group_width(in_features, config, name))
+    grid = fit_grid(weight_OGS, config, storage_dtype)
+    return quantized_linear(grid.codes(weight_OGS).flatten(1), grid, config)
+
+
 def _limits(weight_OGS: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
     """Ends of each group's range; zero always lies within."""
     if symmetric:

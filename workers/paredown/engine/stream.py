@@ -51,6 +51,10 @@ class OuterTensors:
         largest = torch.finfo(torch.float8_e4m3fn).max
         return tensor.float().clamp_(-largest, largest).to(torch.float8_e4m3fn)
 
+    def uncoded(self, name: str) -> Tensor:
+        """One parameter as it was before a format coded it."""
+        return self._files.tensor(name)
+
     def read_back(self, name: str) -> Tensor:
         """One parameter as readers of the artifact have it."""
         tensor = self(name)
@@ -106,6 +110,10 @@ class CompressedModel:
         if linear in shard.quantized_names:
             return self.architecture.oriented(shard.quantized(linear).dequantized()).contiguous()
         return shard.dense(name)
+
+    def uncoded(self, name: str) -> Tensor:
+        """One parameter outside the blocks before the format coded it."""
+        return self._outer.uncoded(name)
 
     def stored(self, name: str) -> Tensor:
         """One parameter in the number type of the file, where it is not stored as codes."""

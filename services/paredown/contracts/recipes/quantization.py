@@ -22,10 +22,11 @@ class Quantizer(Stage):
 
     family: ClassVar[Family] = Family.QUANTIZATION
 
-    embeddings: Literal[8, 16] = Field(
+    embeddings: Literal[4, 5, 8, 16] = Field(
         16,
         description="Bits of the embeddings and the head: 16 leaves them as they are; 8 stores them as float8_e4m3, "
-        "which runtimes turn into 16 bits as they load.",
+        "which runtimes turn into 16 bits as they load. GGUF stores them as Q8_0 in both cases, and as Q5_0 or Q4_0 "
+        "with 5 or 4, which no other format can hold.",
     )
 
 
@@ -336,6 +337,7 @@ class Mixed(UniformGrid, _Budget):
             activation_order=self.activation_order,
             damping=self.damping,
             skip=self.skip,
+            embeddings=self.embeddings,
         )
 
     def stored_bits(self, bits: int, out_features: int, in_features: int, *, wide: bool = False) -> int:

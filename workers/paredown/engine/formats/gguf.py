@@ -1,13 +1,15 @@
 """The GGUF format, for llama.cpp: one file with tensors under llama.cpp's names, the model's sizes, and its tokenizer.
 
 Codes are packed as the method left them; the gguf package's own quantizers would compute other scales from the rounded
-weights. Embeddings and head of a quantized model are coded in Q8_0 by that package; norms, biases and positions are
-float32, all else is the model's 16-bit type. Layouts: ggml's block_q4_0 … block_q8_0.
+weights. Embeddings and head of a quantized model are coded too: in Q8_0 by that package, in fewer bits with scales that
+are searched for. Norms, biases and positions are float32, all else is the model's 16-bit type. Layouts: ggml's
+block_q4_0 … block_q8_0.
 Shapes: O out_features, I in_features, G groups along the input, N blocks, S weights of a block (32).
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,11 +29,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paredown.contracts import gguf as contract
-from paredown.contracts.recipes import Recipe, quantizer
+from paredown.contracts.recipes import Recipe, Rtn, quantizer
 from paredown.engine.architectures import Architecture, Skeleton
 from paredown.engine.errors import FormatRefused
 from paredown.engine.formats.files import synchronize
 from paredown.engine.formats.gguf_metadata import head_dim, rope_factors, write_metadata
+from paredown.engine.grid import nearest
 from paredown.engine.quantized import QuantizedLinear
 from paredown.engine.stored import StoredLinear
 from paredown.engine.weights import ModelFiles, Storage, stored
@@ -51,11 +54,38 @@ def prepared(files: ModelFiles, recipe: Recipe) -> ModelFiles:
     grid = quantizer(recipe)
     if grid is not None and (refusal := contract.grid_refusal(grid)):
         raise FormatRefused(refusal[1], field=refusal[0])
+    if grid is not None and (reason := contract.embedding_refusal(grid, config.hidden_size)):
+        raise FormatRefused(reason, field="format")
     coded: frozenset[str] = frozenset()
-    if contract.embedding_type(grid, config.hidden_size):
+    code = None
+    if (kind := contract.embedding_type(grid, config.hidden_size)) is not None:
         names = Names(config)
         coded = frozenset(name for name in files.names if names.is_embedding(name))
-    return files.stored_by(Storage(scale_dtype=torch.float16, wide=True, coded=coded, code=_coded))
+        code = Embeddings(GGMLQuantizationType[kind])
+    return files.stored_by(Storage(scale_dtype=torch.float16, wide=True, coded=coded, code=code))
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Codes embeddings and head, in `kind`; called, it gives a tensor as it is read back."""
+
+    kind: GGMLQuantizationType
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        return torch.from_numpy(dequantize(self.rows(tensor), self.kind))
+
+    def rows(self, tensor: Tensor) -> Bytes:
+        """The tensor's rows as ggml's blocks."""
+        step = max(1, _CODED_AT_ONCE // tensor.shape[-1])
+        return np.concatenate([self._coded(part.float()) for part in torch.split(tensor, step)])
+
+    def _coded(self, weight_OI: Tensor) -> Bytes:
+        if self.kind is GGMLQuantizationType.Q8_0:
+            coded: Bytes = quantize(weight_OI.numpy(), self.kind)
+            return coded
+        [(bits, _)] = [grid for grid, kind in contract.GRID_TYPES.items() if kind == self.kind.name]
+        grid = Rtn(bits=bits, group_size=contract.BLOCK_WEIGHTS)
+        return packed(nearest(weight_OI, grid, torch.float16, "the embeddings"))
 
 
 class Names:
@@ -107,6 +137,7 @@ class Writable(Protocol):
 
     def quantized(self, linear_name: str, /) -> StoredLinear | None: ...
     def tensor(self, name: str) -> Tensor: ...
+    def uncoded(self, name: str) -> Tensor: ...
 
 
 class Uncompressed:
@@ -128,14 +159,17 @@ class Uncompressed:
     def tensor(self, name: str) -> Tensor:
         return stored(self.source, name)
 
+    def uncoded(self, name: str) -> Tensor:
+        return self.source.tensor(name)
+
 
 def write(model: Writable, directory: Path) -> int:
     """`model.gguf`; returns its bytes. One tensor is in memory at a time. Raises FormatRefused."""
     names = Names(model.config)
     entries = list(_entries(model, names))
     path = directory / FILE_NAME
-    partial = path.with_suffix(".partial")
-    writer = GGUFWriter(partial, names.architecture)
+    unfinished = path.with_suffix(".partial")
+    writer = GGUFWriter(unfinished, names.architecture)
     write_metadata(writer, model.config, model.source, names.architecture)
     writer.add_quantization_version(GGML_QUANT_VERSION)
     writer.add_file_type(_file_type(entries))
@@ -147,8 +181,8 @@ def write(model: Writable, directory: Path) -> int:
     for entry in entries:
         writer.write_tensor_data(entry.data())
     writer.close()
-    synchronize(partial)
-    partial.rename(path)
+    synchronize(unfinished)
+    unfinished.rename(path)
     # The engine's user need not be who comes for it.
     path.chmod(0o644)
     synchronize(directory)
@@ -171,7 +205,10 @@ def _entries(model: Writable, names: Names) -> Iterator[_Entry]:
         if is_linear:
             shape, kind = tuple(oriented(torch.empty(shape, device="meta")).shape), storage
         elif name in model.source.storage.coded:
-            kind = GGMLQuantizationType.Q8_0
+            code = model.source.storage.code
+            assert isinstance(code, Embeddings), "prepared() put it there"
+            yield _Entry(stored_name, code.kind, shape, partial(_coded, model, name, code))
+            continue
         elif names.is_embedding(name):
             kind = storage
         else:
@@ -191,6 +228,10 @@ def _packed_in_order(model: Writable, linear_name: str, order: Sequence[int] | N
     return data
 
 
+def _coded(model: Writable, name: str, code: "Embeddings") -> Bytes:
+    return code.rows(model.uncoded(name))
+
+
 def _dense_in_order(
     model: Writable, name: str, is_linear: bool, kind: GGMLQuantizationType, order: Sequence[int] | None
 ) -> Callable[[], NDArray[Any]]:
@@ -198,8 +239,6 @@ def _dense_in_order(
         value = model.tensor(name)
         if is_linear:
             value = model.architecture.oriented(value)
-        if kind is GGMLQuantizationType.Q8_0:
-            return _q8_0(value.float().numpy())
         values: NDArray[Any]
         if kind is GGMLQuantizationType.BF16:
             # numpy has no bfloat16: its two bytes travel as an integer.
@@ -260,18 +299,6 @@ def _row_order(config: Any, architecture: str, gguf_name: str) -> Sequence[int] 
     width = head_dim(config)
     order: list[int] = np.arange(heads * width).reshape(heads, 2, width // 2).swapaxes(1, 2).ravel().tolist()
     return order
-
-
-def _q8_0(values: NDArray[np.float32]) -> Bytes:
-    rows = max(1, _CODED_AT_ONCE // values.shape[-1])
-    return np.concatenate(
-        [quantize(values[start : start + rows], GGMLQuantizationType.Q8_0) for start in range(0, len(values), rows)]
-    )
-
-
-def _coded(tensor: Tensor) -> Tensor:
-    """An embedding as Q8_0 gives it back. Coding that again gives the same bytes: its largest code is always 127."""
-    return torch.from_numpy(dequantize(_q8_0(tensor.float().numpy()), GGMLQuantizationType.Q8_0))
 
 
 def _file_type(entries: Sequence[_Entry]) -> int:
