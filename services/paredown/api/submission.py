@@ -11,7 +11,7 @@ from uuid import UUID
 from paredown.api.service import Service
 from paredown.contracts.artifact import Manifest
 from paredown.contracts.job import JobSpec, JobView, Plan
-from paredown.core import catalogue, jobs, planning, sources
+from paredown.core import catalogue, history, jobs, planning, sources
 from paredown.core.errors import NotFound, ServiceBusy, SourceError, SourceNotFound
 
 # Of the 40 threads that requests run in; those that wait are some of the rest, so they wait briefly.
@@ -50,6 +50,8 @@ def plan(service: Service, project_id: UUID, spec: JobSpec) -> Plan:
         description = sources.describe(spec.model, service.settings, sources.Shelf(find, service.store))
     planning.check_recipe(description.shape, spec, description.earlier)
     made = planning.make_plan(spec, description, service.settings)
+    with service.database.transaction() as session:
+        made = history.corrected(made, history.ratios(session, made.pool, spec.recipe))
     base = description.base
     if base is None or _is_measured(service, base.fingerprint, spec, made.pool):
         return made

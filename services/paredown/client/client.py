@@ -17,7 +17,7 @@ from paredown.client.transport import MAX_TRIES, Transport
 from paredown.contracts.access import KeyCreated, KeyView, Me, Scope
 from paredown.contracts.artifact import ArtifactView, Front, Manifest, Verdict
 from paredown.contracts.dataset import DatasetView
-from paredown.contracts.job import JobEvent, JobSpec, JobState, JobView, Plan
+from paredown.contracts.job import JobEvent, JobSpec, JobState, JobView, Plan, PlanOutcomes
 from paredown.contracts.methods import MethodView
 from paredown.contracts.service import FileLink, ModelEntry, PoolView
 
@@ -39,6 +39,7 @@ _JOB = TypeAdapter(JobView)
 _JOBS = TypeAdapter(Page[JobView])
 _EVENTS = TypeAdapter(Page[JobEvent])
 _PLAN = TypeAdapter(Plan)
+_PLAN_OUTCOMES = TypeAdapter(PlanOutcomes)
 _METHODS = TypeAdapter(Page[MethodView])
 _METHOD = TypeAdapter(MethodView)
 _MODELS = TypeAdapter(Page[ModelEntry])
@@ -93,7 +94,7 @@ class PareClient:
         )
 
     def plan(self, spec: JobSpec) -> Plan:
-        """What the job would need, computed from the model's configuration alone; nothing is queued."""
+        """What the job would need; nothing is queued."""
         return self._transport.read(
             _PLAN,
             "POST",
@@ -102,6 +103,10 @@ class PareClient:
             content=spec.model_dump_json(),
             headers={"Content-Type": "application/json"},
         )
+
+    def plan_outcomes(self, limit: int = 20) -> PlanOutcomes:
+        """What the project's latest jobs took beside what was planned, newest first."""
+        return self._transport.read(_PLAN_OUTCOMES, "GET", "/v1/plans/outcomes", params={"limit": limit})
 
     def job(self, job_id: UUID | str) -> JobView:
         return self._transport.read(_JOB, "GET", f"/v1/jobs/{job_id}")

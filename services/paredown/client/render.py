@@ -1,6 +1,6 @@
 """Tables and figures for people."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 
 from rich.console import Group, RenderableType
@@ -10,7 +10,7 @@ from rich.text import Text
 from paredown.contracts.access import KeyView
 from paredown.contracts.artifact import ArtifactView, Front, FrontPoint, Manifest, Report, Verdict
 from paredown.contracts.dataset import DatasetView
-from paredown.contracts.job import JobState, JobView, Plan, Progress
+from paredown.contracts.job import Interval, JobState, JobView, Plan, PlanOutcomes, Progress
 from paredown.contracts.methods import MethodView
 
 STATE_STYLES = {
@@ -146,15 +146,50 @@ def plan(view: Plan) -> RenderableType:
             ("recipe", view.recipe_name),
             ("format", view.format),
             ("pool", view.pool),
-            ("memory", size(view.memory_bytes) + ("" if view.pausing else " (blocks rerun for each linear)")),
+            (
+                "memory",
+                _within(size(view.memory_bytes), view.memory_interval, size)
+                + ("" if view.pausing else " (blocks rerun for each linear)"),
+            ),
             ("disk", size(view.disk_bytes)),
             ("download", size(view.download_bytes)),
             ("output", f"{size(view.output_bytes)} ({view.size_ratio:.1%} of {size(view.base_bytes)})"),
-            ("time", f"about {duration(view.seconds)}"),
-            ("cost", money(view.cost, view.currency)),
+            ("time", _within(f"about {duration(view.seconds)}", view.seconds_interval, duration)),
+            (
+                "cost",
+                _within(money(view.cost, view.currency), view.cost_interval, lambda cost: money(cost, view.currency)),
+            ),
+            (
+                "known from",
+                f"{view.history_jobs} finished jobs" if view.history_jobs else "the model's configuration alone",
+            ),
         ]
     )
     return Group(facts, *(Text(f"Note: {warning}", style="yellow") for warning in view.warnings))
+
+
+def _within(figure: str, interval: Interval | None, spoken: Callable[[float], str]) -> str:
+    return figure if interval is None else f"{figure} ({spoken(interval.low)} to {spoken(interval.high)})"
+
+
+def plan_outcomes(view: PlanOutcomes) -> RenderableType:
+    if not view.items:
+        return Text("No job has ended yet that one worker carried through.")
+    figures = ("planned", "took", "planned size", "size", "planned memory", "memory")
+    table = _table("job", "recipe", "pool", *figures, right=figures)
+    for item in view.items:
+        table.add_row(
+            str(item.job_id),
+            item.recipe_name,
+            item.pool,
+            duration(item.planned_seconds),
+            f"{duration(item.seconds)} ({item.seconds / item.planned_seconds - 1:+.0%})",
+            size(item.planned_output_bytes),
+            f"{size(item.output_bytes)} ({item.output_bytes / item.planned_output_bytes - 1:+.1%})",
+            size(item.planned_memory_bytes),
+            f"{size(item.memory_bytes)} ({item.memory_bytes / item.planned_memory_bytes - 1:+.0%})",
+        )
+    return table
 
 
 def methods(items: Iterable[MethodView]) -> RenderableType:

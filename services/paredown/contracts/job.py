@@ -277,8 +277,15 @@ class JobEvent(Contract):
         return self.type in ("succeeded", "rejected", "failed", "cancelled")
 
 
+class Interval(Contract):
+    """Where a planned figure is expected to end."""
+
+    low: float
+    high: float
+
+
 class Plan(Contract):
-    """What a job would need, from configuration alone."""
+    """What a job would need: from configuration, and from what finished jobs took beside their plans."""
 
     model: Uri
     model_type: str
@@ -297,7 +304,35 @@ class Plan(Contract):
     cost: float
     currency: str
     pausing: bool = Field(description="Whether paused activations fit in memory; if not, blocks rerun for each linear.")
+    history_jobs: int = Field(
+        0, description="Finished jobs of the pool that corrected the figures; 0 where they are the formulas' alone."
+    )
+    memory_interval: Interval | None = Field(None, description="Of memory_bytes: where four of five such jobs ended.")
+    output_interval: Interval | None = Field(None, description="Of output_bytes.")
+    seconds_interval: Interval | None = Field(None, description="Of seconds.")
+    cost_interval: Interval | None = Field(None, description="Of cost.")
     warnings: tuple[str, ...] = ()
+
+
+class PlanOutcome(Contract):
+    """A finished job: what its plan's formulas said, without any correction, and what was measured."""
+
+    job_id: UUID
+    recipe_name: str
+    pool: str
+    planned_seconds: float
+    seconds: float
+    planned_memory_bytes: int
+    memory_bytes: int = Field(description="The most that the engine held.")
+    planned_output_bytes: int
+    output_bytes: int
+    created_at: datetime
+
+
+class PlanOutcomes(Contract):
+    """The latest jobs, newest first."""
+
+    items: tuple[PlanOutcome, ...]
 
 
 def content_hash(value: Any) -> str:

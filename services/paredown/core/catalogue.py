@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from paredown.contracts.artifact import ArtifactView, Manifest, Verdict
 from paredown.contracts.job import JobState, content_hash
+from paredown.core import history
 from paredown.core.artifact_queries import of_model, readable, select_views, view
 from paredown.core.errors import Forbidden, NotFound, PreconditionFailed
 from paredown.core.front import front
@@ -68,6 +69,7 @@ class NewArtifact:
     storage_prefix: str
     name: str
     tags: tuple[str, ...] = ()
+    took: history.Took | None = None
 
     @property
     def verdict(self) -> Verdict | None:

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from paredown.contracts.artifact import ArtifactView, Verdict
 from paredown.contracts.job import JobError, JobState, JobView, Progress
-from paredown.core import catalogue
+from paredown.core import catalogue, history
 from paredown.core.db import database_now
 from paredown.core.errors import (
     CancelPending,
@@ -198,6 +198,8 @@ def finish(session: Session, job_id: UUID, epoch: int, artifact: catalogue.NewAr
     if row.cancel_requested:
         raise CancelPending("A cancel was asked for before the job was finished.")
     catalogue.add_artifact(session, row, artifact)
+    if artifact.took is not None:
+        history.record(session, row, artifact.manifest.recipe, artifact.took, artifact.manifest.report)
     state = JobState.REJECTED if artifact.verdict is Verdict.MISSED else JobState.SUCCEEDED
     _end(session, row, state, {"artifact_id": str(artifact.manifest.artifact_id), "verdict": artifact.verdict})
     return catalogue.get_artifact(session, None, artifact.manifest.artifact_id)

@@ -243,3 +243,27 @@ class BaselineRow(Base):
     device_kind: Mapped[str] = mapped_column(primary_key=True)
     evaluation: Mapped[JsonObject]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class PlanOutcomeRow(Base):
+    """What a job took beside what its plan's formulas said; written with the job's end, never changed."""
+
+    __tablename__ = "plan_outcomes"
+    __table_args__ = (
+        Index("plan_outcomes_by_pool", "pool", text("created_at DESC"), text("job_id DESC")),
+        Index("plan_outcomes_by_project", "project_id", text("created_at DESC"), text("job_id DESC")),
+    )
+
+    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"))
+    pool: Mapped[str]
+    methods: Mapped[list[str]]
+    # The version of the formulas that planned it.
+    formulas: Mapped[int] = mapped_column(Integer)
+    planned_seconds: Mapped[float]
+    seconds: Mapped[float]
+    planned_memory_bytes: Mapped[int] = mapped_column(BigInteger)
+    memory_bytes: Mapped[int] = mapped_column(BigInteger)
+    planned_output_bytes: Mapped[int] = mapped_column(BigInteger)
+    output_bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())

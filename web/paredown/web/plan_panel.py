@@ -92,10 +92,29 @@ def _figures(plan: Plan) -> None:
                 ("Model", f"{parts.escaped(plan.model_type)}, {fmt.count(plan.parameters)}"),
             ]
         )
+        st.caption(_expected(plan))
         if not plan.pausing:
             st.caption("Activations do not fit in memory at once, so blocks run more often and the job takes longer.")
         for warning in plan.warnings:
             st.warning(parts.plain(warning), icon=":material/warning:")
+
+
+def _expected(plan: Plan) -> str:
+    """Where the figures will end, and from what that is known."""
+    ranges = [
+        f"{fmt.duration(plan.seconds_interval.low)} to {fmt.duration(plan.seconds_interval.high)}"
+        if plan.seconds_interval
+        else "",
+        f"{fmt.size(plan.memory_interval.low)} to {fmt.size(plan.memory_interval.high)} of memory"
+        if plan.memory_interval
+        else "",
+    ]
+    known = (
+        f"as the last {plan.history_jobs} finished jobs like it went"
+        if plan.history_jobs
+        else "from the model's configuration alone: no finished jobs tell more yet"
+    )
+    return f"Expect {', '.join(part for part in ranges if part)}, {known}." if any(ranges) else ""
 
 
 def _submit(spec: JobSpec, *, allowed: bool) -> None:

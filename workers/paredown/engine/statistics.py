@@ -368,7 +368,7 @@ def _bfloat16_units() -> Iterator[None]:
 
     They lose nothing on their way there, and sums are float32 as before; only the order of summing is another.
     """
-    products = torch.backends.mkldnn.matmul
+    products = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # put there at run time
     before = products.fp32_precision
     products.fp32_precision = "bf16"
     try:

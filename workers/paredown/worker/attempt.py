@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -24,6 +24,7 @@ from paredown.core import catalogue, planning, sources
 from paredown.core.catalogue import NewArtifact
 from paredown.core.db import Database
 from paredown.core.errors import DatabaseUnavailable, DiskFull, EngineCrashed, LeaseLost, PareError
+from paredown.core.history import Took
 from paredown.core.jobs import Claim
 from paredown.core.settings import Pool, Settings
 from paredown.core.sources import FetchedModel, ModelDescription, SourceFile
@@ -85,12 +86,14 @@ class Attempt:
         self.workspace.create()
         inputs = self._fetch()
         with closing(inputs.model):
-            order = self._check(inputs)
+            fetched_at = time.monotonic()
+            plan, order = self._check(inputs)
             run = self._run(order)
         result = run.result
         assert result is not None
         self._save_baseline(inputs.model.record.fingerprint, result.report.base)
-        return self._upload(inputs.model, order, run)
+        artifact = self._upload(inputs.model, order, run)
+        return replace(artifact, took=Took(plan, time.monotonic() - fetched_at))
 
     def keep_checkpoint(self) -> None:
         """Leave the checkpoint to whoever claims the job next, on this machine or another."""
@@ -160,7 +163,7 @@ class Attempt:
             error.field = error.field or f"{part}.source"
             raise
 
-    def _check(self, inputs: _Inputs) -> WorkOrder:
+    def _check(self, inputs: _Inputs) -> tuple[Plan, WorkOrder]:
         """What only the fetched files can tell: does the recipe fit, and does the work fit this machine."""
         spec, settings, model = self._spec, self._settings, inputs.model
         self._progress(Phase.CHECK, FETCH_SHARE)
@@ -172,7 +175,7 @@ class Attempt:
         )
         if resumed is not None:
             log.info("checkpoint_restored", from_epoch=resumed)
-        return WorkOrder(
+        return plan, WorkOrder(
             model_dir=model.directory,
             gguf_file=model.gguf_file,
             origin=self._origin(model),

@@ -15,8 +15,8 @@ from paredown.api.http import ApiRoute, tagged
 from paredown.api.openapi import header, problems
 from paredown.api.schemas import Cursor, EventPage, JobId, JobPage, Limit, SubmittedJob
 from paredown.api.service import Service, UsesService
-from paredown.contracts.job import JobState, JobView, Plan, PoolName
-from paredown.core import jobs
+from paredown.contracts.job import JobState, JobView, Plan, PlanOutcomes, PoolName
+from paredown.core import history, jobs
 from paredown.core.access import Principal
 
 router = APIRouter(prefix="/v1", route_class=ApiRoute)
@@ -72,8 +72,28 @@ def submit_job(
     responses=problems(503),
 )
 def plan_job(spec: SubmittedJob, service: UsesService, caller: Principal = allow("jobs:read")) -> Plan:
-    """Memory, disk, time, bytes and cost, from the model's configuration alone. Nothing is queued or downloaded."""
+    """Memory, disk, time, bytes and cost, from the model's configuration and what finished jobs of the pool took beside
+    their plans, each with an interval. Nothing is queued or downloaded."""
     return submission.plan(service, caller.project_id, spec)
+
+
+@router.get(
+    "/plans/outcomes",
+    operation_id="listPlanOutcomes",
+    tags=["plans"],
+    summary="What the latest jobs took beside what was planned",
+)
+def list_plan_outcomes(
+    service: UsesService,
+    limit: Annotated[int, Query(ge=1, le=100, description="Jobs, the newest first.")] = 20,
+    caller: Principal = allow("jobs:read"),
+) -> PlanOutcomes:
+    """Of the project's jobs that one worker carried through.
+
+    Planned figures are those of the formulas alone, which corrections are made of; seconds leave the download out.
+    """
+    with service.database.transaction() as session:
+        return history.latest(session, caller.project_id, limit)
 
 
 @router.get("/jobs", operation_id="listJobs", tags=["jobs"], summary="List jobs, newest first")

@@ -30,7 +30,7 @@ PoolOption = Annotated[str | None, typer.Option(help="Worker pool; by default th
 
 
 def register(app: typer.Typer) -> None:
-    for command in (submit, plan, job, watch_job, cancel, retry, methods):
+    for command in (submit, plan, outcomes, job, watch_job, cancel, retry, methods):
         app.command(command.__name__.removesuffix("_job"))(command)
     app.command("jobs")(list_jobs)
 
@@ -93,6 +93,19 @@ def plan(
         emit_json(view)
     else:
         stdout().print(render.plan(view))
+
+
+def outcomes(
+    limit: Annotated[int, typer.Option(min=1, max=100, help="Jobs, the newest first.")] = 20,
+    json_output: JsonOption = False,
+) -> None:
+    """Show what the latest jobs took beside what was planned for them."""
+    with connect() as client:
+        found = client.plan_outcomes(limit)
+    if json_output:
+        emit_json(found)
+    else:
+        stdout().print(render.plan_outcomes(found))
 
 
 def list_jobs(
