@@ -64,6 +64,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=32, help="calibration sequences of 512 tokens")
     parser.add_argument("--evaluation-samples", type=int, default=20, help="evaluation sequences")
     parser.add_argument("--evaluation-length", type=int, default=1024, help="tokens of each")
+    parser.add_argument(
+        "--prove", action=argparse.BooleanOptionalAction, default=True, help="run a GGUF file in llama.cpp as well"
+    )
     arguments = parser.parse_args()
     directory = model_directory()
     baseline: Evaluation | None = None
@@ -80,13 +83,13 @@ def main() -> None:
                 evaluation=EvaluationSettings(
                     samples=arguments.evaluation_samples,
                     sequence_length=arguments.evaluation_length,
-                    speed=arguments.format == Format.GGUF,
+                    speed=arguments.prove and arguments.format == Format.GGUF,
                 ),
                 evaluation_text=evaluation,
                 baseline=baseline,
                 format=arguments.format,
                 dtype=arguments.dtype,
-                runtimes=("llama.cpp",),
+                runtimes=("llama.cpp",) if arguments.prove else (),
                 work_dir=Path(name) / f"{number}-work",
                 output_dir=Path(name) / f"{number}-out",
             )

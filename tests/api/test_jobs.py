@@ -172,6 +172,9 @@ def test_a_plan_tells_what_a_job_would_need(api: httpx.Client, body: dict[str, A
     assert plan["model_type"] == "llama"
     assert 0 < plan["output_bytes"] < plan["base_bytes"]
     assert plan["pool"] == "cpu"
+    assert plan["history_jobs"] == 0
+    assert plan["seconds_interval"]["low"] < plan["seconds"] < plan["seconds_interval"]["high"]
+    assert api.get("/v1/plans/outcomes").json() == {"items": []}
     assert api.get("/v1/jobs").json()["items"] == []
 
 

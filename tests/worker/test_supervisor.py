@@ -15,7 +15,7 @@ from tests.worker.conftest import MakeWorker, Submit
 
 from paredown.contracts.artifact import MANIFEST_NAME, Manifest, Verdict, verify_files
 from paredown.contracts.job import JobState, JobView, Phase
-from paredown.core import catalogue, jobs
+from paredown.core import catalogue, history, jobs
 from paredown.core.db import Database
 from paredown.core.errors import DiskFull, StorageUnavailable
 from paredown.core.settings import Settings
@@ -87,6 +87,21 @@ def test_a_job_ends_with_one_complete_artifact(
     assert [item.key for item in store.list("checkpoints/")] == []
     assert events_of(database, job.id)[0:2] == ["queued", "claimed"]
     assert events_of(database, job.id)[-1] == "succeeded"
+
+
+def test_a_job_leaves_what_it_took_beside_what_was_planned(
+    database: Database, submit: Submit, make_worker: MakeWorker
+) -> None:
+    job = submit()
+    assert claim_all(make_worker(), "cpu") == 1
+
+    with database.transaction() as session:
+        row = session.get(JobRow, job.id)
+        assert row is not None
+        [outcome] = history.latest(session, row.project_id, 20).items
+    assert outcome.job_id == job.id
+    assert min(outcome.seconds, outcome.planned_seconds) > 0
+    assert min(outcome.planned_memory_bytes, outcome.planned_output_bytes, outcome.output_bytes) > 0
 
 
 def test_the_manifest_says_what_the_job_cost(database: Database, submit: Submit, make_worker: MakeWorker) -> None:
