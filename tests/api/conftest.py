@@ -29,8 +29,8 @@ from paredown.contracts.artifact import (
     ManifestFile,
     Protocol,
     Report,
-    judge,
 )
+from paredown.contracts.gate import judge
 from paredown.contracts.job import JobSpec
 from paredown.contracts.recipes import recipe_hash
 from paredown.core import access, jobs

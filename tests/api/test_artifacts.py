@@ -11,6 +11,7 @@ from uuid import UUID
 import httpx
 import pytest
 
+from paredown.contracts.access import Scope
 from paredown.contracts.artifact import ArtifactView, Front, Manifest
 from paredown.contracts.service import FileLink
 from paredown.core.settings import Settings
@@ -31,6 +32,29 @@ def test_an_artifact_is_listed_found_and_described(api: httpx.Client, artifact: 
     assert str(manifest.artifact_id) == artifact
     job = api.get(f"/v1/jobs/{view.job_id}").json()
     assert (job["artifact_id"], job["state"]) == (artifact, "succeeded")
+
+
+def test_a_missed_budget_is_overridden_by_a_key_that_may(
+    api: httpx.Client, server: Any, new_key: Callable[..., str], new_artifact: Callable[..., UUID]
+) -> None:
+    missed = new_artifact(budget={"max_perplexity_increase": 0.01}, perplexity=30.0)
+    path = f"/v1/artifacts/{missed}/override"
+    for scopes, status in (((Scope.ARTIFACTS_WRITE, Scope.ARTIFACTS_READ), 403), ((Scope.ARTIFACTS_OVERRIDE,), 200)):
+        answer = httpx.post(
+            f"{server.url}{path}",
+            headers={"Authorization": f"Bearer {new_key(*scopes)}"},
+            json={"reason": "  the loss is in code, which nobody asks it for  "},
+        )
+        assert answer.status_code == status
+    view = ArtifactView.model_validate_json(api.get(f"/v1/artifacts/{missed}").content)
+    assert view.verdict == "overridden"
+    assert view.override is not None
+    assert view.override.reason == "the loss is in code, which nobody asks it for"
+    assert api.get(f"/v1/jobs/{view.job_id}").json()["state"] == "rejected"
+    again = api.post(path, json={"reason": "again"})
+    assert (again.status_code, again.json()["code"]) == (409, "state_conflict")
+    assert api.post(path, json={"reason": " "}).json()["field"] == "reason"
+    assert api.post(f"/v1/artifacts/{UUID(int=0)}/override", json={"reason": "x"}).status_code == 404
 
 
 def test_filters_of_the_catalogue(

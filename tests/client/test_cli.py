@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 from paredown.client.cli import app
 from paredown.client.client import PareClient
 from paredown.contracts.artifact import Manifest, Verdict
-from paredown.contracts.job import JobError, Phase, Progress
+from paredown.contracts.job import BUDGET_PRESETS, JobError, Phase, Progress
 from paredown.core import jobs
 from paredown.core.settings import Settings
 
@@ -98,6 +98,31 @@ def test_the_exit_code_tells_how_a_job_ended(recipe: str, house: House, ending: 
     assert watched.exit_code == code
     events = [json.loads(line) for line in watched.stdout.splitlines()]
     assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+
+
+def test_a_verdict_is_overridden_with_a_reason(house: House) -> None:
+    artifact_id = str(house.finish(Verdict.MISSED))
+    assert pare("artifacts", "override", artifact_id).exit_code == 2, "a reason must be given"
+    result = pare("artifacts", "override", artifact_id, "--reason", "only for [drafts]")
+    assert result.exit_code == 0
+    assert "only for [drafts]" in result.stdout
+    shown = pare("artifacts", "show", artifact_id)
+    assert "overridden" in shown.stdout
+    assert "only for [drafts]" in shown.stdout
+    assert [item["id"] for item in told(pare("artifacts", "--verdict", "overridden", "--json"))["items"]] == [
+        artifact_id
+    ]
+    again = pare("artifacts", "override", artifact_id, "--reason", "again", "--json")
+    assert again.exit_code == 1
+    assert "state_conflict" in again.output
+    [job] = told(pare("jobs", "--json"))["items"]
+    assert job["state"] == "rejected"
+
+
+def test_a_job_may_ask_for_the_default_budget(recipe: str, client: PareClient) -> None:
+    job = client.job(told(pare("submit", MODEL, recipe, "--budget", "default", "--json"))["id"])
+    assert job.spec.budget == BUDGET_PRESETS["default"]
+    assert pare("submit", MODEL, recipe, "--budget", "lax").exit_code == 2
 
 
 def list_queued(house: House) -> list:  # type: ignore[type-arg]

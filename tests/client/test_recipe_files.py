@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from paredown.client.recipe_files import BadRecipeFile, parse_recipe, read_recipe_file, with_budget
-from paredown.contracts.job import Format
+from paredown.contracts.job import BUDGET_PRESETS, Format
 
 
 def test_a_whole_file() -> None:
@@ -84,9 +84,21 @@ def test_the_command_lines_budget_goes_over_the_files() -> None:
     file = parse_recipe(
         "recipe: [{method: rtn}]\nbudget: {max_size_ratio: 0.5, max_perplexity_increase: 0.1}", "r.yaml"
     )
-    changed = with_budget(file, 0.3, None)
+    changed = with_budget(file, None, 0.3, None)
     assert changed.budget
     assert (changed.budget.max_size_ratio, changed.budget.max_perplexity_increase) == (0.3, 0.1)
-    assert with_budget(file, None, None) is file
+    assert with_budget(file, None, None, None) is file
     with pytest.raises(BadRecipeFile, match=r"max_size_ratio: it should be greater than 0"):
-        with_budget(file, -1, None)
+        with_budget(file, None, -1, None)
+
+
+def test_the_default_budget_is_named_in_a_file_or_on_the_command_line() -> None:
+    default = BUDGET_PRESETS["default"]
+    assert parse_recipe("recipe: [{method: rtn}]\nbudget: default", "r.yaml").budget == default
+    file = parse_recipe("recipe: [{method: rtn}]\nbudget: {max_size_ratio: 0.5}", "r.yaml")
+    assert with_budget(file, "default", None, None).budget == default, "in place of the file's own"
+    assert with_budget(file, "default", 0.3, None).budget == default.model_copy(update={"max_size_ratio": 0.3})
+    with pytest.raises(BadRecipeFile, match="--budget takes default"):
+        with_budget(file, "lax", None, None)
+    with pytest.raises(BadRecipeFile, match="budget: there is no budget 'lax'"):
+        parse_recipe("recipe: [{method: rtn}]\nbudget: lax", "r.yaml")

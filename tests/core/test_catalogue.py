@@ -6,12 +6,14 @@ from uuid import UUID, uuid4
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy.orm import Session
 from tests.core.builders import FINGERPRINT, MODEL, claim_job, finish_job, make_evaluation, submit_job
 
-from paredown.contracts.artifact import BaseModelRecord, FrontPoint, Verdict
+from paredown.contracts.artifact import ArtifactView, BaseModelRecord, FrontPoint, Verdict
+from paredown.contracts.job import JobState
 from paredown.core import access, catalogue, jobs
 from paredown.core.db import Database
-from paredown.core.errors import Forbidden, NotFound, PreconditionFailed, RequestInvalid
+from paredown.core.errors import Forbidden, NotFound, PreconditionFailed, RequestInvalid, StateConflict
 from paredown.core.front import CostAxis, mark_front
 from paredown.core.settings import Settings
 
@@ -172,6 +174,46 @@ def test_deleted_artifact_is_gone_and_swept_once(database: Database, project: UU
         catalogue.mark_swept(session, artifact_id)
         assert catalogue.deleted_artifacts(session) == []
         assert not catalogue.known_prefix(session, prefix)
+
+
+def test_a_verdict_is_overridden_once_and_with_a_reason(
+    database: Database, project: UUID, other: UUID, settings: Settings
+) -> None:
+    missed = finish_job(database, project, settings, verdict=Verdict.MISSED)
+    passed = finish_job(database, project, settings, verdict=Verdict.PASSED)
+    free = finish_job(database, project, settings)
+
+    def override(artifact_id: UUID, project_id: UUID = project) -> ArtifactView:
+        with database.transaction() as session:
+            return catalogue.override_verdict(session, project_id, artifact_id, reason="good enough", key_name="ada")
+
+    with database.transaction() as session:
+        before = catalogue.get_artifact(session, project, missed)
+    view = override(missed)
+    assert view.verdict is Verdict.OVERRIDDEN
+    assert view.override is not None
+    assert (view.override.reason, view.override.key_name) == ("good enough", "ada")
+    assert view.override.at >= view.created_at
+    assert catalogue.etag(view) != catalogue.etag(before)
+    with database.transaction() as session:
+        assert jobs.get(session, project, view.job_id).state is JobState.REJECTED
+        manifest = catalogue.manifest(session, project, missed)
+        assert manifest.report.gate is not None
+        assert manifest.report.gate.verdict is Verdict.MISSED, "the evidence stays as it was"
+        assert [found.id for found in list_all(session, project, Verdict.OVERRIDDEN)] == [missed]
+    for artifact_id, says in ((missed, "overridden"), (passed, "passed"), (free, "no budget")):
+        with pytest.raises(StateConflict, match=says):
+            override(artifact_id)
+    with pytest.raises(NotFound):
+        override(missed, other)
+    with database.transaction() as session:
+        catalogue.update_artifact(session, project, missed, visibility="everyone")
+    with pytest.raises(Forbidden):
+        override(missed, other)
+
+
+def list_all(session: Session, project: UUID, verdict: Verdict) -> list[ArtifactView]:
+    return catalogue.list_artifacts(session, project, verdict=verdict, after=None, limit=50)[0]
 
 
 def test_only_prefixes_that_nobody_needs_are_unknown(database: Database, project: UUID, settings: Settings) -> None:

@@ -85,6 +85,24 @@ def test_upgrade_and_downgrade_with_data(database: Database, project: UUID, sett
         assert access.bootstrap(session, settings)
 
 
+def test_whoever_could_do_all_before_may_override_verdicts(
+    database: Database, project: UUID, settings: Settings
+) -> None:
+    """A key gives no scope that it lacks: without this, nobody could ever be given the new one."""
+    earlier = [scope for scope in access.Scope if scope is not access.Scope.ARTIFACTS_OVERRIDE]
+    migrate.downgrade(settings, "0002")
+    with database.transaction() as session:
+        _, secret = access.create_key(session, project, "first", earlier, None, settings)
+        _, lesser = access.create_key(session, project, "lesser", earlier[:-1], None, settings)
+    for _ in range(2):
+        migrate.upgrade(settings)
+        with database.transaction() as session:
+            assert access.authenticate(session, secret, settings).scopes == tuple(access.Scope)
+            assert access.authenticate(session, lesser, settings).scopes == tuple(earlier[:-1])
+        migrate.downgrade(settings, "0002")
+    migrate.upgrade(settings)
+
+
 def test_two_upgrades_at_once_follow_each_other(empty: Settings) -> None:
     program = "import sys; from paredown.core import migrate, settings; "
     program += "migrate.upgrade(settings.Settings(database_url=sys.argv[1]))"

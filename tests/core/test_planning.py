@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,19 @@ from pydantic import ValidationError
 from tests.support.sources import PACKAGED
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from paredown.contracts.artifact import BaseModelRecord
 from paredown.contracts.families import ModelShape, shape_from_config
 from paredown.contracts.job import Format, JobSpec, Plan
 from paredown.contracts.recipes import STAGES, ShortGpt, Stage, Training, conflict
-from paredown.core.errors import CalibrationUnfit, GroupSizeUnfit, PareError, PlanExceeded, PoolUnknown, RecipeRefused
+from paredown.core.errors import (
+    BudgetUnmeasurable,
+    CalibrationUnfit,
+    GroupSizeUnfit,
+    PareError,
+    PlanExceeded,
+    PoolUnknown,
+    RecipeRefused,
+)
 from paredown.core.estimates import is_calibrated, memory_of, seconds_of
 from paredown.core.planning import check_recipe, make_plan, output_bytes
 from paredown.core.settings import Pool, Settings
@@ -691,6 +701,37 @@ def test_a_plan_of_the_packaged_model() -> None:
     assert made.cost == pytest.approx(made.seconds / 3600 * 0.10)
     assert made.pausing
     assert made.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("budget", "more", "from_artifact", "field"),
+    [
+        ({"min_decode_speedup": 1.1}, {"speed": False}, False, "budget.min_decode_speedup"),
+        ({"max_cost_per_million_tokens": 1}, {"speed": False}, False, "budget.max_cost_per_million_tokens"),
+        ({"max_mean_divergence": 0.1}, {}, True, "budget.max_mean_divergence"),
+        ("default", {}, True, "budget.max_mean_divergence"),
+    ],
+    ids=str,
+)
+def test_a_term_that_the_job_will_not_measure_is_refused(
+    budget: Any, more: dict[str, Any], from_artifact: bool, field: str
+) -> None:
+    description = described(SMOL)
+    if from_artifact:
+        base = BaseModelRecord(
+            uri=PACKAGED, revision="1", fingerprint="f" * 64, model_type="llama", parameters=1, base_bytes=2
+        )
+        description = replace(description, base=base)
+    spec = job({"method": "gptq"}, budget=budget, evaluation=more)
+    with pytest.raises(BudgetUnmeasurable) as raised:
+        make_plan(spec, description, Settings())
+    assert raised.value.field == field
+    assert "Leave the term out" in raised.value.detail
+
+
+def test_the_default_budget_can_be_measured_with_and_without_speed() -> None:
+    for speed in (True, False):
+        assert plan(SMOL, job({"method": "gptq"}, budget="default", evaluation={"speed": speed})).warnings == ()
 
 
 def test_a_plan_of_fewer_blocks() -> None:

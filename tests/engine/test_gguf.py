@@ -262,7 +262,7 @@ def test_speed_is_measured_in_llama_cpp_beside_the_base_in_16_bits(tmp_path: Pat
 
     report = run(asked, lambda _progress: None, lambda: False).report
 
-    assert set(report.speeds) == {"base", "artifact"}
+    assert set(report.speeds) == set(report.generations) == {"base", "artifact"}
     for figures in report.speeds.values():
         assert figures.runtime == f"llama.cpp {report.runtimes[0].version}"
         assert figures.device == "cpu"

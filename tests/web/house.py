@@ -21,19 +21,23 @@ from paredown.contracts.artifact import (
     BaseModelRecord,
     BlockReport,
     Cost,
+    Divergence,
     Evaluation,
+    Exemplar,
+    Generation,
     Isolation,
     LayerReport,
     LossPoint,
     Manifest,
     ManifestFile,
+    Prediction,
     Protocol,
     Report,
     RuntimeProof,
     Speed,
     StageReport,
-    judge,
 )
+from paredown.contracts.gate import judge
 from paredown.contracts.job import JobError, JobSpec, Phase, Progress, content_hash
 from paredown.contracts.recipes import Depth, Training, quantizer, recipe_hash
 from paredown.core import access, catalogue, jobs
@@ -108,7 +112,7 @@ class House:
                 recipe = catalogue.manifest(session, self.project, parent).recipe
             lineage = (Ancestor(artifact_id=parent, manifest_sha256="e" * 64, recipe=recipe),)
             # What no job on the base has measured: its figures are absent, not the parent's.
-            alone = {"base": None, "speeds": {"artifact": manifest.report.speeds["artifact"]}}
+            alone = {"base": None, "divergence": None, "speeds": {"artifact": manifest.report.speeds["artifact"]}}
             report = manifest.report.model_copy(update=alone)
             manifest = manifest.model_copy(update={"lineage": lineage, "report": report})
         prefix = f"artifacts/{claim.job.id}/{claim.epoch}"
@@ -147,6 +151,7 @@ def make_manifest(
     report = Report(
         base=_evaluation(BASE_PERPLEXITY, samples),
         artifact=_evaluation(perplexity, samples),
+        divergence=_divergence(perplexity, samples),
         size_bytes=size_bytes,
         base_bytes=BASE_BYTES,
         sparsity=0.0 if grid else 0.5,
@@ -154,7 +159,15 @@ def make_manifest(
         speeds={"base": _speed(40.0), "artifact": _speed(decode)},
         runtimes=(
             RuntimeProof(
-                runtime="transformers", version="5.23", loads=True, perplexity=perplexity, sample="red, <b>blue</b>"
+                runtime="transformers",
+                version="5.23",
+                loads=True,
+                perplexity=perplexity,
+                sample="red, <b>blue</b>",
+                generations={
+                    "base": Generation(prompts=6, new_tokens=64, repetition=0.31, samples=("Once upon a <b>time</b>",)),
+                    "artifact": Generation(prompts=6, new_tokens=64, repetition=0.36, samples=("Once, once, once",)),
+                },
             ),
             RuntimeProof(runtime="vllm", version="", loads=False, detail="vLLM is not installed on this worker."),
         ),
@@ -228,6 +241,49 @@ def make_manifest(
         isolation=Isolation(process_group=True, empty_environment=True),
         tools={"paredown": "0.1.0", "torch": "2.13.0"},
         report=report,
+    )
+
+
+def _divergence(perplexity: float, samples: int) -> Divergence:
+    mean = max(0.004, (perplexity / BASE_PERPLEXITY - 1) / 2)
+    passages = (
+        ("The statement is executed when the <b>loop</b> ends.\n\n  for item in", " items", " list", " the"),
+        ("Objects are never explicitly destroyed; however, when they become", " unreachable", " unreachable", " a"),
+        (
+            "The following sections describe the standard types that are built into the",
+            " interpreter",
+            " language",
+            "\n",
+        ),
+        ("Raise the exception again with its", " traceback", " original", " own"),
+        ("A list comprehension consists of brackets that hold an", " expression", " expression", " integer"),
+        ("The formal syntax makes no special provision for negative", " indices", " indices", " numbers"),
+    )
+    return Divergence(
+        protocol_hash=_evaluation(perplexity, samples).protocol_hash,
+        predicted_tokens=511 * samples,
+        mean=mean,
+        median=mean / 3,
+        p90=2.5 * mean,
+        p99=9 * mean,
+        maximum=30 * mean,
+        top1_agreement=1 / (1 + mean),
+        answers_lost=mean / 4,
+        answers_won=mean / 20,
+        exemplars=tuple(
+            Exemplar(
+                sequence=index,
+                position=40 + index,
+                divergence=(30 - 4 * index) * mean,
+                context=context,
+                token=token,
+                base_probability=0.8,
+                artifact_probability=0.02,
+                base=Prediction(token=base, probability=0.8),
+                artifact=Prediction(token=artifact, probability=0.35),
+            )
+            for index, (context, token, base, artifact) in enumerate(passages)
+        ),
     )
 
 

@@ -7,6 +7,7 @@ from streamlit.testing.v1 import AppTest
 from tests.web.conftest import OpenApp
 from tests.web.house import MODEL, House
 
+from paredown.contracts.job import BUDGET_PRESETS
 from paredown.core import access, catalogue, jobs
 
 SUBMIT, JOBS, JOB = "views/submit.py", "views/jobs.py", "views/job.py"
@@ -120,6 +121,7 @@ def test_what_was_typed_outlives_other_pages(form: AppTest, house: House) -> Non
     choose(form, MODEL)
     form.selectbox(key="draft.stage.1.gptq.bits").set_value(3)
     form.number_input(key="draft.stage.1.gptq.damping").set_value(0.05)
+    form.radio(key="draft.budget_choice").set_value("own").run()
     form.number_input(key="draft.budget.max_size_ratio").set_value(0.5)
     form.text_input(key="draft.job.name").set_value("my own name")
     form.button(key="draft.add.wanda").click().run()
@@ -256,6 +258,54 @@ def test_a_rejected_job_shows_its_evidence(app: AppTest, house: House) -> None:
     assert "missed the job's budget" in words
     assert "at most 5.00 %" in words
     assert "+50.3 %" in words
+
+
+def test_the_report_shows_what_diverged_and_every_term(app: AppTest, house: House) -> None:
+    budget = {"max_mean_divergence": 0.01, "min_top1_agreement": 0.5, "max_repetition_increase": 0.2}
+    go(app, ARTIFACT, id=str(house.finish(31.0, budget=budget)))
+    words = said(app)
+    for says in (
+        "What changed most",
+        "99th percentile",
+        "at most 0.01 nats",
+        "at least 50.0 %",
+        "+5.00 %",
+        "Artifact repeats",
+        "unreachable",
+        "for item in",
+    ):
+        assert says in words, says
+    assert "<b>loop</b>" not in words, "what a text says is not HTML"
+    assert "&lt;b&gt;loop&lt;/b&gt;" in words
+
+
+def test_a_verdict_is_overridden_on_the_page(app: AppTest, house: House) -> None:
+    missed = house.finish(31.0, budget={"max_perplexity_increase": 0.05})
+    go(app, ARTIFACT, id=str(missed))
+    override = next(button for button in app.button if button.label == "Override")
+    override.click().run()
+    assert "An override needs a reason." in app.error[0].value
+    app.text_area(key=f"artifact.override.{missed}").set_value("good enough for *drafts*")
+    next(button for button in app.button if button.label == "Override").click().run()
+    words = said(app)
+    assert "budget overridden" in words
+    assert "has overridden that" in words
+    assert "good enough for" in words
+    assert all(button.label != "Override" for button in app.button)
+    met = house.finish(20.7, budget={"max_perplexity_increase": 0.05})
+    go(app, ARTIFACT, id=str(met))
+    assert all(button.label != "Override" for button in app.button)
+
+
+def test_the_form_asks_for_the_default_budget_unless_told_otherwise(form: AppTest, house: House) -> None:
+    choose(form, MODEL)
+    assert "Mean divergence" in said(form)
+    for choice, expected in (("default", BUDGET_PRESETS["default"]), ("none", None)):
+        form.radio(key="draft.budget_choice").set_value(choice).run()
+        form.button(key="submit").click().run()
+        with house.database.transaction() as session:
+            job = jobs.get(session, house.project, submitted(house)[0])
+        assert job.spec.budget == expected
 
 
 def test_a_job_that_dropped_blocks_charts_their_importance(app: AppTest, house: House) -> None:

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from fastapi import Body, Path, Query
 from fastapi.openapi.models import Example
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from paredown.contracts.access import KeyView
 from paredown.contracts.artifact import ArtifactView, Page
@@ -57,6 +57,14 @@ class ArtifactChanges(Contract):
     name: str | None = Field(None, min_length=1, max_length=120)
     tags: tuple[Tag, ...] | None = Field(None, max_length=32)
     visibility: Literal["project", "everyone"] | None = None
+
+
+class OverrideRequest(Contract):
+    """A person's word against the gate's."""
+
+    reason: Annotated[str, StringConstraints(strip_whitespace=True)] = Field(
+        min_length=1, max_length=2000, description="Why the artifact may be used all the same; it stays with it."
+    )
 
 
 class Health(Contract):

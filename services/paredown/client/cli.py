@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from paredown.client.commands import access, catalogue, jobs
-from paredown.client.commands.options import MaxPerplexityIncrease, MaxSizeRatio, RecipePath, load_recipe
+from paredown.client.commands.options import BudgetPreset, MaxPerplexityIncrease, MaxSizeRatio, RecipePath, load_recipe
 from paredown.client.errors import UNREACHABLE, CommandFailed, ExitCode, PareApiError
 from paredown.client.output import JsonOption, emit_json, say
 from paredown.client.recipe_files import BadRecipeFile
@@ -147,6 +147,7 @@ def run(
     model: Annotated[str, typer.Argument(help="A URI, or a path on this machine.")],
     recipe: RecipePath,
     out_dir: Annotated[Path, typer.Argument(help="New or empty directory; rerun with the same one to resume.")],
+    budget: BudgetPreset = None,
     max_size_ratio: MaxSizeRatio = None,
     max_perplexity_increase: MaxPerplexityIncrease = None,
     evaluate: Annotated[
@@ -163,7 +164,7 @@ def run(
     _need_local()
     from paredown.local.run import run_here
 
-    file = load_recipe(recipe, max_size_ratio, max_perplexity_increase)
+    file = load_recipe(recipe, budget, max_size_ratio, max_perplexity_increase)
     code = run_here(
         model, file, out_dir, evaluate=evaluate, threads=threads, statistics_dir=statistics, as_json=json_output
     )

@@ -265,6 +265,10 @@ class PareClient:
             headers={"If-Match": etag} if etag else {},
         )
 
+    def override_verdict(self, artifact_id: UUID | str, reason: str) -> ArtifactView:
+        """Take an artifact that missed its budget for good all the same; the reason stays with it."""
+        return self._transport.read(_ARTIFACT, "POST", f"/v1/artifacts/{artifact_id}/override", json={"reason": reason})
+
     def delete_artifact(self, artifact_id: UUID | str) -> None:
         self._transport.call("DELETE", f"/v1/artifacts/{artifact_id}")
 

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from paredown.contracts.job import Budget, RecipeFile
+from paredown.contracts.job import BUDGET_PRESETS, Budget, RecipeFile
 from paredown.contracts.recipes import STAGES
 
 MAX_BYTES = 1 << 20
@@ -73,17 +73,22 @@ def parse_recipe(text: str, origin: str) -> RecipeFile:
         raise BadRecipeFile("\n".join([f"{origin} is not a recipe file:", *explain(error)])) from error
 
 
-def with_budget(file: RecipeFile, max_size_ratio: float | None, max_perplexity_increase: float | None) -> RecipeFile:
-    """The options of the command line over the file's own budget. Raises BadRecipeFile."""
+def with_budget(
+    file: RecipeFile, preset: str | None, max_size_ratio: float | None, max_perplexity_increase: float | None
+) -> RecipeFile:
+    """The command line's budget over the file's own; a preset takes the place of that whole. Raises BadRecipeFile."""
     given = {"max_size_ratio": max_size_ratio, "max_perplexity_increase": max_perplexity_increase}
     terms = {name: value for name, value in given.items() if value is not None}
+    if preset is not None and preset not in BUDGET_PRESETS:
+        raise BadRecipeFile(f"There is no budget {preset!r}; --budget takes {' or '.join(BUDGET_PRESETS)}.")
+    before = BUDGET_PRESETS[preset] if preset is not None else file.budget
     if not terms:
-        return file
-    before = file.budget.model_dump() if file.budget else {}
+        return file if preset is None else file.model_copy(update={"budget": before})
     try:
-        return file.model_copy(update={"budget": Budget.model_validate({**before, **terms})})
+        budget = Budget.model_validate({**(before.model_dump() if before else {}), **terms})
     except ValidationError as error:
         raise BadRecipeFile("\n".join(["The budget cannot be taken:", *explain(error)])) from error
+    return file.model_copy(update={"budget": budget})
 
 
 def explain(error: ValidationError) -> list[str]:

@@ -8,8 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from paredown.contracts.access import KeyView
-from paredown.contracts.artifact import ArtifactView, Front, FrontPoint, Manifest, Report, Verdict
+from paredown.contracts.artifact import ArtifactView, Check, Front, FrontPoint, Manifest, Report, Verdict
 from paredown.contracts.dataset import DatasetView
+from paredown.contracts.gate import TERMS
 from paredown.contracts.job import Interval, JobState, JobView, Plan, PlanOutcomes, Progress
 from paredown.contracts.methods import MethodView
 
@@ -25,6 +26,9 @@ _VERDICT_STYLES = {Verdict.PASSED: "green", Verdict.MISSED: "yellow", Verdict.OV
 NOTHING = "–"
 # Columns from which a table holds an id of 36 characters beside its figures.
 _WIDE = 140
+# Of a report's exemplars a terminal shows the first, each with the end of its context.
+_EXEMPLARS = 5
+_CONTEXT_CHARACTERS = 60
 
 
 def size(size_bytes: float) -> str:
@@ -225,13 +229,14 @@ def artifacts(items: Iterable[ArtifactView]) -> RenderableType:
     return table
 
 
-def artifact(view: ArtifactView) -> RenderableType:
+def artifact(view: ArtifactView, report: Report) -> RenderableType:
+    override = view.override
     increase = view.perplexity / view.base_perplexity - 1 if view.perplexity and view.base_perplexity else None
     quality = None if view.perplexity is None else f"{view.perplexity:.3f}"
     if increase is not None:
         quality = f"{quality} ({increase:+.1%} over {view.base_perplexity:.3f})"
     speed = view.decode_tokens_per_second
-    return _facts(
+    facts = _facts(
         [
             ("artifact", view.id),
             ("name", view.name),
@@ -244,12 +249,19 @@ def artifact(view: ArtifactView) -> RenderableType:
             ("decode", None if speed is None else f"{speed:.1f} tokens/s"),
             ("cost", money(view.cost_per_million_tokens, view.currency) + " for a million tokens"),
             ("verdict", verdict(view.verdict)),
+            (
+                "overridden",
+                f"by {override.key_name}, {override.at.isoformat(timespec='seconds')}: {override.reason}"
+                if override
+                else None,
+            ),
             ("visibility", view.visibility),
             ("tags", " ".join(view.tags)),
             ("job", view.job_id),
             ("created", view.created_at.isoformat(timespec="seconds")),
         ]
     )
+    return Group(facts, *_evidence(report))
 
 
 def report(manifest: Manifest) -> RenderableType:
@@ -282,22 +294,76 @@ def report(manifest: Manifest) -> RenderableType:
         figure(made.decode_tokens_per_second if made else None, ".1f"),
     )
     stages = (Text(f"{stage.method}: {stage.summary}") for stage in view.stages)
-    return Group(
-        table, *stages, *_checks(view), *(Text(f"Note: {warning}", style="yellow") for warning in view.warnings)
-    )
+    return Group(table, *stages, *_evidence(view))
 
 
-def _checks(view: Report) -> list[Text]:
+def _evidence(view: Report) -> list[RenderableType]:
+    """What lies behind perplexity, size and speed, and what the gate said of it."""
+    notes = (Text(f"Note: {warning}", style="yellow") for warning in view.warnings)
+    return [*_divergence(view), *_generations(view), *_checks(view), *notes]
+
+
+def _divergence(view: Report) -> list[RenderableType]:
+    found = view.divergence
+    if found is None:
+        return []
+    passages = _table("KL", "text goes on with", "base", "artifact", "after", right=("KL",))
+    for exemplar in found.exemplars[:_EXEMPLARS]:
+        passages.add_row(
+            f"{exemplar.divergence:.2f}",
+            repr(exemplar.token),
+            f"{exemplar.base.token!r} {exemplar.base.probability:.0%}",
+            f"{exemplar.artifact.token!r} {exemplar.artifact.probability:.0%}",
+            f"…{' '.join(exemplar.context.split())[-_CONTEXT_CHARACTERS:]}",
+        )
+    return [
+        Text(
+            f"divergence (KL from the base, nats): mean {found.mean:.4f}, median {found.median:.4f}, "
+            f"90 % {found.p90:.4f}, 99 % {found.p99:.4f}, largest {found.maximum:.2f}"
+        ),
+        Text(
+            f"answers: the same as the base's {found.top1_agreement:.1%}, right ones lost {found.answers_lost:.1%}, "
+            f"wrong ones mended {found.answers_won:.1%}"
+        ),
+        Text("what changed most:", style="bold"),
+        passages,
+    ]
+
+
+def _generations(view: Report) -> list[RenderableType]:
+    if not view.generations:
+        return []
+    figures = ", ".join(f"{role} {written.repetition:.1%}" for role, written in view.generations.items())
+    return [Text(f"repeats itself (seq-rep-4): {figures}")]
+
+
+def _checks(view: Report) -> list[RenderableType]:
     if view.gate is None:
         return []
     return [
         Text(
-            f"{check.figure.replace('_', ' ')} {check.value:.1%}, at most {check.limit:.1%}: "
-            + ("met" if check.passed else "missed"),
+            f"{check.figure.replace('_', ' ')} {_limited(check, check.value, view)}, at {check.bound} "
+            f"{_limited(check, check.limit, view)}: " + ("met" if check.passed else "missed"),
             style="green" if check.passed else "yellow",
         )
         for check in view.gate.checks
     ]
+
+
+def _limited(check: Check, value: float | None, view: Report) -> str:
+    """A figure that a budget limits, as its unit is written."""
+    if value is None:
+        return "not measured"
+    match TERMS[check.figure].unit:
+        case "bytes":
+            return size(value)
+        case "money":
+            return money(value, view.cost.currency if view.cost else None)
+        case "nats":
+            return f"{value:.4g} nats"
+        case "times":
+            return f"{value:.2f} ×"
+    return f"{value:.1%}"
 
 
 def front(view: Front, currency: str = "", width: int = 160) -> RenderableType:

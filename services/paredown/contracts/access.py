@@ -16,6 +16,7 @@ class Scope(StrEnum):
     JOBS_WRITE = "jobs:write"
     ARTIFACTS_READ = "artifacts:read"
     ARTIFACTS_WRITE = "artifacts:write"
+    ARTIFACTS_OVERRIDE = "artifacts:override"
     DATASETS_READ = "datasets:read"
     DATASETS_WRITE = "datasets:write"
     KEYS_ADMIN = "keys:admin"

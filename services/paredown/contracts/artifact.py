@@ -10,7 +10,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, Field
 
-from paredown.contracts.job import Budget, Calibration, Contract, DType, EvaluationSettings, Format, Tag
+from paredown.contracts.job import Calibration, Contract, DType, EvaluationSettings, Format, Tag
 from paredown.contracts.recipes import Recipe, recipe_name
 
 MANIFEST_NAME = "manifest.json"
@@ -51,6 +51,48 @@ class Evaluation(Contract):
     cached: bool = False
 
 
+class Prediction(Contract):
+    """The token that a model holds most likely."""
+
+    token: str
+    probability: float
+
+
+class Exemplar(Contract):
+    """A position of the evaluation text where the artifact predicts otherwise than the base."""
+
+    sequence: int = Field(ge=0, description="Of the evaluation text, from 0.")
+    position: int = Field(ge=1, description="Of the predicted token in its sequence, from 0.")
+    divergence: float = Field(description="KL(base‖artifact) there, in nats.")
+    context: str = Field(description="The text before that token.")
+    token: str = Field(description="What the text goes on with.")
+    base_probability: float = Field(description="That the base gives this token.")
+    artifact_probability: float = Field(description="That the artifact gives this token.")
+    base: Prediction
+    artifact: Prediction
+
+
+class Divergence(Contract):
+    """How far the artifact's predictions lie from the base's, under the evaluation's protocol. Divergences are
+    KL(base‖artifact) of one predicted token, in nats; an answer is the most likely token."""
+
+    protocol_hash: Sha256
+    predicted_tokens: int
+    mean: float
+    median: float
+    p90: float = Field(description="90th percentile.")
+    p99: float = Field(description="99th percentile.")
+    maximum: float
+    top1_agreement: float = Field(description="Share of positions where both give the same answer.")
+    answers_lost: float = Field(
+        description="Of the answers that the base has right, the share that the artifact hasn't."
+    )
+    answers_won: float = Field(
+        description="Of the answers that the base has wrong, the share that the artifact has right."
+    )
+    exemplars: tuple[Exemplar, ...] = Field((), description="Passages that changed most, the largest change first.")
+
+
 class Speed(Contract):
     """Speed in one runtime: median over `repeats`. Base and artifact are measured in one run, or the artifact alone."""
 
@@ -66,6 +108,18 @@ class Speed(Contract):
     threads: int
 
 
+class Generation(Contract):
+    """What a model writes after a few fixed prompts, greedily, and how much of it repeats what it wrote before."""
+
+    prompts: int
+    new_tokens: int = Field(description="Most that it wrote after each.")
+    repetition: float = Field(
+        description="seq-rep-4: the share of 4-grams of tokens that occurred before in the same text, 0 to 1; mean "
+        "over the prompts. arXiv:1908.04319"
+    )
+    samples: tuple[str, ...] = Field((), description="Each prompt with what the model wrote.")
+
+
 class RuntimeProof(Contract):
     """A runtime that loaded the artifact in a clean process and generated from it, or why it is not claimed."""
 
@@ -75,6 +129,9 @@ class RuntimeProof(Contract):
     perplexity: float | None = None
     sample: str | None = Field(None, description="What it generated.")
     detail: str | None = None
+    generations: dict[Literal["base", "artifact"], Generation] = Field(
+        {}, description="Of the artifact, and of the base where it was loaded beside it."
+    )
 
 
 class LayerReport(Contract):
@@ -129,13 +186,29 @@ class Cost(Contract):
     artifact_per_million_tokens: float | None = None
 
 
+Figure = Literal[
+    "size_ratio",
+    "perplexity_increase",
+    "mean_divergence",
+    "p99_divergence",
+    "top1_agreement",
+    "answers_lost",
+    "repetition_increase",
+    "decode_speedup",
+    "runtime_memory_bytes",
+    "cost_per_million_tokens",
+]
+
+
 class Check(Contract):
     """One term of the budget against the report."""
 
-    figure: Literal["size_ratio", "perplexity_increase"]
+    figure: Figure
+    bound: Literal["most", "least"] = Field("most", description="Whether the limit is the most or the least allowed.")
     limit: float
-    value: float
+    value: float | None = Field(description="Empty where it was not measured, which is a miss.")
     passed: bool
+    detail: str | None = Field(None, description="Why it was not measured.")
 
 
 class Verdict(StrEnum):
@@ -156,6 +229,9 @@ class Report(Contract):
 
     base: Evaluation | None
     artifact: Evaluation | None
+    divergence: Divergence | None = Field(
+        None, description="Of the artifact from the base; empty where the base is not here or nothing was evaluated."
+    )
     size_bytes: int = Field(description="The artifact's weight files on disk.")
     base_bytes: int = Field(description="Parameters × 2.")
     sparsity: float = Field(description="Share of the artifact's decoder linears' weights that are zero.")
@@ -181,23 +257,25 @@ class Report(Contract):
             return None
         return self.artifact.perplexity / self.base.perplexity - 1
 
+    @property
+    def decode_speedup(self) -> float | None:
+        """The artifact's decode speed as a multiple of the base's."""
+        if "base" not in self.speeds or "artifact" not in self.speeds:
+            return None
+        return self.speeds["artifact"].decode_tokens_per_second / self.speeds["base"].decode_tokens_per_second
 
-def judge(budget: Budget, report: Report) -> Gate:
-    """The gate. A figure that is not finite misses. Raises ValueError where the budget needs a figure not measured."""
-    checks: list[Check] = []
-    if budget.max_size_ratio is not None:
-        ratio = report.size_ratio
-        checks.append(
-            Check(figure="size_ratio", limit=budget.max_size_ratio, value=ratio, passed=ratio <= budget.max_size_ratio)
-        )
-    if budget.max_perplexity_increase is not None:
-        increase = report.perplexity_increase
-        if increase is None:
-            raise ValueError("the budget limits perplexity, but no evaluation was made")
-        limit = budget.max_perplexity_increase
-        checks.append(Check(figure="perplexity_increase", limit=limit, value=increase, passed=increase <= limit))
-    verdict = Verdict.PASSED if all(check.passed for check in checks) else Verdict.MISSED
-    return Gate(verdict=verdict, checks=tuple(checks))
+    @property
+    def generations(self) -> dict[Literal["base", "artifact"], Generation]:
+        """In the runtime that proved the artifact."""
+        return next((proof.generations for proof in self.runtimes if proof.generations), {})
+
+    @property
+    def repetition_increase(self) -> float | None:
+        """How much more of its 4-grams the artifact repeats than the base."""
+        written = self.generations
+        if "base" not in written or "artifact" not in written:
+            return None
+        return written["artifact"].repetition - written["base"].repetition
 
 
 class ManifestFile(Contract):
@@ -271,6 +349,14 @@ class Manifest(Contract):
         return " then ".join(recipe_name(recipe) for recipe in self.recipes)
 
 
+class Override(Contract):
+    """A person's word against the gate's: the artifact missed its budget, and may be used all the same."""
+
+    reason: str
+    key_name: str = Field(description="The API key that gave it.")
+    at: datetime
+
+
 class ArtifactView(Contract):
     """An artifact as the catalogue lists it. The model and every figure of a base are of the model it began with."""
 
@@ -298,6 +384,7 @@ class ArtifactView(Contract):
     cost_per_million_tokens: float | None
     currency: str | None
     verdict: Verdict | None
+    override: Override | None = Field(None, description="Where the verdict was overridden: by whom, when and why.")
     visibility: Literal["project", "everyone"]
     tags: tuple[Tag, ...]
     created_at: datetime

@@ -7,7 +7,15 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 from paredown.contracts.recipes import Mixed, Quantizer, Recipe, Stage, rounds_activations, storing
 
@@ -60,8 +68,14 @@ class EvaluationSettings(Contract):
     speed: bool = Field(True, description="Measure prefill and decode speed of base and artifact, in one run.")
 
 
+def _term(description: str, **bounds: Any) -> Any:
+    """A term that a budget may have. Left out of JSON where there is none, so that a worker of the release before can
+    read a budget that has none of what it does not know."""
+    return Field(None, description=description, exclude_if=lambda limit: limit is None, **bounds)
+
+
 class Budget(Contract):
-    """The contract of a job: a report that misses any term ends the job `rejected`."""
+    """The contract of a job: a report that misses any term ends the job `rejected`. What was not measured is missed."""
 
     max_size_ratio: float | None = Field(
         None, gt=0, le=4, description="Largest artifact, as a share of the base bytes (parameters × 2)."
@@ -69,12 +83,57 @@ class Budget(Contract):
     max_perplexity_increase: float | None = Field(
         None, ge=0, le=100, description="Largest rise in perplexity over the base, as a fraction: 0.05 is 5 %."
     )
+    max_mean_divergence: float | None = _term(
+        "Largest mean divergence from the base for each predicted token, KL(base‖artifact) in nats.", ge=0, le=100
+    )
+    max_p99_divergence: float | None = _term(
+        "Largest 99th percentile of that divergence: how far the worst hundredth of predictions may lie.", ge=0, le=100
+    )
+    min_top1_agreement: float | None = _term(
+        "Smallest share of positions where base and artifact hold the same token most likely.", gt=0, le=1
+    )
+    max_answers_lost: float | None = _term(
+        "Of the tokens that the base predicts correctly, the largest share that the artifact may get wrong.", ge=0, le=1
+    )
+    max_repetition_increase: float | None = _term(
+        "How much more the artifact's free text may repeat itself than the base's: 0.1 is 10 % more of its 4-grams.",
+        ge=0,
+        le=1,
+    )
+    min_decode_speedup: float | None = _term(
+        "Smallest decode speed, as a multiple of the base's in the same runtime and run.", gt=0, le=1000
+    )
+    max_runtime_memory_bytes: int | None = _term("Most memory that the runtime may take with the artifact.", gt=0)
+    max_cost_per_million_tokens: float | None = _term(
+        "Most that decoding a million tokens at batch 1 may cost, in the currency of the service.", gt=0
+    )
 
     @model_validator(mode="after")
     def _some_term(self) -> "Budget":
-        if self.max_size_ratio is None and self.max_perplexity_increase is None:
-            raise ValueError("a budget needs at least one term: max_size_ratio or max_perplexity_increase")
+        if all(getattr(self, name) is None for name in type(self).model_fields):
+            raise ValueError("a budget needs at least one term, such as max_size_ratio or max_perplexity_increase")
         return self
+
+
+# A preset is its terms: a job keeps those, so it is judged by what was asked for, whatever later releases choose. The
+# default's are measured by every evaluation, in the memory of a block, with or without a runtime (docs/evaluation.md).
+BUDGET_PRESETS: dict[str, Budget] = {
+    "default": Budget(max_perplexity_increase=0.25, max_mean_divergence=0.2, min_top1_agreement=0.8)
+}
+
+
+def _preset(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if value not in BUDGET_PRESETS:
+        raise ValueError(f"there is no budget {value!r}; give its terms, or {' or '.join(BUDGET_PRESETS)}")
+    return BUDGET_PRESETS[value]
+
+
+# A budget, or the name of a preset in its place.
+BudgetChoice = Annotated[
+    Budget | None, BeforeValidator(_preset, json_schema_input_type=Budget | Literal["default"] | None)
+]
 
 
 class Format(StrEnum):
@@ -140,7 +199,7 @@ class JobSpec(Contract):
     recipe: Recipe
     calibration: Calibration = Calibration()
     evaluation: EvaluationSettings = EvaluationSettings()
-    budget: Budget | None = None
+    budget: BudgetChoice = Field(None, description="What the artifact must meet: terms, or `default`.")
     format: Format = Field(
         Format.AUTO,
         description="auto: native where a stage leaves what no stock runtime reads, compressed-tensors where one "
@@ -174,7 +233,7 @@ class RecipeFile(Contract):
     recipe: Recipe
     calibration: Calibration = Calibration()
     evaluation: EvaluationSettings = EvaluationSettings()
-    budget: Budget | None = None
+    budget: BudgetChoice = None
     format: Format = Format.AUTO
     dtype: DType = "float32"
 

@@ -100,6 +100,9 @@ def view(
             "cost_per_million_tokens": token_cost,
             "currency": currency,
             "verdict": row.verdict,
+            "override": {"reason": row.override_reason, "key_name": row.overridden_by, "at": row.overridden_at}
+            if row.overridden_at
+            else None,
             "visibility": row.visibility,
             "tags": row.tags,
             "created_at": row.created_at,

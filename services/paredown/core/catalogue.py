@@ -16,7 +16,7 @@ from paredown.contracts.artifact import ArtifactView, Manifest, Verdict
 from paredown.contracts.job import JobState, content_hash
 from paredown.core import history
 from paredown.core.artifact_queries import of_model, readable, select_views, view
-from paredown.core.errors import Forbidden, NotFound, PreconditionFailed
+from paredown.core.errors import Forbidden, NotFound, PreconditionFailed, StateConflict
 from paredown.core.front import front
 from paredown.core.inputs import (
     baseline,
@@ -53,6 +53,7 @@ __all__ = [
     "manifest",
     "mark_swept",
     "new_dataset",
+    "override_verdict",
     "record_model",
     "save_baseline",
     "storage_prefix",
@@ -216,6 +217,29 @@ def update_artifact(
         values["visibility"] = visibility
     if values:
         session.execute(_change(artifact_id).values(**values))
+    return get_artifact(session, project_id, artifact_id)
+
+
+def override_verdict(
+    session: Session, project_id: UUID, artifact_id: UUID, *, reason: str, key_name: str
+) -> ArtifactView:
+    """Take an artifact that missed its budget for good all the same. Its report, its manifest and its job stay.
+
+    Raises StateConflict where its verdict is another, NotFound, or Forbidden for an artifact of another project.
+    """
+    _lock_own(session, project_id, artifact_id)
+    check_storable(reason, "reason")
+    verdict = get_artifact(session, project_id, artifact_id).verdict
+    if verdict is not Verdict.MISSED:
+        standing = f"its budget's verdict is {verdict}" if verdict else "it has no budget"
+        raise StateConflict(f"Only an artifact that missed its budget can be overridden; {standing}.")
+    values = {
+        "verdict": Verdict.OVERRIDDEN,
+        "override_reason": reason,
+        "overridden_by": key_name,
+        "overridden_at": func.now(),
+    }
+    session.execute(_change(artifact_id).values(**values))
     return get_artifact(session, project_id, artifact_id)
 
 

@@ -64,7 +64,7 @@ class IdempotencyBusy(PareError):
 
 
 class StateConflict(PareError):
-    """The job's state does not allow this."""
+    """The state of the job, or the verdict of the artifact, does not allow this."""
 
     code = "state_conflict"
     status = 409
@@ -147,6 +147,13 @@ class BaselineUnknown(PareError):
     """A budget needs the perplexity of an artifact's base, which was never measured under that evaluation."""
 
     code = "baseline_unknown"
+    status = 422
+
+
+class BudgetUnmeasurable(PareError):
+    """A term of the budget limits a figure that this job will not measure."""
+
+    code = "budget_unmeasurable"
     status = 422
 
 

@@ -47,6 +47,9 @@ _TRIED_ROWS = 128
 # Sub-models whose hidden states exist at once (engine/methods/bonsai.py).
 _SUBMODELS_AT_ONCE = 8
 
+# Tokens that a forward pass would have read while a runtime writes its texts (engine/evaluation/generation.py).
+_WRITING_TOKENS = 1000
+
 # How many a search for GPTQ's damping tries.
 _DAMPINGS = 5
 
@@ -266,7 +269,7 @@ def memory_of(shape: ModelShape, spec: JobSpec, device: str) -> Memory:
     outer = shape.other_parameters * number
     # The block for the forward, its source, and one group of linears in float32 with its result.
     block = block_parameters * (number + 2) + 3 * 4 * max(linear.weights for linear in shape.linears)
-    calibrated, evaluated = calibration_tokens(spec), _evaluation_tokens(spec)
+    calibrated, evaluated = calibration_tokens(spec), evaluation_tokens(spec)
     widest = max(linear.in_features for linear in shape.linears)
     # A Hessian in float32; to factor it in float64, the damped matrix, its inverse and the factor beside it. A search
     # for the damping keeps a factor of each that it tries.
@@ -293,7 +296,9 @@ def memory_of(shape: ModelShape, spec: JobSpec, device: str) -> Memory:
     micro_batch = min(_MICRO_BATCH_TOKENS, max(calibrated, evaluated))
     # Logits of so many positions in float32, and three more of that size inside the loss.
     logits = 4 * 4 * shape.vocab_size * _HEAD_TOKENS
-    evaluation = outer + block_parameters * (number + 2) + evaluated * states + micro_batch * inside + logits
+    # To compare them, the base's head beside the artifact's, and its logits with what their distance takes.
+    compared = shape.vocab_size * shape.hidden_size * number + logits
+    evaluation = outer + block_parameters * (number + 2) + evaluated * states + micro_batch * inside + logits + compared
     writing = min(output_bytes(shape, spec.recipe, spec.resolved_format), _SHARD_BYTES)
     if any(isinstance(stage, Svd) for stage in spec.recipe):
         # The weight, the weight times its inputs' factor and both factors of the result, in float64.
@@ -473,7 +478,7 @@ def _factorizing_flops(linear: LinearShape) -> float:
     return 2 * linear.weights * (linear.in_features + smaller) + 25 * smaller**3
 
 
-def _evaluation_tokens(spec: JobSpec) -> int:
+def evaluation_tokens(spec: JobSpec) -> int:
     return spec.evaluation.samples * spec.evaluation.sequence_length
 
 
@@ -543,8 +548,11 @@ def seconds_of(shape: ModelShape, spec: JobSpec, device: str, threads: int | Non
         solving = shape.num_blocks * sum(map(_factorizing_flops, shape.linears)) * 2 / (speed.flops["float32"] * scale)
     if all(isinstance(stage, Depth | Width | Training) for stage in spec.recipe):
         solving = 0
-    # Base and artifact by the block stream, and the artifact once more by the runtime that proves it.
-    head = 3 * shape.vocab_size * shape.hidden_size
-    measured = 2 * (base.active_parameters + 2 * shape.active_parameters + head) * _evaluation_tokens(spec)
-    running = (surveys + forward + measured + training) / flops
+    # Base and artifact by the block stream, the base's head once more to compare the two, and the artifact once more by
+    # the runtime that proves it. To compare the tokens' distributions takes about as long as a quarter of a head.
+    head = 4.25 * shape.vocab_size * shape.hidden_size
+    measured = 2 * (base.active_parameters + 2 * shape.active_parameters + head) * evaluation_tokens(spec)
+    # The runtime's texts after fixed prompts, the base's too where it is timed.
+    written = 2 * (shape.active_parameters + spec.evaluation.speed * base.active_parameters) * _WRITING_TOKENS
+    running = (surveys + forward + measured + written + training) / flops
     return speed.start_seconds + running + hessian / (speed.flops["float32"] * scale) + solving

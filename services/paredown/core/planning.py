@@ -11,6 +11,7 @@ from typing import get_args
 from paredown.contracts import checkpoints, gguf
 from paredown.contracts.artifact import BaseModelRecord
 from paredown.contracts.families import LinearShape, ModelShape
+from paredown.contracts.gate import unmeasurable
 from paredown.contracts.job import Format, JobSpec, Plan
 from paredown.contracts.recipes import (
     Awq,
@@ -35,6 +36,7 @@ from paredown.contracts.recipes.pruning import Pruner, parse_pattern
 from paredown.contracts.recipes.quantization import GroupSize
 from paredown.core.errors import (
     BaselineUnknown,
+    BudgetUnmeasurable,
     CalibrationUnfit,
     GroupSizeUnfit,
     PlanExceeded,
@@ -45,6 +47,7 @@ from paredown.core.estimates import (
     DOWNLOAD_BYTES_PER_SECOND,
     PROCESS_BYTES,
     calibration_tokens,
+    evaluation_tokens,
     is_calibrated,
     memory_of,
     output_bytes,
@@ -291,8 +294,9 @@ def _check_context(shape: ModelShape, spec: JobSpec) -> None:
 
 
 def make_plan(spec: JobSpec, description: ModelDescription, settings: Settings) -> Plan:
-    """What the job would need on its pool. Raises PoolUnknown, PlanExceeded, RecipeRefused."""
+    """What the job would need on its pool. Raises PoolUnknown, PlanExceeded, RecipeRefused, BudgetUnmeasurable."""
     shape = description.shape
+    _check_measurable(spec, base_is_here=description.base is None)
     if spec.resolved_format is Format.GGUF and (reason := gguf.model_refusal(description.config)):
         raise RecipeRefused(reason, field="format")
     name, pool = _pool_of(spec, settings)
@@ -313,6 +317,8 @@ def make_plan(spec: JobSpec, description: ModelDescription, settings: Settings) 
     # Checkpoint: the finished blocks, dense and packed, and the hidden states; then the artifact itself.
     checkpoint = 2 * shape.linear_parameters + output + calibration_tokens(spec) * shape.hidden_size * number
     checkpoint += surveyed_states(shape, spec) * shape.hidden_size * number + trained_bytes(shape, spec)
+    # What enters the base's head, to compare the artifact with.
+    checkpoint += evaluation_tokens(spec) * shape.hidden_size * number
     disk = description.download_bytes + checkpoint + output + statistics_bytes(shape, spec)
     if spec.resolved_format is Format.GGUF and spec.evaluation.speed and description.base is None:
         # The base in GGUF, beside which speed is measured.
@@ -353,6 +359,19 @@ def without_baseline(plan: Plan, spec: JobSpec, base: BaseModelRecord) -> Plan:
         )
     warning = f"{sentence}, so the report will have no figures of the base beside those of the artifact."
     return plan.model_copy(update={"warnings": (*plan.warnings, warning)})
+
+
+def _check_measurable(spec: JobSpec, *, base_is_here: bool) -> None:
+    """Raises BudgetUnmeasurable for the first term whose figure the job will not measure."""
+    if spec.budget is None:
+        return
+    for name, reason in unmeasurable(
+        spec.budget, evaluated=True, speed=spec.evaluation.speed, base_is_here=base_is_here
+    ):
+        raise BudgetUnmeasurable(
+            f"The budget has {name}, which cannot be checked: {reason}. Leave the term out, or measure it.",
+            field=f"budget.{name}",
+        )
 
 
 def _pool_of(spec: JobSpec, settings: Settings) -> tuple[str, Pool]:

@@ -189,6 +189,10 @@ class ArtifactRow(Base):
     base_perplexity: Mapped[float | None]
     protocol_hash: Mapped[str | None]
     verdict: Mapped[str | None]
+    # Where a person has overridden the verdict: why, by which key, when.
+    override_reason: Mapped[str | None]
+    overridden_by: Mapped[str | None]
+    overridden_at: Mapped[datetime | None]
     visibility: Mapped[str] = mapped_column(server_default="project")
     tags: Mapped[list[str]] = mapped_column(server_default="{}")
     manifest: Mapped[JsonObject]

@@ -25,6 +25,7 @@ from paredown.client.output import emit_json, say, stdout
 from paredown.client.recipe_files import BadRecipeFile, explain
 from paredown.client.watching import JobBoard
 from paredown.contracts.artifact import MANIFEST_NAME, Manifest, Verdict
+from paredown.contracts.gate import unmeasurable
 from paredown.contracts.job import JobSpec, JobState, Phase, Plan, Progress, RecipeFile
 from paredown.contracts.recipes import recipe_hash, recipe_name
 from paredown.contracts.work import EngineProgress, EngineStarted, WorkOrder
@@ -68,8 +69,9 @@ def run_here(
 ) -> ExitCode:
     """Compress `model` into `out_dir`. Raises CommandFailed and BadRecipeFile."""
     spec = _spec(model, file)
-    if not evaluate and spec.budget and spec.budget.max_perplexity_increase is not None:
-        raise BadRecipeFile("budget.max_perplexity_increase needs an evaluation; leave out --no-evaluation.")
+    if not evaluate and spec.budget:
+        for name, _ in unmeasurable(spec.budget, evaluated=False, speed=False, base_is_here=True):
+            raise BadRecipeFile(f"budget.{name} needs an evaluation; leave out --no-evaluation.")
     if statistics_dir and spec.calibration.statistics != "dense":
         raise BadRecipeFile("--statistics shares what `calibration.statistics: dense` gathers; the recipe has none.")
     home = Home.open()
@@ -129,7 +131,8 @@ def _finished_before(run: _Run) -> Manifest | None:
         raise refusal from None
     spec = run.spec
     calibrates = any(stage.needs_calibration for stage in spec.recipe)
-    gate = publish.complete_report(manifest.report, cost=None, budget=spec.budget).gate if run.evaluate else None
+    report = manifest.report
+    gate = publish.complete_report(report, cost=report.cost, budget=spec.budget).gate if run.evaluate else None
     same = (
         manifest.base.uri == spec.model
         and manifest.recipe_hash == recipe_hash(spec.recipe)

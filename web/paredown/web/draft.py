@@ -13,6 +13,9 @@ from paredown.web import form, problems
 
 MAX_STAGES = 8
 MODEL = "draft.model"
+# "default", "own" or "none".
+BUDGET_CHOICE = "draft.budget_choice"
+BUDGET_CHOICES = {"default": "The default budget", "own": "Terms of my own", "none": "No budget"}
 _STAGES, _KEY, _SENT = "draft.stages", "draft.key", "draft.sent"
 
 
@@ -83,14 +86,24 @@ def content(methods: Mapping[str, MethodView]) -> dict[str, Any]:
         | {field.name: form.value_of(field, stage_key(stage, field.name)) for field in _settings(methods, stage)}
         for stage in stages()
     ]
-    budget = _part("budget", BUDGET)
     return {
         "model": (st.session_state.get(MODEL) or "").strip(),
         "recipe": recipe,
         "calibration": _part("calibration", CALIBRATION),
         "evaluation": _part("evaluation", EVALUATION),
-        "budget": budget if any(term is not None for term in budget.values()) else None,
+        "budget": _budget(),
     } | {name: form.value_of(field, part_key("job", name)) for name, field in JOB.items()}
+
+
+def budget_choice() -> str:
+    return cast("str", st.session_state.get(BUDGET_CHOICE, "default"))
+
+
+def _budget() -> dict[str, Any] | str | None:
+    if budget_choice() == "default":
+        return "default"
+    terms = _part("budget", BUDGET) if budget_choice() == "own" else {}
+    return terms if any(limit is not None for limit in terms.values()) else None
 
 
 def _settings(methods: Mapping[str, MethodView], stage: StageDraft) -> list[form.Field]:

@@ -2,6 +2,8 @@
 
 from datetime import UTC, datetime
 
+from paredown.contracts.gate import Unit
+
 ABSENT = "–"
 
 
@@ -46,6 +48,31 @@ def money(amount: float | None, currency: str | None) -> str:
     if "e" in digits:
         digits = f"{amount:.6f}"
     return f"{digits} {currency or ''}".strip()
+
+
+def nats(value: float | None) -> str:
+    return ABSENT if value is None else f"{value:.3g} nats"
+
+
+def limited(value: float, unit: Unit, currency: str | None) -> str:
+    """A figure that a budget limits."""
+    match unit:
+        case "bytes":
+            return size(value)
+        case "money":
+            return money(value, currency)
+        case "nats":
+            return nats(value)
+        case "times":
+            return f"{value:.2f} ×"
+        case "change":
+            return change(value)
+    return percent(value)
+
+
+def limit(value: float, unit: Unit, currency: str | None) -> str:
+    """A limit of a budget: the same, without a sign before a rise."""
+    return limited(value, "share" if unit == "change" else unit, currency)
 
 
 def count(value: float | None) -> str:

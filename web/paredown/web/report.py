@@ -2,24 +2,28 @@
 
 import streamlit as st
 
-from paredown.contracts.artifact import Check, Manifest, Report, Verdict
+from paredown.contracts.artifact import Check, Exemplar, Manifest, Override, Prediction, Report, Verdict
+from paredown.contracts.gate import TERMS
 from paredown.web import charts, parts
 from paredown.web import format as fmt
 
-_FIGURES = {"size_ratio": "Size, share of the base", "perplexity_increase": "Rise in perplexity"}
+# Passages that are open at once; the others lie in a closed part.
+_EXEMPLARS = 4
 
 
-def show(manifest: Manifest) -> None:
+def show(manifest: Manifest, override: Override | None = None) -> None:
     report = manifest.report
     _metrics(report)
     for warning in report.warnings:
         st.warning(parts.plain(warning), icon=":material/warning:")
-    _gate(report)
+    _gate(report, override)
     left, right = st.columns(2, gap="large")
     with left:
         _quality(report)
     with right:
         _runtimes(report)
+    _divergence(report)
+    _generations(report)
     _blocks(report)
     _layers(report)
 
@@ -57,21 +61,112 @@ def _metric(label: str, value: str, note: str) -> None:
     st.metric(label, value, note, delta_color="off", delta_arrow="off", border=True)
 
 
-def _gate(report: Report) -> None:
+def _gate(report: Report, override: Override | None) -> None:
     st.subheader("Budget", anchor=False)
     if report.gate is None:
         st.caption("The job set no budget.")
         return
-    st.html(parts.verdict_badge(report.gate.verdict))
-    if report.gate.verdict is Verdict.MISSED:
-        st.caption("This artifact missed its budget. It is kept as evidence, and it is not a success.")
-    parts.table(["Term", "Measured", "Limit", ""], [_check(check) for check in report.gate.checks])
+    if override:
+        st.html(parts.verdict_badge(Verdict.OVERRIDDEN))
+        st.caption(
+            f"It missed its budget. The key {parts.plain(override.key_name)} has overridden that on "
+            f"{fmt.moment(override.at)}: {parts.plain(override.reason)}"
+        )
+    else:
+        st.html(parts.verdict_badge(report.gate.verdict))
+        if report.gate.verdict is Verdict.MISSED:
+            st.caption("This artifact missed its budget. It is kept as evidence, and it is not a success.")
+    currency = report.cost.currency if report.cost else None
+    parts.table(["Term", "Measured", "Limit", ""], [_check(check, currency) for check in report.gate.checks])
 
 
-def _check(check: Check) -> list[str]:
+def _check(check: Check, currency: str | None) -> list[str]:
     mark, tone = ("met", "good") if check.passed else ("missed", "bad")
-    write = fmt.change if check.figure == "perplexity_increase" else fmt.percent
-    return [_FIGURES[check.figure], write(check.value), f"at most {fmt.percent(check.limit)}", parts.badge(mark, tone)]
+    term = TERMS[check.figure]
+    limit = fmt.limit(check.limit, term.unit, currency)
+    measured = "not measured" if check.value is None else fmt.limited(check.value, term.unit, currency)
+    return [term.title, measured, f"at {check.bound} {limit}", parts.badge(mark, tone)]
+
+
+def _divergence(report: Report) -> None:
+    found = report.divergence
+    if found is None:
+        return
+    st.subheader("Divergence from the base", anchor=False)
+    st.caption(
+        "How far the artifact's predictions lie from the base's over the evaluation text: KL(base‖artifact) of each "
+        f"of {fmt.count(found.predicted_tokens)} tokens, in nats. An answer is the token that a model holds likeliest."
+    )
+    parts.facts(
+        [
+            ("Mean", fmt.nats(found.mean)),
+            ("Median", fmt.nats(found.median)),
+            ("90th percentile", fmt.nats(found.p90)),
+            ("99th percentile", fmt.nats(found.p99)),
+            ("Largest", fmt.nats(found.maximum)),
+            ("Same answer as the base", fmt.percent(found.top1_agreement)),
+            ("Right answers lost", fmt.percent(found.answers_lost)),
+            ("Wrong answers mended", fmt.percent(found.answers_won)),
+        ]
+    )
+    if found.exemplars:
+        st.markdown("**What changed most**")
+        st.caption("The passages where the two lie farthest apart, with what each would have written next.")
+        for exemplar in found.exemplars[:_EXEMPLARS]:
+            _exemplar(exemplar)
+        rest = found.exemplars[_EXEMPLARS:]
+        if rest:
+            with st.expander(f"{len(rest)} more", icon=":material/unfold_more:"):
+                for exemplar in rest:
+                    _exemplar(exemplar)
+
+
+def _exemplar(exemplar: Exemplar) -> None:
+    def said(who: str, prediction: Prediction, of_text: float) -> str:
+        right = prediction.token == exemplar.token
+        return (
+            f"<div><small>{who}</small><span>{_token(prediction.token)} {fmt.percent(prediction.probability)}"
+            + ("" if right else f" · the text's token {fmt.percent(of_text)}")
+            + "</span></div>"
+        )
+
+    st.html(
+        '<div class="pare-exemplar">'
+        f'<p class="pare-quote">…{parts.escaped(exemplar.context)}<mark>{parts.escaped(exemplar.token)}</mark></p>'
+        '<div class="pare-facts">'
+        + said("Base", exemplar.base, exemplar.base_probability)
+        + said("Artifact", exemplar.artifact, exemplar.artifact_probability)
+        + f"<div><small>Divergence</small><span>{fmt.nats(exemplar.divergence)}</span></div></div></div>"
+    )
+
+
+def _token(token: str) -> str:
+    """Spaces and line breaks are what many tokens differ in."""
+    return parts.mono(token.replace(" ", "␣").replace("\n", "⏎"))
+
+
+def _generations(report: Report) -> None:
+    written = report.generations
+    if not written:
+        return
+    st.subheader("What it writes by itself", anchor=False)
+    artifact, base = written.get("artifact"), written.get("base")
+    parts.facts(
+        [
+            ("Artifact repeats", fmt.percent(artifact.repetition if artifact else None)),
+            ("Base repeats", fmt.percent(base.repetition if base else None)),
+            ("Rise", fmt.change(report.repetition_increase)),
+        ]
+    )
+    st.caption(
+        "Share of 4-grams of tokens that occurred before in the same greedy text (seq-rep-4), mean over fixed prompts. "
+        "A broken model runs in a loop; small sound ones repeat themselves too, so the base is the measure."
+    )
+    for role, generation in (("Artifact", artifact), ("Base", base)):
+        if generation and generation.samples:
+            with st.expander(f"{role}: {len(generation.samples)} texts", icon=":material/notes:"):
+                for sample in generation.samples:
+                    st.html(f'<div class="pare-quote">{parts.escaped(sample)}</div>')
 
 
 def _quality(report: Report) -> None:

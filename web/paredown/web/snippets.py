@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from paredown.contracts.artifact import ArtifactView, Manifest
-from paredown.contracts.job import Format, JobSpec
+from paredown.contracts.job import BUDGET_PRESETS, Format, JobSpec
 
 
 def recipe_yaml(spec: JobSpec) -> str:
@@ -15,7 +15,7 @@ def recipe_yaml(spec: JobSpec) -> str:
     more = spec.model_dump(
         mode="json", exclude_defaults=True, include={"calibration", "evaluation", "budget", "format", "dtype"}
     )
-    return yaml.safe_dump({"recipe": _stages(spec), **more}, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump({"recipe": _stages(spec), **more, **_preset(spec)}, sort_keys=False, allow_unicode=True)
 
 
 def submit_command(spec: JobSpec) -> str:
@@ -44,9 +44,14 @@ def curl(spec: JobSpec, api_url: str, idempotency_key: str) -> str:
 
 def request_body(spec: JobSpec) -> dict[str, Any]:
     """The job as JSON without the fields at their default."""
-    return {"model": spec.model, "recipe": _stages(spec)} | spec.model_dump(
-        mode="json", exclude_defaults=True, exclude={"model", "recipe"}
-    )
+    more = spec.model_dump(mode="json", exclude_defaults=True, exclude={"model", "recipe"})
+    return {"model": spec.model, "recipe": _stages(spec), **more, **_preset(spec)}
+
+
+def _preset(spec: JobSpec) -> dict[str, str]:
+    """The budget's name in place of its terms, where it has one."""
+    name = next((name for name, preset in BUDGET_PRESETS.items() if preset == spec.budget), None)
+    return {"budget": name} if name else {}
 
 
 def _stages(spec: JobSpec) -> list[dict[str, Any]]:

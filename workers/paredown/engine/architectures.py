@@ -309,6 +309,11 @@ class Skeleton:
         tables = {id(module.weight) for module in (model.get_input_embeddings(), self.head)}
         return [name for name in self.outer_names() if id(self.model.get_parameter(name)) in tables]
 
+    def head_names(self) -> list[str]:
+        """Parameters of the head; where it is tied, the embedding's."""
+        own = {id(parameter) for parameter in self.head.parameters()}
+        return [name for name in self.outer_names() if id(self.model.get_parameter(name)) in own]
+
     def block_names(self, index: int) -> list[str]:
         """Parameters of one block."""
         prefix = self.block_prefix(index)

@@ -29,6 +29,15 @@ class Inputs:
     training: dict[int, data.TokenBlocks]
     warnings: tuple[str, ...]
 
+    @property
+    def first_token(self) -> int | None:
+        return _first_token(self.tokenizer, self.shape)
+
+
+def _first_token(tokenizer: Any, shape: ModelShape) -> int | None:
+    """What every text must begin with. Without the token that begins a text, gemma predicts next to nothing."""
+    return tokenizer.bos_token_id if tokenizer is not None and shape.family == "gemma" else None
+
 
 def resolved_format(order: WorkOrder) -> Format:
     """Raises FormatRefused."""
@@ -75,8 +84,7 @@ def read_inputs(order: WorkOrder, output_format: Format) -> Inputs:
         warnings.append(f"{error.detail} The artifact has none either.")
     calibration = evaluation = None
     training: dict[int, data.TokenBlocks] = {}
-    # Without the token that begins a text, gemma predicts next to nothing.
-    first_token = tokenizer.bos_token_id if tokenizer is not None and shape.family == "gemma" else None
+    first_token = _first_token(tokenizer, shape)
     if calibrated:
         settings, text = calibrated
         calibration = data.calibration_blocks(

@@ -13,10 +13,10 @@ from typing import Any
 import numpy
 import torch
 
-from paredown.contracts.artifact import Evaluation, RuntimeProof, Speed
+from paredown.contracts.artifact import Evaluation, Generation, RuntimeProof, Speed
 from paredown.contracts.work import WorkOrder
 from paredown.engine.errors import RuntimeDisagrees, RuntimeLoadFailed
-from paredown.engine.evaluation import speed
+from paredown.engine.evaluation import generation, speed
 from paredown.engine.formats.gguf import FILE_NAME, Uncompressed, write
 from paredown.engine.formats.gguf_metadata import context_length
 from paredown.engine.inputs import Inputs
@@ -51,6 +51,10 @@ class LlamaCppProcess(RuntimeProcess):
         """Token numbers of plain text, without any that a model begins or ends with."""
         return list(self._call("tokenize", text=text))
 
+    def continuations(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:
+        # The server answers in text.
+        return [self.tokenize(self.generate(prompt, new_tokens)) for prompt in prompts]
+
     def perplexity(self, tokens: Path) -> float:
         """Over the sequences in a .npy file."""
         return float(self._call("perplexity", tokens=str(tokens)))
@@ -74,6 +78,7 @@ def prove_in_llama_cpp(
     settings = speed.SpeedSettings().within(context_length(inputs.files.config))
     prompt = prompt_of(inputs, settings.prompt_tokens)
     speeds: dict[speed.Role, Speed] = {}
+    generations: dict[speed.Role, Generation] = {}
     warnings: tuple[str, ...] = ()
     with (
         tempfile.TemporaryDirectory(prefix="runtime-") as scratch,
@@ -83,24 +88,26 @@ def prove_in_llama_cpp(
             process.load(path, settings.prompt_tokens + settings.new_tokens)
             if order.evaluation and order.evaluation.speed:
                 with journey.part("speed"):
-                    speeds, warnings = _measure_speed(order, inputs, process, prompt, settings)
+                    speeds, generations, warnings = _measure_speed(order, inputs, process, prompt, settings)
             with journey.part("prove"):
+                if order.evaluation:
+                    generations |= generation.of_roles({"artifact": process}, inputs)
                 proof = _prove(process, inputs, artifact, prompt)
         except RuntimeFailed as error:
             failed = "run" if process.loaded else "load"
             raise RuntimeLoadFailed(f"llama.cpp does not {failed} the artifact: {error}") from error
-    return proof, speeds, warnings
+    return proof.model_copy(update={"generations": generations}), speeds, warnings
 
 
 def _measure_speed(
     order: WorkOrder, inputs: Inputs, artifact: LlamaCppProcess, prompt: list[int], settings: speed.SpeedSettings
-) -> tuple[dict[speed.Role, Speed], tuple[str, ...]]:
-    """Beside the base in 16 bits, which is written for it; alone where the base is not here."""
+) -> tuple[dict[speed.Role, Speed], dict[speed.Role, Generation], tuple[str, ...]]:
+    """Beside the base in 16 bits, which is written for it, and what the base writes; alone where it is not here."""
     if order.origin is not None:
-        return speed.measure({"artifact": artifact}, prompt, settings), ()
+        return speed.measure({"artifact": artifact}, prompt, settings), {}, ()
     shortage = memory_shortage(inputs.shape.parameters, 2, "cpu")
     if shortage:
-        return {}, (f"Speed was not measured: the base beside the artifact {shortage}.",)
+        return {}, {}, (f"Speed was not measured: the base beside the artifact {shortage}.",)
     # A socket of its own: the name is relative to the working directory.
     with (
         tempfile.TemporaryDirectory(prefix="base-", dir=artifact.scratch) as scratch,
@@ -108,7 +115,8 @@ def _measure_speed(
     ):
         write(Uncompressed(inputs.files), Path(scratch))
         base.load(Path(scratch) / FILE_NAME, settings.prompt_tokens + settings.new_tokens)
-        return speed.measure({"base": base, "artifact": artifact}, prompt, settings), ()
+        measured = speed.measure({"base": base, "artifact": artifact}, prompt, settings)
+        return measured, generation.of_roles({"base": base}, inputs), ()
 
 
 def _prove(process: LlamaCppProcess, inputs: Inputs, artifact: Evaluation | None, prompt: list[int]) -> RuntimeProof:

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy
 import torch
 
-from paredown.contracts.artifact import Evaluation, RuntimeProof, Speed
+from paredown.contracts.artifact import Evaluation, Generation, RuntimeProof, Speed
 from paredown.contracts.work import WorkOrder
-from paredown.engine.evaluation import speed
+from paredown.engine.errors import RuntimeLoadFailed
+from paredown.engine.evaluation import generation, speed
 from paredown.engine.inputs import Inputs, resolved_format
 from paredown.engine.progress import Journey
 from paredown.engine.runtimes import (
@@ -38,6 +39,7 @@ def prove_artifact(
     settings = speed.SpeedSettings().within(shape.context_length)
     prompt = prompt_of(inputs, settings.prompt_tokens)
     speeds: dict[speed.Role, Speed] = {}
+    generations: dict[speed.Role, Generation] = {}
     warnings: tuple[str, ...] = ()
     with (
         tempfile.TemporaryDirectory(prefix="runtime-") as scratch,
@@ -45,10 +47,12 @@ def prove_artifact(
     ):
         if order.evaluation and order.evaluation.speed:
             with journey.part("speed"):
-                speeds, warnings = _measure_speed(order, inputs, process, prompt, settings)
+                speeds, generations, warnings = _measure_speed(order, inputs, process, prompt, settings)
         with journey.part("prove"):
             if not process.loaded:
                 load_artifact(process, order.output_dir)
+            if order.evaluation:
+                generations |= _generations(process, inputs)
             tokens = None
             if inputs.evaluation is not None:
                 tokens = Path(scratch) / "evaluation-tokens.npy"
@@ -61,7 +65,15 @@ def prove_artifact(
                 dtype=order.dtype,
                 reported=artifact.perplexity if artifact else None,
             )
-    return proof, speeds, warnings
+    return proof.model_copy(update={"generations": generations}), speeds, warnings
+
+
+def _generations(artifact: TransformersProcess, inputs: Inputs) -> dict[speed.Role, Generation]:
+    """Raises RuntimeLoadFailed."""
+    try:
+        return generation.of_roles({"artifact": artifact}, inputs)
+    except RuntimeFailed as error:
+        raise RuntimeLoadFailed(f"{artifact.name} loads the artifact, but does not run it: {error}") from error
 
 
 def _measure_speed(
@@ -70,8 +82,9 @@ def _measure_speed(
     artifact: TransformersProcess,
     prompt: list[int],
     settings: speed.SpeedSettings,
-) -> tuple[dict[speed.Role, Speed], tuple[str, ...]]:
-    """Raises RuntimeLoadFailed for the artifact; a base that does not load leaves only its speed unknown.
+) -> tuple[dict[speed.Role, Speed], dict[speed.Role, Generation], tuple[str, ...]]:
+    """Speeds, and what the base writes while it is here. Raises RuntimeLoadFailed for the artifact; a base that does
+    not load leaves only these unknown.
 
     An artifact that was made of another is measured alone: its base is not here.
     """
@@ -79,12 +92,12 @@ def _measure_speed(
         artifact.wait_until_ready()
         load_artifact(artifact, order.output_dir)
         try:
-            return speed.measure({"artifact": artifact}, prompt, settings), ()
+            return speed.measure({"artifact": artifact}, prompt, settings), {}, ()
         except RuntimeFailed as error:
-            return {}, (f"Speed was not measured: {error}.",)
+            return {}, {}, (f"Speed was not measured: {error}.",)
     shortage = memory_shortage(2 * inputs.shape.parameters, 4, artifact.device)
     if shortage:
-        return {}, (f"Speed was not measured: the base beside the artifact {shortage}.",)
+        return {}, {}, (f"Speed was not measured: the base beside the artifact {shortage}.",)
     with TransformersProcess(artifact.scratch, artifact.device, artifact.threads) as base:
         # Both start at once; then each loads while nothing else runs, because that is timed.
         try:
@@ -92,9 +105,10 @@ def _measure_speed(
             base.wait_until_ready()
             base.load(order.model_dir, gguf_file=order.gguf_file, dtype=inputs.files.storage_dtype)
             load_artifact(artifact, order.output_dir)
-            return speed.measure({"base": base, "artifact": artifact}, prompt, settings), ()
+            measured = speed.measure({"base": base, "artifact": artifact}, prompt, settings)
+            return measured, generation.of_roles({"base": base}, inputs), ()
         except RuntimeFailed as error:
-            return {}, (f"Speed was not measured: {error}.",)
+            return {}, {}, (f"Speed was not measured: {error}.",)
 
 
 def prompt_of(inputs: Inputs, length: int) -> list[int]:

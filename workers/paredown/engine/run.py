@@ -14,14 +14,15 @@ from typing import Any, Literal
 
 import torch
 
-from paredown.contracts.artifact import Evaluation, LayerReport, Protocol, Report, RuntimeProof, Speed
+from paredown.contracts.artifact import Divergence, Evaluation, LayerReport, Protocol, Report, RuntimeProof, Speed
 from paredown.contracts.job import Calibration, Contract, EvaluationSettings, Format, Phase, Progress
 from paredown.contracts.recipes import Gptq, Mixed, Squeezellm, Stage, Training, UniformGrid, quantizer
 from paredown.contracts.work import EngineResult, WorkOrder
 from paredown.engine import data
 from paredown.engine.checkpoint import identity_hash
 from paredown.engine.errors import BaselineUnknown, DeviceUnavailable, NanFound, OrderInvalid
-from paredown.engine.evaluation.perplexity import perplexity
+from paredown.engine.evaluation.divergence import Comparison, StatesFile, has_states
+from paredown.engine.evaluation.perplexity import Observer, perplexity
 from paredown.engine.evaluation.speed import Role
 from paredown.engine.experts import coverage_warnings
 from paredown.engine.formats import WRITERS
@@ -49,6 +50,10 @@ _TOOLS = (
     "highspy",
 )
 _BASE_EVALUATION = "base-evaluation.json"
+_BASE_STATES = "base-states.npy"
+_PERPLEXITY_UNKNOWN = (
+    "The base's perplexity under this evaluation is not known; a job on the base with the same evaluation measures it."
+)
 
 
 def tools() -> dict[str, str]:
@@ -102,7 +107,7 @@ def run(
         if output_format is not Format.GGUF:
             write_companions(order.model_dir, order.gguf_file, inputs.files.config, inputs.tokenizer, order.output_dir)
 
-    base, artifact = _evaluate(order, inputs, compressed, device, identity, journey)
+    base, artifact, divergence = _evaluate(order, inputs, compressed, device, identity, journey)
     # Before any runtime takes memory of its own: this is what compressing and evaluating took.
     peak = peak_memory_bytes(device)
     runtimes: tuple[RuntimeProof, ...] = ()
@@ -118,10 +123,10 @@ def run(
         stage = quantizer(order.recipe)
         runtimes = (proof, *unclaimed(output_format, stage.widths if stage else ()))
 
-    if order.origin and artifact is not None and base is None:
+    if order.origin and artifact is not None:
         warnings = (
-            "The base's perplexity under this evaluation is not known; a job on the base with the same evaluation "
-            "measures it.",
+            *(() if base is not None else (_PERPLEXITY_UNKNOWN,)),
+            "The divergence from the base was not measured: this job began with an artifact, and its base is not here.",
             *warnings,
         )
     layers = compressed.layers
@@ -130,6 +135,7 @@ def run(
         report=Report(
             base=base,
             artifact=artifact,
+            divergence=divergence,
             size_bytes=size_bytes,
             base_bytes=order.origin.base_bytes if order.origin else inputs.shape.base_bytes,
             sparsity=sum(layer.zeros for layer in layers) / weights,
@@ -168,7 +174,9 @@ _READING = 1500.0
 _SEARCHING_SCALES = 7800.0
 _CLUSTERING = 10000.0
 _SOLVING_COLUMNS = 5000.0
+_WRITING = 1000.0  # the texts after fixed prompts
 _GATHERING_HESSIANS = 0.75  # of each calibration token
+_COMPARING = 0.25  # of each evaluation token: the base's head once more, and the distance of two distributions
 
 
 def _compress_cost(recipe: tuple[Stage, ...], samples: int, calibration_tokens: int) -> float:
@@ -203,14 +211,15 @@ def _parts(order: WorkOrder, inputs: Inputs, output_format: Format) -> dict[str,
     }
     evaluated = 0 if inputs.evaluation is None else inputs.evaluation.tokens_NT.numel()
     if evaluated:
-        known = order.baseline or order.origin
-        parts["evaluate_base"] = Part(Phase.EVALUATE, 1 if known else evaluated, "measuring the base")
-        parts["evaluate_artifact"] = Part(Phase.EVALUATE, evaluated, "measuring the artifact")
+        parts["evaluate_base"] = Part(Phase.EVALUATE, 1 if order.origin else evaluated, "measuring the base")
+        compared = evaluated * (1 if order.origin else 1 + _COMPARING)
+        parts["evaluate_artifact"] = Part(Phase.EVALUATE, compared, "measuring the artifact")
     runtime = _runtime(output_format)
     if runtime in order.runtimes:
         if order.evaluation and order.evaluation.speed:
-            parts["speed"] = Part(Phase.EVALUATE, 4000.0, "measuring speed")
-        parts["prove"] = Part(Phase.EVALUATE, 2000.0 + evaluated, f"loading the artifact in {runtime}")
+            parts["speed"] = Part(Phase.EVALUATE, 4000.0 + _WRITING, "measuring speed")
+        written = _WRITING if evaluated else 0
+        parts["prove"] = Part(Phase.EVALUATE, 2000.0 + written + evaluated, f"loading the artifact in {runtime}")
     return parts
 
 
@@ -303,10 +312,11 @@ def _known_base(order: WorkOrder, inputs: Inputs) -> Evaluation | None:
 
 
 class _SavedEvaluation(Contract):
-    """The base's figures, kept beside the checkpoint so that a resumed run need not measure it again."""
+    """The base's figures, kept with its states beside the checkpoint: a resumed run need not measure it again."""
 
     identity: str
     evaluation: Evaluation
+    states_sha256: str
 
 
 def _evaluate(
@@ -316,24 +326,22 @@ def _evaluate(
     device: torch.device,
     identity: str,
     journey: Journey,
-) -> tuple[Evaluation | None, Evaluation | None]:
-    """Base and artifact, in that order, under one protocol; the base only where its figures are not known yet.
+) -> tuple[Evaluation | None, Evaluation | None, Divergence | None]:
+    """Base, artifact and the divergence between them, under one protocol.
 
-    Where the order's model is an artifact itself, the base's figures are known or none.
+    The base runs where it is here, though its perplexity may be known: the divergence needs its states. Where the
+    order's model is an artifact itself, the base's figures are known or none, and there is no divergence.
     """
     if inputs.evaluation is None or order.evaluation is None:
-        return None, None
-    blocks = inputs.evaluation
-    protocol, protocol_hash = _protocol(order.evaluation, blocks, order)
+        return None, None, None
+    tokens_NT = inputs.evaluation.tokens_NT
+    protocol, protocol_hash = _protocol(order.evaluation, inputs.evaluation, order)
+    dtype = getattr(torch, order.dtype)
 
-    def measure(model: ModelFiles | CompressedModel) -> Evaluation:
+    def measure(model: ModelFiles | CompressedModel, observe: Observer | None) -> Evaluation:
         started = time.monotonic()
         value, predicted = perplexity(
-            model,
-            blocks.tokens_NT,
-            device=device,
-            dtype=getattr(torch, order.dtype),
-            on_progress=journey.step_or_stop,
+            model, tokens_NT, device=device, dtype=dtype, on_progress=journey.step_or_stop, observe=observe
         )
         if not math.isfinite(value):
             raise NanFound(f"The perplexity is {value}: the model gives no usable probabilities.")
@@ -346,28 +354,33 @@ def _evaluate(
             seconds=round(time.monotonic() - started, 3),
         )
 
-    saved = order.work_dir / _BASE_EVALUATION
+    saved, states = order.work_dir / _BASE_EVALUATION, order.work_dir / _BASE_STATES
     with journey.part("evaluate_base"):
-        mine = _saved_evaluation(saved, identity)
         base = _known_base(order, inputs)
-        if base is None and mine is not None and mine.protocol_hash == protocol_hash:
-            base = mine
-        if base is None and order.origin is None:
-            base = measure(inputs.files)
-            write_json(saved, _SavedEvaluation(identity=identity, evaluation=base).model_dump(mode="json"))
+        if order.origin is None:
+            mine = _saved_evaluation(saved, states, identity)
+            if mine is None or mine.protocol_hash != protocol_hash:
+                with StatesFile(states, tokens_NT[:, 1:].numel()) as written:
+                    mine = measure(inputs.files, written)
+                    kept = _SavedEvaluation(identity=identity, evaluation=mine, states_sha256=written.finish())
+                write_json(saved, kept.model_dump(mode="json"))
+            base = base or mine
         give_back(device)
     with journey.part("evaluate_artifact"):
-        artifact = measure(compressed)
-    return base, artifact
+        if order.origin is not None:
+            return base, measure(compressed, None), None
+        with Comparison(inputs.files, states, device=device, dtype=dtype) as comparison:
+            artifact = measure(compressed, comparison)
+        return base, artifact, comparison.result(tokens_NT, inputs.tokenizer, protocol_hash)
 
 
-def _saved_evaluation(path: Path, identity: str) -> Evaluation | None:
+def _saved_evaluation(path: Path, states: Path, identity: str) -> Evaluation | None:
     try:
         saved = _SavedEvaluation.model_validate_json(path.read_bytes())
     except (OSError, ValueError):
         # Absent, or cut off while it was written: measuring again is all it costs.
         return None
-    return saved.evaluation if saved.identity == identity else None
+    return saved.evaluation if saved.identity == identity and has_states(states, saved.states_sha256) else None
 
 
 __all__ = ["device_of", "run", "tools"]

@@ -151,6 +151,22 @@ class Runtime:
             text = self.transformers.AutoTokenizer.from_pretrained(self.directory, local_files_only=True).decode(ids)
         return {"ids": ids, "text": text}
 
+    def continuations(self, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
+        """Continue each prompt greedily; none ends before it has `new_tokens`."""
+        prompt_NT = self.torch.tensor(prompts, device=self.model.device)
+        with self.torch.no_grad():
+            ids_NT = self.model.generate(
+                prompt_NT,
+                attention_mask=self.torch.ones_like(prompt_NT),
+                max_new_tokens=new_tokens,
+                min_new_tokens=new_tokens,
+                do_sample=False,
+                num_beams=1,
+                pad_token_id=0,
+            )
+        written: list[list[int]] = ids_NT[:, prompt_NT.shape[1] :].tolist()
+        return written
+
     def perplexity(self, tokens: str, dtype: str) -> dict[str, Any]:
         """exp of the mean negative log-likelihood of every predicted token of the sequences in a .npy file."""
         import numpy

@@ -94,6 +94,10 @@ class RuntimeProcess:
         timed = self._call("time", prompt=list(prompt), new_tokens=new_tokens)
         return timed["prefill_seconds"], timed["decode_seconds"]
 
+    def continuations(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:
+        """What the model writes after each prompt, greedily, `new_tokens` long; the prompts are of one length."""
+        raise NotImplementedError
+
     def peak_memory_bytes(self) -> int:
         return int(self._call("peak_memory_bytes"))
 
@@ -139,6 +143,10 @@ class TransformersProcess(RuntimeProcess):
         """What the model writes after the prompt, greedily; token numbers where there is no tokenizer."""
         generated = self._call("generate", prompt=list(prompt), new_tokens=new_tokens)
         return generated["text"] if generated["text"] is not None else " ".join(map(str, generated["ids"]))
+
+    def continuations(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:
+        written: list[list[int]] = self._call("continuations", prompts=list(map(list, prompts)), new_tokens=new_tokens)
+        return written
 
     def perplexity(self, tokens: Path, dtype: str) -> float:
         """Over the sequences in a .npy file, with the forward pass in `dtype`."""

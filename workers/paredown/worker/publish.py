@@ -16,9 +16,9 @@ from paredown.contracts.artifact import (
     Manifest,
     ManifestFile,
     Report,
-    judge,
     sha256_file,
 )
+from paredown.contracts.gate import judge
 from paredown.contracts.job import Budget
 from paredown.contracts.recipes import recipe_hash
 from paredown.contracts.work import EngineResult, EngineStarted, WorkOrder
@@ -49,7 +49,8 @@ def job_cost(report: Report, *, price_per_hour: float, currency: str, job_second
 
 def complete_report(report: Report, *, cost: Cost | None, budget: Budget | None) -> Report:
     """The engine's report with what only its caller knows: the money, and the verdict where there is a budget."""
-    return report.model_copy(update={"cost": cost, "gate": judge(budget, report) if budget else None})
+    priced = report.model_copy(update={"cost": cost})
+    return priced.model_copy(update={"gate": judge(budget, priced) if budget else None})
 
 
 def build_manifest(

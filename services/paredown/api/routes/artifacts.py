@@ -10,7 +10,7 @@ from paredown.api.auth import allow
 from paredown.api.http import ApiRoute, tagged
 from paredown.api.openapi import header, problems
 from paredown.api.routes.jobs import IfNoneMatch
-from paredown.api.schemas import ArtifactChanges, ArtifactId, ArtifactPage, Cursor, Limit
+from paredown.api.schemas import ArtifactChanges, ArtifactId, ArtifactPage, Cursor, Limit, OverrideRequest
 from paredown.api.service import UsesService
 from paredown.contracts.artifact import ArtifactView, Manifest, Verdict
 from paredown.contracts.job import Tag
@@ -101,6 +101,25 @@ def update_artifact(
         )
     response.headers["ETag"] = catalogue.etag(view)
     return view
+
+
+@router.post(
+    "/artifacts/{artifact_id}/override",
+    operation_id="overrideVerdict",
+    summary="Override the verdict of an artifact that missed its budget",
+    responses=problems(404, 409),
+)
+def override_verdict(
+    artifact_id: ArtifactId,
+    override: OverrideRequest,
+    service: UsesService,
+    caller: Principal = allow("artifacts:override"),
+) -> ArtifactView:
+    """Reason, key and time stay with the artifact; its report and its job's state never change."""
+    with service.database.transaction() as session:
+        return catalogue.override_verdict(
+            session, caller.project_id, artifact_id, reason=override.reason, key_name=caller.key_name
+        )
 
 
 @router.delete(

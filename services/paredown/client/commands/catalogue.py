@@ -22,9 +22,13 @@ ArtifactId = Annotated[UUID, typer.Argument(help="The artifact's id.", metavar="
 datasets = typer.Typer(help="Calibration texts that were uploaded.", no_args_is_help=True, rich_markup_mode=None)
 
 
+artifacts = typer.Typer(rich_markup_mode=None)
+
+
 def register(app: typer.Typer) -> None:
-    for command in (front, artifacts, artifact, download, verify):
+    for command in (front, artifact, download, verify):
         app.command()(command)
+    app.add_typer(artifacts, name="artifacts")
     app.add_typer(datasets, name="datasets")
 
 
@@ -47,7 +51,9 @@ def front(
         out.print(render.front(view, currency, out.width))
 
 
-def artifacts(
+@artifacts.callback(invoke_without_command=True)
+def list_artifacts(
+    context: typer.Context,
     search: Annotated[str | None, typer.Option(help="Words in name, model or recipe.")] = None,
     tag: Annotated[str | None, typer.Option(help="Only with this tag.")] = None,
     model: Annotated[str | None, typer.Option(help="Only of this model.")] = None,
@@ -57,7 +63,9 @@ def artifacts(
     limit: Limit = 20,
     json_output: JsonOption = False,
 ) -> None:
-    """List artifacts, newest first."""
+    """List artifacts, newest first; or with a command, show one or override its verdict."""
+    if context.invoked_subcommand is not None:
+        return
     with connect() as client:
         found = client.artifacts(
             search=search, tag=tag, model=model, method=method, verdict=verdict, parent=parent, limit=min(limit, 100)
@@ -69,13 +77,32 @@ def artifacts(
         stdout().print(render.artifacts(views))
 
 
+@artifacts.command("show")
 def artifact(artifact_id: ArtifactId, json_output: JsonOption = False) -> None:
-    """Show one artifact; with --json, its whole manifest."""
+    """Show one artifact and its report; with --json, its whole manifest."""
     with connect() as client:
-        if json_output:
-            emit_json(client.manifest(artifact_id))
-        else:
-            stdout().print(render.artifact(client.artifact(artifact_id)))
+        manifest = client.manifest(artifact_id)
+        view = client.artifact(artifact_id)
+    if json_output:
+        emit_json(manifest)
+    else:
+        stdout().print(render.artifact(view, manifest.report))
+
+
+@artifacts.command()
+def override(
+    artifact_id: ArtifactId,
+    reason: Annotated[str, typer.Option(help="Why it may be used all the same; it stays with the artifact.")],
+    json_output: JsonOption = False,
+) -> None:
+    """Override the verdict of an artifact that missed its budget. Needs the scope artifacts:override."""
+    with connect() as client:
+        view = client.override_verdict(artifact_id, reason)
+        manifest = client.manifest(artifact_id)
+    if json_output:
+        emit_json(view)
+    else:
+        stdout().print(render.artifact(view, manifest.report))
 
 
 def download(

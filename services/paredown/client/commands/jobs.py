@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from paredown.client import render
 from paredown.client.commands.options import (
+    BudgetPreset,
     Limit,
     MaxPerplexityIncrease,
     MaxSizeRatio,
@@ -39,6 +40,7 @@ def submit(
     model: ModelUri,
     recipe: RecipePath,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job; the exit code tells how it ended.")] = False,
+    budget: BudgetPreset = None,
     max_size_ratio: MaxSizeRatio = None,
     max_perplexity_increase: MaxPerplexityIncrease = None,
     name: Name = None,
@@ -54,7 +56,7 @@ def submit(
 ) -> None:
     """Queue a compression job."""
     spec = _spec(
-        load_recipe(recipe, max_size_ratio, max_perplexity_increase),
+        load_recipe(recipe, budget, max_size_ratio, max_perplexity_increase),
         model,
         name=name,
         tags=tuple(tag or ()),
@@ -80,13 +82,14 @@ def submit(
 def plan(
     model: ModelUri,
     recipe: RecipePath,
+    budget: BudgetPreset = None,
     max_size_ratio: MaxSizeRatio = None,
     max_perplexity_increase: MaxPerplexityIncrease = None,
     pool: PoolOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Say what a job would need: memory, disk, time, bytes and cost. Nothing is queued."""
-    spec = _spec(load_recipe(recipe, max_size_ratio, max_perplexity_increase), model, pool=pool)
+    spec = _spec(load_recipe(recipe, budget, max_size_ratio, max_perplexity_increase), model, pool=pool)
     with connect() as client:
         view = client.plan(spec)
     if json_output:

@@ -15,6 +15,10 @@ RecipePath = Annotated[
     Path,
     typer.Argument(help="YAML file: `recipe` and, as you like, `calibration`, `evaluation`, `budget`, `format`."),
 ]
+BudgetPreset = Annotated[
+    str | None,
+    typer.Option("--budget", help="Budget: `default`, in place of the recipe file's. The file may say it too."),
+]
 MaxSizeRatio = Annotated[
     float | None, typer.Option(help="Budget: largest artifact as a share of the base bytes, such as 0.35.")
 ]
@@ -24,6 +28,8 @@ MaxPerplexityIncrease = Annotated[
 Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="Newest so many.")]
 
 
-def load_recipe(path: Path, max_size_ratio: float | None, max_perplexity_increase: float | None) -> RecipeFile:
+def load_recipe(
+    path: Path, preset: str | None, max_size_ratio: float | None, max_perplexity_increase: float | None
+) -> RecipeFile:
     """The file with the command line's budget over its own. Raises BadRecipeFile."""
-    return with_budget(read_recipe_file(path), max_size_ratio, max_perplexity_increase)
+    return with_budget(read_recipe_file(path), preset, max_size_ratio, max_perplexity_increase)

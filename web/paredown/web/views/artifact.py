@@ -2,7 +2,8 @@
 
 import streamlit as st
 
-from paredown.contracts.artifact import ArtifactView, Manifest
+from paredown.contracts.access import Scope
+from paredown.contracts.artifact import ArtifactView, Manifest, Verdict
 from paredown.contracts.job import Format
 from paredown.contracts.recipes import recipe_name
 from paredown.web import draft, form, parts, report, session, snippets
@@ -30,7 +31,8 @@ def page() -> None:
     _head(view)
     tabs = st.tabs(["Report", "Use it", "Lineage", "Files", "Manifest", "Edit"])
     with tabs[0], parts.problems_shown("report"):
-        report.show(manifest)
+        report.show(manifest, view.override)
+        _override(view)
     with tabs[1]:
         _use(view, manifest)
     with tabs[2], parts.problems_shown("lineage"):
@@ -61,6 +63,32 @@ def _head(view: ArtifactView) -> None:
             ("Made", fmt.moment(view.created_at)),
         ]
     )
+
+
+def _override(view: ArtifactView) -> None:
+    """Of an artifact of this project that missed its budget: a person may take it all the same."""
+    me = session.me()
+    if view.verdict is not Verdict.MISSED or view.project != me.project:
+        return
+    st.subheader("Override the verdict", anchor=False)
+    if Scope.ARTIFACTS_OVERRIDE not in me.scopes:
+        st.caption("A key with the scope artifacts:override may take this artifact all the same, with a reason.")
+        return
+    with st.form("override"):
+        reason = st.text_area(
+            "Why it may be used all the same",
+            max_chars=2000,
+            help="The reason stays with the artifact, with this key's name and the time. The job stays rejected.",
+            key=f"artifact.override.{view.id}",
+        )
+        pressed = st.form_submit_button("Override", icon=":material/gavel:")
+    if pressed and not reason.strip():
+        st.error("An override needs a reason.", icon=":material/error:")
+    elif pressed:
+        with parts.problems_shown("override"):
+            session.client().override_verdict(view.id, reason.strip())
+            st.toast("The verdict is overridden.", icon=":material/check:")
+            st.rerun()
 
 
 def _use(view: ArtifactView, manifest: Manifest) -> None:
@@ -101,6 +129,8 @@ def _lineage(view: ArtifactView) -> None:
         st.caption(f"Its weights are packed ({parts.plain(view.format.value)}), so it cannot be compressed further.")
     elif st.button("Compress it further", icon=":material/compress:", key="further"):
         st.session_state[draft.MODEL] = f"artifact://{view.id}"
+        # The default budget compares with the base, which is not here then.
+        st.session_state[draft.BUDGET_CHOICE] = "none"
         st.switch_page(parts.SUBMIT)
 
 

@@ -8,6 +8,8 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from paredown.client.errors import PareApiError
+from paredown.contracts.gate import TERMS
+from paredown.contracts.job import BUDGET_PRESETS
 from paredown.contracts.methods import MethodView
 from paredown.contracts.service import ModelEntry, PoolView
 from paredown.web import draft, form, parts, plan_panel, session
@@ -160,12 +162,8 @@ def _more(methods: Mapping[str, MethodView], pools: tuple[PoolView, ...], slots:
     datasets = session.remembered("datasets", 20, lambda: list(session.client().datasets()))
     sources = {f"dataset://{dataset.id}": dataset.name for dataset in datasets}
     with st.expander("Budget: what the result must meet", icon=":material/savings:", key="options-budget"):
-        st.caption(
-            "A job that misses its budget ends as rejected, with the evidence. Empty fields are no limit; with all of "
-            "them empty there is no budget."
-        )
-        _fields(draft.BUDGET, "budget", slots, lambda name: draft.part_key("budget", name))
-        slots["budget"] = st.empty()
+        st.caption("A job that misses its budget ends as rejected, with the evidence.")
+        _budget(slots)
     used = [methods[stage["method"]] for stage in draft.stages() if stage["method"] in methods]
     with st.expander("Calibration: the text methods learn from", icon=":material/tune:", key="options-calibration"):
         if used and not any(view.needs_calibration for view in used):
@@ -180,6 +178,30 @@ def _more(methods: Mapping[str, MethodView], pools: tuple[PoolView, ...], slots:
         _pool(pools, slots)
         _job_fields("priority", slots=slots)
     st.button("Clear the form", icon=":material/ink_eraser:", type="tertiary", on_click=draft.clear, key="clear-form")
+
+
+def _budget(slots: Slots) -> None:
+    st.radio(
+        "Budget",
+        list(draft.BUDGET_CHOICES),
+        format_func=draft.BUDGET_CHOICES.__getitem__,
+        key=draft.BUDGET_CHOICE,
+        horizontal=True,
+        label_visibility="collapsed",
+        persist_state="session",
+    )
+    if draft.budget_choice() == "own":
+        st.caption("Empty fields are no limit; with all of them empty there is no budget.")
+        _fields(draft.BUDGET, "budget", slots, lambda name: draft.part_key("budget", name))
+    elif draft.budget_choice() == "default":
+        preset = BUDGET_PRESETS["default"]
+        limits = [(term, getattr(preset, term.field)) for term in TERMS.values()]
+        parts.facts(
+            (term.title, f"at {'least' if term.least else 'most'} {fmt.limit(limit, term.unit, None)}")
+            for term, limit in limits
+            if limit is not None
+        )
+    slots["budget"] = st.empty()
 
 
 def _text_part(part: str, fields: list[form.Field], sources: Mapping[str, str], slots: Slots) -> None:

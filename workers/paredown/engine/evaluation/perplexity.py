@@ -2,7 +2,8 @@
 
 Where a recipe rounds activations, linears read them rounded here as they do in the artifact's reader.
 Perplexity is exp(mean negative log-likelihood) over the T-1 tokens that each sequence of T predicts.
-Shapes: N sequences, T tokens of each, B sequences of a micro-batch, H hidden size, V vocabulary.
+Shapes: N sequences, T tokens of each, B sequences of a micro-batch, P predicted positions of a part, H hidden size, V
+vocabulary.
 """
 
 import math
@@ -20,6 +21,9 @@ from paredown.engine.weights import ModelReader
 # Positions whose logits exist at once: V of them in float32 are 200 KB to 1 MB each.
 _HEAD_TOKENS = 128
 
+# Is told of every predicted position, in order and part by part: hidden_PH before the head, logits_PV, target_P.
+Observer = Callable[[Tensor, Tensor, Tensor], None]
+
 
 def perplexity(
     model: ModelReader,
@@ -28,10 +32,12 @@ def perplexity(
     device: torch.device,
     dtype: torch.dtype,
     on_progress: Callable[[int, int], None] = lambda _done, _all: None,
+    observe: Observer | None = None,
 ) -> tuple[float, int]:
     """(perplexity, predicted tokens). Weights are cast to `dtype`; the loss itself is computed in float32.
 
-    A perplexity that is not finite is returned as it is: the gate decides what that means.
+    `observe` sees states and logits on their way, and changes neither. A perplexity that is not finite is returned as
+    it is: the gate decides what that means.
     """
     skeleton = Skeleton(model.config, dtype)
     with torch.inference_mode():
@@ -48,7 +54,7 @@ def perplexity(
             on_progress(index + 1, skeleton.num_blocks)
         skeleton.load_outer(model.tensor, device)
         loss = sum(
-            summed_loss(skeleton, forward.final(micro_batch), tokens_BT.to(device))
+            summed_loss(skeleton, forward.final(micro_batch), tokens_BT.to(device), observe)
             for micro_batch, tokens_BT in enumerate(forward.tokens)
         )
     predicted = tokens_NT.shape[0] * (tokens_NT.shape[1] - 1)
@@ -57,11 +63,13 @@ def perplexity(
     return (math.exp(mean) if mean < 700 else math.inf) if not math.isnan(mean) else math.nan, predicted
 
 
-def summed_loss(skeleton: Skeleton, hidden_BTH: Tensor, tokens_BT: Tensor) -> float:
+def summed_loss(skeleton: Skeleton, hidden_BTH: Tensor, tokens_BT: Tensor, observe: Observer | None = None) -> float:
     """Sum of the negative log-likelihoods."""
     hidden_PH, target_P = hidden_BTH[:, :-1].flatten(0, 1), tokens_BT[:, 1:].flatten()
     total = 0.0
     for part_PH, part_P in zip(torch.split(hidden_PH, _HEAD_TOKENS), torch.split(target_P, _HEAD_TOKENS), strict=True):
         logits_PV = skeleton.logits(part_PH)
         total += float(functional.cross_entropy(logits_PV, part_P, reduction="none").sum(dtype=torch.float64))
+        if observe is not None:
+            observe(part_PH, logits_PV, part_P)
     return total
