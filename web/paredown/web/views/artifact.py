@@ -5,7 +5,7 @@ import streamlit as st
 from paredown.contracts.artifact import ArtifactView, Manifest
 from paredown.contracts.job import Format
 from paredown.contracts.recipes import recipe_name
-from paredown.web import draft, form, parts, report, session, snippets
+from paredown.web import draft, form, parts, report, serving, session, snippets
 from paredown.web import format as fmt
 
 _CHILDREN = 20
@@ -31,8 +31,9 @@ def page() -> None:
     tabs = st.tabs(["Report", "Use it", "Lineage", "Files", "Manifest", "Edit"])
     with tabs[0], parts.problems_shown("report"):
         report.show(manifest)
-    with tabs[1]:
+    with tabs[1], parts.problems_shown("serving"):
         _use(view, manifest)
+        serving.show(manifest.report)
     with tabs[2], parts.problems_shown("lineage"):
         _lineage(view)
     with tabs[3], parts.problems_shown("files"):
