@@ -22,7 +22,7 @@ from paredown.engine import data
 from paredown.engine.checkpoint import identity_hash
 from paredown.engine.errors import BaselineUnknown, DeviceUnavailable, NanFound, OrderInvalid
 from paredown.engine.evaluation.perplexity import perplexity
-from paredown.engine.evaluation.speed import Role
+from paredown.engine.evaluation.speed import Role, not_faster
 from paredown.engine.experts import coverage_warnings
 from paredown.engine.formats import WRITERS
 from paredown.engine.formats.files import write_companions, write_json
@@ -124,6 +124,9 @@ def run(
             "measures it.",
             *warnings,
         )
+    base_bytes = order.origin.base_bytes if order.origin else inputs.shape.base_bytes
+    if sentence := not_faster(speeds, size_bytes / base_bytes):
+        warnings = (*warnings, sentence)
     layers = compressed.layers
     weights = sum(layer.weights for layer in layers)
     return EngineResult(
@@ -131,7 +134,7 @@ def run(
             base=base,
             artifact=artifact,
             size_bytes=size_bytes,
-            base_bytes=order.origin.base_bytes if order.origin else inputs.shape.base_bytes,
+            base_bytes=base_bytes,
             sparsity=sum(layer.zeros for layer in layers) / weights,
             average_bits=sum(layer.bits * layer.weights for layer in layers) / weights,
             speeds=speeds,

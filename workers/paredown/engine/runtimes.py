@@ -94,6 +94,10 @@ class RuntimeProcess:
         timed = self._call("time", prompt=list(prompt), new_tokens=new_tokens)
         return timed["prefill_seconds"], timed["decode_seconds"]
 
+    def time_batch(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> float:
+        """Seconds to decode `new_tokens` after each of the prompts, all at once; reading them is not counted."""
+        return float(self._call("time_batch", prompts=[list(prompt) for prompt in prompts], new_tokens=new_tokens))
+
     def peak_memory_bytes(self) -> int:
         return int(self._call("peak_memory_bytes"))
 
