@@ -44,7 +44,7 @@ _VERDICTS = {
 }
 # From here on a linear axis hides the differences among good points.
 _LOGARITHMIC_FROM = 8.0
-_IMAGE_WIDTH, _HEIGHT = 900, 440
+_IMAGE_WIDTH, _HEIGHT = 900, 520
 
 
 @dataclass(frozen=True)
