@@ -31,11 +31,53 @@ def test_pages_without_data_say_what_to_do(
         ("Jobs", "No job yet"),
         ("Trade-offs", "Nothing to compare yet"),
         ("Catalogue", "The catalogue is empty"),
+        ("Prices", "Instance types"),
     ):
         visitor.visit(name)
         expect(visitor.page.get_by_text(hint).first).to_be_visible()
         visitor.picture(f"empty-{name.lower()}")
         visitor.check()
+
+
+@sizes
+def test_the_trade_offs_of_one_artifact(
+    open_window: OpenWindow, house: House, api: Callable[[], None], size: tuple[int, int]
+) -> None:
+    house.finish(name="the only one", budget={"max_perplexity_increase": 0.2})
+    visitor = open_window(size)
+    visitor.sign_in(house.key, "/trade-offs")
+    visitor.see_chart()
+    expect(visitor.page.get_by_text("2 of 2 are on the front")).to_be_visible()
+    visitor.picture("trade-offs-one")
+    visitor.check()
+    for name, button, start in (("png", "PNG", b"\x89PNG"), ("svg", "SVG", b"<svg"), ("csv", "CSV", b"id,name")):
+        with visitor.page.expect_download() as download:
+            visitor.page.get_by_role("button", name=button, exact=True).click()
+        assert download.value.suggested_filename == f"trade-offs.{name}"
+        assert download.value.path().read_bytes().startswith(start)
+
+
+@sizes
+def test_artifacts_side_by_side(
+    open_window: OpenWindow, house: House, api: Callable[[], None], size: tuple[int, int]
+) -> None:
+    made = [str(item) for item in house.fill(6)]
+    visitor = open_window(size)
+    visitor.sign_in(house.key, f"/compare?ids={','.join(made)}")
+    expect(visitor.page.get_by_text("What was done differently")).to_be_visible()
+    visitor.see_chart()
+    visitor.picture("compare")
+    visitor.check()
+    visitor.visit("Catalogue")
+    chosen = visitor.page.get_by_role("combobox", name="Compare")
+    chosen.click()
+    for number in (0, 1):
+        visitor.page.get_by_role("option", name=f"run {number}").click()
+    visitor.page.keyboard.press("Escape")
+    visitor.settle()
+    visitor.page.get_by_role("link", name="Compare").click()
+    expect(visitor.page.get_by_text("What came of it", exact=True)).to_be_visible()
+    visitor.check()
 
 
 @sizes
@@ -67,6 +109,11 @@ def test_pages_full_of_work(
     visitor.visit("Trade-offs")
     visitor.see_chart()
     visitor.picture("trade-offs")
+    visitor.check()
+    visitor.page.get_by_text("Decode speed", exact=True).first.click()
+    visitor.settle()
+    visitor.see_chart()
+    visitor.picture("trade-offs-speed")
     visitor.check()
 
     visitor.visit("Catalogue")

@@ -150,6 +150,58 @@ def test_lists_and_single_things(house: House, recipe: str) -> None:
     assert "memory" in pare("plan", MODEL, recipe).stdout
 
 
+def test_the_front_is_exported(house: House, tmp_path: Path) -> None:
+    house.finish(Verdict.PASSED)
+    starts = {"png": b"\x89PNG", "svg": b"<svg", "csv": b"id,name,"}
+    for ending, start in starts.items():
+        path = tmp_path / f"front.{ending}"
+        assert pare("front", MODEL, "--export", str(path), "--max-size-ratio", "0.5").exit_code == 0
+        assert path.read_bytes().startswith(start)
+    refused = pare("front", MODEL, "--export", str(tmp_path / "front.pdf"))
+    assert (refused.exit_code, "must end in" in refused.stderr) == (2, True)
+    # None has been timed.
+    empty = pare("front", MODEL, "--cost-axis", "peak_memory_bytes", "--export", str(tmp_path / "none.svg"))
+    assert (empty.exit_code, "[not_found]" in empty.stderr) == (1, True)
+
+
+def test_artifacts_are_compared(house: House) -> None:
+    ids = [str(house.finish()) for _ in range(2)]
+    table = pare("artifacts", "compare", *ids).stdout
+    assert "Rise in perplexity" in table
+    assert "+10.0%" in table
+    compared = told(pare("artifacts", "compare", *ids, "--json"))
+    assert (compared["artifacts"], compared["settings"]) == (ids, [])
+    for wrong in ([ids[0]], [ids[0], ids[0]], [str(uuid4()) for _ in range(7)]):
+        result = pare("artifacts", "compare", *wrong)
+        assert result.exit_code == 2
+        assert "Two to 6 different artifacts" in result.stderr
+
+
+def test_the_price_book_is_kept_from_the_command_line(house: House) -> None:
+    assert pare("prices", "set", "small", "0.1", "--memory-gb", "2", "--currency", "EUR").exit_code == 0
+    assert pare("prices", "set", "large", "0.4", "--memory-gb", "16", "--as-of", "2026-11-01").exit_code == 0
+    assert pare("prices", "set", "small", "0.2", "--memory-gb", "2").exit_code == 0
+    items = told(pare("prices", "list", "--json"))["items"]
+    assert [(item["name"], item["price_per_hour"], item["currency"]) for item in items] == [
+        ("large", 0.4, "EUR"),
+        ("small", 0.2, "EUR"),
+    ]
+    assert items[0]["as_of"] == "2026-11-01"
+    mixed = pare("prices", "set", "dollars", "1", "--memory-gb", "2", "--currency", "USD")
+    assert (mixed.exit_code, "several currencies" in mixed.stderr) == (2, True)
+    assert pare("prices", "remove", "small").exit_code == 0
+    assert pare("prices", "remove", "small").exit_code == 1
+    assert "large" in pare("prices", "list").stdout
+
+
+def test_savings_are_told(house: House) -> None:
+    artifact_id = str(house.finish())
+    saved = told(pare("savings", artifact_id, "--loads", "10", "--json"))
+    assert saved["bytes_saved"] == 10 * (2000 - 800)
+    assert saved["saved"] is None, "nothing was timed"
+    assert "The price book is empty" in pare("savings", artifact_id).stderr
+
+
 def test_cancel_and_retry(house: House) -> None:
     job = house.queue()
     assert told(pare("cancel", str(job.id), "--json"))["state"] == "cancelled"

@@ -8,6 +8,7 @@ from sqlalchemy import func, update
 
 from paredown.contracts.artifact import (
     BaseModelRecord,
+    Check,
     Cost,
     Evaluation,
     Gate,
@@ -70,6 +71,7 @@ def make_artifact(
     epoch: int = 1,
     *,
     verdict: Verdict | None = None,
+    checks: tuple[Check, ...] = (),
     perplexity: float | None = 24.0,
     size_bytes: int = 100,
     decode: float | None = 40.0,
@@ -96,7 +98,7 @@ def make_artifact(
             base_per_million_tokens=0.9,
             artifact_per_million_tokens=27 / decode if decode else None,
         ),
-        gate=Gate(verdict=verdict, checks=()) if verdict else None,
+        gate=Gate(verdict=verdict or Verdict.PASSED, checks=checks) if verdict or checks else None,
     )
     recipe = (Rtn(),)
     manifest = Manifest(

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from sqlalchemy.orm import Session
 from tests.core.builders import FINGERPRINT, MODEL, claim_job, finish_job, make_evaluation, submit_job
 
-from paredown.contracts.artifact import ArtifactView, BaseModelRecord, FrontPoint, Verdict
+from paredown.contracts.artifact import ArtifactView, BaseModelRecord, Check, CostAxis, FrontPoint, Verdict
 from paredown.contracts.job import JobState
 from paredown.core import access, catalogue, jobs
 from paredown.core.db import Database
 from paredown.core.errors import Forbidden, NotFound, PreconditionFailed, RequestInvalid, StateConflict
-from paredown.core.front import CostAxis, mark_front
+from paredown.core.front import mark_front
 from paredown.core.settings import Settings
 
 
@@ -273,6 +273,17 @@ def test_front_of_a_model(database: Database, project: UUID, other: UUID, settin
     assert ids("decode_tokens_per_second", on_front=False) == [best, small]
     assert ids("cost_per_million_tokens") == [beaten, None]
 
+    # A prompt of 64 tokens at 100 tokens/s; the tests' runtimes hold 1 GB, the base's too.
+    with database.transaction() as session:
+        front = catalogue.front(session, project, MODEL, None, "time_to_first_token_seconds")
+    assert {point.name: point.time_to_first_token_seconds for point in front.points} == {
+        "best": 0.64,
+        "beaten": 0.64,
+        "small": None,
+        "base": 0.64,
+    }
+    assert ids("peak_memory_bytes") == [None]
+
     with database.transaction() as session:
         catalogue.update_artifact(session, other, foreign, visibility="everyone")
     assert ids("size_bytes") == [small, foreign, best, None]
@@ -324,6 +335,36 @@ def test_front_is_what_no_other_beats(points: list[FrontPoint], axis: CostAxis) 
     for candidate in marked:
         unbeaten = cost(candidate) is not None and not any(beats(rival, candidate) for rival in points)
         assert candidate.on_front is unbeaten
+
+
+def test_fronts_are_of_each_model_and_protocol(
+    database: Database, project: UUID, other: UUID, settings: Settings
+) -> None:
+    def found() -> list[tuple[str, int, int]]:
+        with database.transaction() as session:
+            entries = catalogue.fronts(session, project)
+        return [(entry.model, entry.protocol.samples, entry.artifacts) for entry in entries]
+
+    assert found() == []
+    for _ in range(2):
+        finish_job(database, project, settings)
+    finish_job(database, project, settings, perplexity=None)
+    finish_job(database, other, settings, model="hf://foreign/model@1", fingerprint="2" * 64)
+    finish_job(database, project, settings, samples=2)
+    finish_job(database, project, settings, model="hf://a/b@1", fingerprint="1" * 64)
+    assert found() == [("hf://a/b@1", 20, 1), (MODEL, 2, 1), (MODEL, 20, 2)]
+
+
+def test_front_tells_the_newest_budget(database: Database, project: UUID, settings: Settings) -> None:
+    def limits() -> dict[str, float]:
+        with database.transaction() as session:
+            return catalogue.front(session, project, MODEL, None, "size_bytes").limits
+
+    finish_job(database, project, settings)
+    assert limits() == {}
+    finish_job(database, project, settings, checks=(Check(figure="size_ratio", limit=0.5, value=0.2, passed=True),))
+    finish_job(database, project, settings)
+    assert limits() == {"size_ratio": 0.5}
 
 
 # What jobs are made from

@@ -135,7 +135,7 @@ def test_migration_gives_up_rather_than_block_a_table(database: Database, settin
         assert time.monotonic() - started < 60
     # Each revision is a transaction of its own: later ones than that which gave up are undone.
     with database.transaction() as session:
-        assert migrate.current_revision(session) in ("0001", "0002")
+        assert migrate.current_revision(session) not in (None, migrate.head_revision())
     migrate.upgrade(settings)
     with database.transaction() as session:
         assert migrate.is_migrated(session)

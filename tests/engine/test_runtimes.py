@@ -10,6 +10,7 @@ import pytest
 import torch
 from tests.engine.orders import config_of, save_model
 
+from paredown.contracts.artifact import Speed, Spread
 from paredown.contracts.families import MODEL_TYPES
 from paredown.contracts.job import Format
 from paredown.engine import runtimes
@@ -99,6 +100,42 @@ def test_speed_is_a_median_of_both_in_turns(loaded: TransformersProcess, model_d
         assert (figures.prompt_tokens, figures.new_tokens, figures.repeats) == (20, 4, 3)
         assert figures.prefill_tokens_per_second > 0
         assert figures.decode_tokens_per_second > 0
+        assert figures.time_to_first_token_seconds == pytest.approx(20 / figures.prefill_tokens_per_second)
+        assert figures.decode_spread
+        assert figures.decode_spread.low <= figures.decode_tokens_per_second <= figures.decode_spread.high
+        assert figures.first_token_spread
+        assert figures.first_token_spread.low <= figures.time_to_first_token_seconds <= figures.first_token_spread.high
+        assert figures.batch
+        assert (figures.batch.sequences, figures.batch.repeats) == (8, 3)
+        assert figures.batch.spread.low <= figures.batch.decode_tokens_per_second <= figures.batch.spread.high
+
+
+def timed(decode: float, low: float, high: float) -> Speed:
+    return Speed(
+        runtime="transformers 5",
+        device="cpu",
+        prefill_tokens_per_second=100,
+        decode_tokens_per_second=decode,
+        prompt_tokens=8,
+        new_tokens=8,
+        repeats=5,
+        load_seconds=1,
+        peak_memory_bytes=1,
+        threads=1,
+        decode_spread=Spread(low=low, high=high),
+    )
+
+
+def test_smaller_but_not_faster_is_said_in_words() -> None:
+    base = timed(40, 39, 41)
+    for artifact in (timed(41.9, 41, 42), timed(38, 37, 39), timed(46, 40, 47)):
+        sentence = speed.not_faster({"base": base, "artifact": artifact}, 0.4)
+        assert sentence
+        assert sentence.startswith("Smaller but not faster: it decodes")
+        assert "the base 40.0 in transformers 5" in sentence
+    assert speed.not_faster({"base": base, "artifact": timed(43, 42, 44)}, 0.4) is None
+    assert (speed.not_faster({"base": base, "artifact": timed(38, 37, 39)}, 1.0) or "").startswith("Not faster:")
+    assert speed.not_faster({"artifact": timed(38, 37, 39)}, 0.4) is None, "there is nothing to compare it with"
 
 
 def test_every_type_of_model_is_measured_alike(tmp_path: Path, tokens: Path) -> None:

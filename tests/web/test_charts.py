@@ -1,80 +1,9 @@
-"""The trade-off chart tells the truth about the front."""
-
-from uuid import uuid4
+"""An artifact's charts tell the truth about its layers, blocks and training."""
 
 import pytest
 
-from paredown.contracts.artifact import BlockReport, Front, FrontPoint, LayerReport, LossPoint, StageReport, Verdict
+from paredown.contracts.artifact import BlockReport, LayerReport, LossPoint, StageReport
 from paredown.web import charts
-
-FAMILIES = {"rtn": "quantization", "gptq": "quantization", "wanda": "pruning"}
-
-
-def point(name, perplexity, size_bytes, *, speed=None, on_front=False, verdict=None, methods=("gptq",)):
-    return FrontPoint(
-        artifact_id=None if name == "base" else uuid4(),
-        name=name,
-        methods=() if name == "base" else methods,
-        perplexity=perplexity,
-        size_bytes=size_bytes,
-        decode_tokens_per_second=speed,
-        cost_per_million_tokens=None,
-        verdict=verdict,
-        on_front=on_front,
-    )
-
-
-def front(*points, cost_axis="size_bytes"):
-    return Front(model="m", model_fingerprint="a" * 64, protocol_hash="b" * 64, cost_axis=cost_axis, points=points)
-
-
-POINTS = (
-    point("base", 20.0, 1000, speed=40.0, on_front=True),
-    point("good", 22.0, 300, speed=50.0, on_front=True, verdict=Verdict.PASSED),
-    point("worse", 30.0, 400, methods=("wanda", "gptq"), verdict=Verdict.MISSED),
-)
-
-
-def test_points_are_compared_with_the_base():
-    shown = {point.name: point for point in charts.points(front(*POINTS), FAMILIES, "USD")}
-    assert shown["good"].perplexity_change == pytest.approx(0.1)
-    assert shown["good"].size_ratio == pytest.approx(0.3)
-    assert shown["base"].perplexity_change is None
-    assert (shown["base"].verdict, shown["base"].id) == (charts.BASE, "")
-    assert shown["worse"].family == "pruning + quantization"
-
-
-def test_points_without_a_figure_for_the_axis_are_not_placed():
-    shown = charts.points(front(*POINTS, cost_axis="decode_tokens_per_second"), FAMILIES, None)
-    assert [point.name for point in shown] == ["base", "good"]
-
-
-@pytest.mark.parametrize(
-    ("cost_axis", "step"), [("size_bytes", "step-after"), ("decode_tokens_per_second", "step-before")]
-)
-def test_the_line_joins_the_front_only_and_never_slopes(cost_axis, step):
-    shown = charts.points(front(*POINTS, cost_axis=cost_axis), FAMILIES, None)
-    drawn = charts.front_chart(shown, cost_axis, dark=False).to_dict()
-    line = drawn["layer"][0]
-    assert line["mark"]["interpolate"] == step
-    assert {value["name"] for value in line["data"]["values"]} == {"base", "good"}
-
-
-def test_missed_budgets_have_a_shape_and_dominated_points_are_grey():
-    shown = charts.points(front(*POINTS), FAMILIES, None)
-    marks = charts.front_chart(shown, "size_bytes", dark=False).to_dict()["layer"][1]
-    scale = marks["encoding"]["shape"]["scale"]
-    shapes = dict(zip(scale["domain"], scale["range"], strict=True))
-    assert shapes["budget missed"] != shapes["budget met"]
-    fills = {value["name"]: value["fill"] for value in marks["data"]["values"]}
-    assert fills["good"] == charts.FAMILY_COLOURS["quantization"]
-    assert fills["worse"] not in charts.FAMILY_COLOURS.values()
-
-
-def test_broken_models_do_not_flatten_the_good_ones():
-    shown = charts.points(front(*POINTS, point("broken", 9000.0, 200)), FAMILIES, None)
-    marks = charts.front_chart(shown, "size_bytes", dark=False).to_dict()["layer"][1]
-    assert marks["encoding"]["y"]["scale"]["type"] == "log"
 
 
 def test_layers_know_their_block_and_kind():
@@ -118,3 +47,28 @@ def test_every_block_that_was_measured_has_a_bar_and_those_dropped_stand_out():
     assert drawn["encoding"]["x"]["scale"]["domain"] == [0, 1, 2, 3], "a block without a figure keeps its place"
     colours = drawn["encoding"]["color"]["scale"]
     assert len(set(colours["range"])) == len(colours["domain"]) == 2
+
+
+def test_artifacts_are_compared_by_the_means_of_their_blocks():
+    names = ("model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj", "model.layers.1.mlp.up_proj")
+    lines = {
+        name: charts.layer_lines(
+            [
+                LayerReport(name=layer, weights=10, zeros=zeros, error=error)
+                for layer, error in zip(names, errors, strict=True)
+            ]
+        )
+        for name, zeros, errors in (("one", 5, (0.1, 0.3, 0.2)), ("two", 0, (None, None, float("inf"))))
+    }
+    drawn = charts.depth_lines(lines, None)
+    assert [(line["artifact"], line["block"], line["zeros"]) for line in drawn] == [
+        ("one", 0, 0.5),
+        ("one", 1, 0.5),
+        ("two", 0, 0.0),
+        ("two", 1, 0.0),
+    ]
+    assert [line["error"] for line in drawn] == [pytest.approx(0.2), pytest.approx(0.2), None, None]
+    assert [line["error"] for line in charts.depth_lines(lines, "up_proj")][:2] == [0.1, 0.2]
+    points = charts.depth_chart(drawn, "error").to_dict()["data"]["values"]
+    assert {point["artifact"] for point in points} == {"one"}, "what has no error is not drawn at zero"
+    assert charts.depth_chart([line for line in drawn if line["artifact"] == "two"], "error") is None

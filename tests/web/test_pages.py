@@ -1,16 +1,20 @@
 """Pages against a real API, without a browser: what a person types, sends, and is told."""
 
-from uuid import UUID
+from datetime import date
+from uuid import UUID, uuid4
 
 import pytest
 from streamlit.testing.v1 import AppTest
 from tests.web.conftest import OpenApp
 from tests.web.house import MODEL, House
 
+from paredown.client.front_chart import AXES
 from paredown.contracts.job import BUDGET_PRESETS
+from paredown.contracts.prices import InstanceType, PriceBook
 from paredown.core import access, catalogue, jobs
 
 SUBMIT, JOBS, JOB = "views/submit.py", "views/jobs.py", "views/job.py"
+COMPARE, PRICES = "views/compare.py", "views/prices.py"
 TRADE_OFFS, CATALOGUE, ARTIFACT = "views/trade_offs.py", "views/catalogue.py", "views/artifact.py"
 
 
@@ -341,6 +345,78 @@ def test_trade_offs_keep_protocols_apart(app: AppTest, house: House) -> None:
         protocol.select_index(number).run()
         names = set(app.dataframe[0].value["name"])
         assert len(names & {"under the usual protocol", "under another"}) == 1, option
+
+
+def test_the_front_has_lines_of_the_newest_budget_and_of_ones_own(app: AppTest, house: House) -> None:
+    house.finish(23.6, recipe=[{"method": "gptq"}], budget={"max_perplexity_increase": 0.2})
+    go(app, TRADE_OFFS)
+    assert app.get("vega_lite_chart")[0].proto.spec.count("limit of the budget") == 1
+    sizes = next(box for box in app.number_input if str(box.key).startswith("trade-offs.size_ratio"))
+    rises = next(box for box in app.number_input if str(box.key).startswith("trade-offs.perplexity_increase"))
+    assert (sizes.value, rises.value) == (None, 20.0)
+    sizes.set_value(40.0).run()
+    assert app.get("vega_lite_chart")[0].proto.spec.count("limit of the budget") == 2
+
+
+def test_every_axis_of_the_front_is_drawn(app: AppTest, house: House) -> None:
+    house.fill(4)
+    go(app, TRADE_OFFS)
+    for axis in AXES:
+        app.button_group(key="axis").set_value(axis).run()
+        assert not app.exception
+        assert AXES[axis].title in app.get("vega_lite_chart")[0].proto.spec
+
+
+def test_artifacts_are_compared_side_by_side(app: AppTest, house: House) -> None:
+    made = [str(item) for item in house.fill(3)]
+    go(app, COMPARE, ids=",".join(made))
+    words = said(app)
+    for told in ("stage 1 · bits", "Rise in perplexity", "Decode speed"):
+        assert told in words
+    assert "calibration · samples" not in words, "what they share is not told"
+    assert len(app.get("vega_lite_chart")) == 3
+    app.selectbox(key="compare.kind").set_value("down_proj").run()
+    assert len(app.get("vega_lite_chart")) == 3
+    for few in ("", made[0], ",".join([*made, *(str(uuid4()) for _ in range(4))])):
+        go(app, COMPARE, **({"ids": few} if few else {}))
+        assert "can be compared" in said(app)
+
+
+def test_the_catalogue_leads_to_a_comparison(app: AppTest, house: House) -> None:
+    made = [str(item) for item in house.fill(2)]
+    go(app, CATALOGUE)
+    app.multiselect(key="catalogue.compared").set_value(made).run()
+    assert not app.exception
+    [link] = [link.proto for link in app.get("page_link") if link.proto.label == "**Compare**"]
+    assert all(item in link.query_string for item in made)
+
+
+def test_prices_are_written_down_and_price_an_artifact(app: AppTest, house: House) -> None:
+    artifact_id = house.finish()
+    go(app, ARTIFACT, id=str(artifact_id))
+    assert "The price book is empty" in said(app)
+    go(app, PRICES)
+    assert "the pool's own price" in said(app).replace("&#x27;", "'")
+    app.session_state["session.client"].change_prices(
+        lambda _: PriceBook(
+            items=(
+                InstanceType(
+                    name="small",
+                    device="cpu",
+                    memory_bytes=2**30,
+                    price_per_hour=0.36,
+                    currency="EUR",
+                    as_of=date(2026, 11, 1),
+                ),
+            )
+        )
+    )
+    app.session_state["session.cache"].clear()
+    go(app, PRICES)
+    go(app, ARTIFACT, id=str(artifact_id))
+    # The base decodes 40 tokens/s: a million are 25,000 s at 0.0001 EUR, and a month has a thousand of them.
+    assert "2.50 EUR" in said(app)
+    assert "2 500.00 EUR" in said(app)
 
 
 def test_the_catalogue_searches_and_opens(app: AppTest, house: House) -> None:

@@ -18,6 +18,7 @@ from paredown.contracts.artifact import (
 from paredown.contracts.job import Budget, Format
 from paredown.contracts.recipes import recipe_hash
 from paredown.contracts.work import EngineResult, EngineStarted, WorkOrder
+from paredown.core.prices import Rate
 from paredown.worker import publish
 
 REPORT = Report(base=None, artifact=None, size_bytes=40, base_bytes=100, sparsity=0.0, average_bits=4.25)
@@ -89,12 +90,13 @@ def test_a_link_in_the_output_is_refused(tmp_path: Path) -> None:
 
 def test_cost_is_time_at_the_pool_s_price() -> None:
     report = REPORT.model_copy(update={"speeds": {"base": speed(10), "artifact": speed(40)}})
-    cost = publish.job_cost(report, price_per_hour=3.6, currency="EUR", job_seconds=1000)
+    rate = Rate(3.6, "EUR")
+    cost = publish.job_cost(report, rate=rate, job_seconds=1000)
     # A million tokens at 10 a second take 100,000 s, of which each costs a thousandth.
     assert cost.base_per_million_tokens == pytest.approx(100)
     assert cost.artifact_per_million_tokens == pytest.approx(25)
     assert (cost.job, cost.currency) == (pytest.approx(1.0), "EUR")
-    without = publish.job_cost(REPORT, price_per_hour=3.6, currency="EUR", job_seconds=1000)
+    without = publish.job_cost(REPORT, rate=rate, job_seconds=1000)
     assert without.base_per_million_tokens is None
 
 

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -15,10 +16,11 @@ from tests.worker.conftest import MakeWorker, Submit
 
 from paredown.contracts.artifact import MANIFEST_NAME, Manifest, Verdict, verify_files
 from paredown.contracts.job import JobState, JobView, Phase
-from paredown.core import catalogue, history, jobs
+from paredown.contracts.prices import InstanceType, PriceBook
+from paredown.core import catalogue, history, jobs, prices
 from paredown.core.db import Database
 from paredown.core.errors import DiskFull, StorageUnavailable
-from paredown.core.settings import Settings
+from paredown.core.settings import Pool, Settings
 from paredown.core.storage import LocalStore, ObjectStore
 from paredown.core.tables import JobRow
 from paredown.worker.attempt import Worker
@@ -114,6 +116,37 @@ def test_the_manifest_says_what_the_job_cost(database: Database, submit: Submit,
     assert cost is not None
     assert cost.job_seconds >= 1
     assert cost.job == pytest.approx(cost.job_seconds * 3.6 / 3600)
+    assert cost.instance is None
+
+
+def test_a_job_is_at_the_price_of_its_pools_instance_type(
+    database: Database, project: UUID, settings: Settings, submit: Submit, make_worker: MakeWorker
+) -> None:
+    item = InstanceType(
+        name="m7i.xlarge",
+        device="cpu",
+        memory_bytes=2**34,
+        price_per_hour=7.2,
+        currency="EUR",
+        as_of=date(2026, 11, 1),
+    )
+    with database.transaction() as session:
+        prices.replace(session, project, PriceBook(items=(item,)))
+    pools = {"cpu": Pool(price_per_hour=3.6, instance="m7i.xlarge")}
+    job = submit()
+    claim_all(make_worker(blocks=1, settings=settings.model_copy(update={"pools": pools})), "cpu")
+    done = state_of(database, job.id)
+    assert done.artifact_id
+    with database.transaction() as session:
+        cost = catalogue.manifest(session, None, done.artifact_id).report.cost
+    assert cost is not None
+    assert (cost.instance, cost.price_per_hour, cost.currency, cost.as_of) == (
+        "m7i.xlarge",
+        7.2,
+        "EUR",
+        date(2026, 11, 1),
+    )
+    assert cost.job == pytest.approx(cost.job_seconds * 7.2 / 3600)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from fastapi.openapi.models import Example
 from pydantic import Field, StringConstraints
 
 from paredown.contracts.access import KeyView
-from paredown.contracts.artifact import ArtifactView, Page
+from paredown.contracts.artifact import ArtifactView, FrontEntry, Page
 from paredown.contracts.dataset import DatasetView
 from paredown.contracts.job import Contract, JobEvent, JobSpec, JobView, Tag
 from paredown.contracts.methods import MethodView
@@ -41,6 +41,10 @@ class KeyPage(Page):
 
 class ModelPage(Page):
     items: tuple[ModelEntry, ...]
+
+
+class FrontPage(Page):
+    items: tuple[FrontEntry, ...]
 
 
 class MethodPage(Page):

@@ -15,14 +15,14 @@ from paredown.client.errors import PareApiError
 from paredown.client.events import PATIENCE_SECONDS, follow
 from paredown.client.transport import MAX_TRIES, Transport
 from paredown.contracts.access import KeyCreated, KeyView, Me, Scope
-from paredown.contracts.artifact import ArtifactView, Front, Manifest, Verdict
+from paredown.contracts.artifact import ArtifactView, CostAxis, Front, FrontEntry, Manifest, Verdict
 from paredown.contracts.dataset import DatasetView
 from paredown.contracts.job import JobEvent, JobSpec, JobState, JobView, Plan, PlanOutcomes
 from paredown.contracts.methods import MethodView
+from paredown.contracts.prices import PriceBook
 from paredown.contracts.service import FileLink, ModelEntry, PoolView
 
 T = TypeVar("T")
-CostAxis = Literal["size_bytes", "decode_tokens_per_second", "cost_per_million_tokens"]
 
 
 class Page(BaseModel, Generic[T]):
@@ -44,12 +44,14 @@ _METHODS = TypeAdapter(Page[MethodView])
 _METHOD = TypeAdapter(MethodView)
 _MODELS = TypeAdapter(Page[ModelEntry])
 _FRONT = TypeAdapter(Front)
+_FRONTS = TypeAdapter(Page[FrontEntry])
 _POOLS = TypeAdapter(Page[PoolView])
 _DATASET = TypeAdapter(DatasetView)
 _DATASETS = TypeAdapter(Page[DatasetView])
 _ARTIFACT = TypeAdapter(ArtifactView)
 _ARTIFACTS = TypeAdapter(Page[ArtifactView])
 _MANIFEST = TypeAdapter(Manifest)
+_PRICES = TypeAdapter(PriceBook)
 _FILES = TypeAdapter(Page[FileLink])
 _KEYS = TypeAdapter(Page[KeyView])
 _CREATED_KEY = TypeAdapter(KeyCreated)
@@ -181,6 +183,26 @@ class PareClient:
         """The model (a URI or fingerprint) and its artifacts under one protocol, by default the latest."""
         parameters = _parameters(model=model, cost_axis=cost_axis, protocol=protocol)
         return self._transport.read(_FRONT, "GET", "/v1/models/front", params=parameters)
+
+    def fronts(self) -> tuple[FrontEntry, ...]:
+        """The models and protocols that have a front, newest first."""
+        return self._transport.read(_FRONTS, "GET", "/v1/models/fronts").items
+
+    # Prices
+
+    def prices(self) -> PriceBook:
+        """The project's instance types, by which jobs and serving are reckoned."""
+        return self._transport.read(_PRICES, "GET", "/v1/prices")
+
+    def change_prices(self, change: Callable[[PriceBook], PriceBook]) -> PriceBook:
+        """Read the book, and write what `change` makes of it. Raises PareApiError `precondition_failed` when somebody
+        else changed it meanwhile."""
+        answer = self._transport.call("GET", "/v1/prices")
+        book = change(_PRICES.validate_json(answer.content))
+        headers = {"Content-Type": "application/json", "If-Match": answer.headers["etag"]}
+        content = book.model_dump_json()
+        # Not idempotent: were it sent twice, its own first try would pass for somebody else's change.
+        return self._transport.read(_PRICES, "PUT", "/v1/prices", idempotent=False, content=content, headers=headers)
 
     # Data sets
 

@@ -1,18 +1,20 @@
 """Tables and figures for people."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from paredown.client.comparison import Line, Value
 from paredown.contracts.access import KeyView
 from paredown.contracts.artifact import ArtifactView, Check, Front, FrontPoint, Manifest, Report, Verdict
 from paredown.contracts.dataset import DatasetView
 from paredown.contracts.gate import TERMS
 from paredown.contracts.job import Interval, JobState, JobView, Plan, PlanOutcomes, Progress
 from paredown.contracts.methods import MethodView
+from paredown.contracts.prices import PriceBook, Savings, Serving
 
 STATE_STYLES = {
     JobState.QUEUED: "dim",
@@ -57,6 +59,10 @@ def duration(seconds: float | None) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def milliseconds(seconds: float | None) -> str:
+    return NOTHING if seconds is None else f"{1000 * seconds:.0f} ms"
 
 
 def money(amount: float | None, currency: str | None) -> str:
@@ -229,7 +235,7 @@ def artifacts(items: Iterable[ArtifactView]) -> RenderableType:
     return table
 
 
-def artifact(view: ArtifactView, report: Report) -> RenderableType:
+def artifact(view: ArtifactView, measured: Report) -> RenderableType:
     override = view.override
     increase = view.perplexity / view.base_perplexity - 1 if view.perplexity and view.base_perplexity else None
     quality = None if view.perplexity is None else f"{view.perplexity:.3f}"
@@ -261,16 +267,13 @@ def artifact(view: ArtifactView, report: Report) -> RenderableType:
             ("created", view.created_at.isoformat(timespec="seconds")),
         ]
     )
-    return Group(facts, *_evidence(report))
+    return Group(facts, *_evidence(measured))
 
 
 def report(manifest: Manifest) -> RenderableType:
     """Base beside artifact, as the manifest of one run has them."""
     view = manifest.report
-    table = _table(
-        "", "perplexity", "Δ", "size", "ratio", "bits", "sparsity", "prefill tok/s", "decode tok/s", right=()
-    )
-    base, made = view.speeds.get("base"), view.speeds.get("artifact")
+    table = _table("", "perplexity", "Δ", "size", "ratio", "bits", "sparsity", right=())
     table.add_row(
         "base",
         figure(view.base.perplexity if view.base else None, ".3f"),
@@ -279,8 +282,6 @@ def report(manifest: Manifest) -> RenderableType:
         "100.0%",
         "16.00",
         "0.0%",
-        figure(base.prefill_tokens_per_second if base else None, ".1f"),
-        figure(base.decode_tokens_per_second if base else None, ".1f"),
     )
     table.add_row(
         "artifact",
@@ -290,17 +291,58 @@ def report(manifest: Manifest) -> RenderableType:
         f"{view.size_ratio:.1%}",
         f"{view.average_bits:.2f}",
         f"{view.sparsity:.1%}",
-        figure(made.prefill_tokens_per_second if made else None, ".1f"),
-        figure(made.decode_tokens_per_second if made else None, ".1f"),
     )
     stages = (Text(f"{stage.method}: {stage.summary}") for stage in view.stages)
     return Group(table, *stages, *_evidence(view))
 
 
+def speeds(view: Report) -> list[RenderableType]:
+    """What a runtime measured of base and artifact; nothing where it did not."""
+    if not view.speeds:
+        return []
+    right = ("first token", "decode tok/s", "spread", "8 at once", "load", "memory")
+    table = _table("speed", *right, "runtime", right=right)
+    for role, speed in sorted(view.speeds.items(), reverse=True):
+        spread, batch = speed.decode_spread, speed.batch
+        table.add_row(
+            role,
+            milliseconds(speed.time_to_first_token_seconds),
+            figure(speed.decode_tokens_per_second, ".1f"),
+            f"{spread.low:.1f}–{spread.high:.1f}" if spread else NOTHING,
+            figure(batch.decode_tokens_per_second if batch else None, ".1f"),
+            f"{speed.load_seconds:.1f} s",
+            size(speed.peak_memory_bytes),
+            f"{speed.runtime}, {speed.device}, {speed.threads} threads",
+        )
+    return [Text(), table]
+
+
+def proofs(view: Report) -> list[RenderableType]:
+    """The smoke matrix: what each runtime did with the artifact."""
+    if not view.runtimes:
+        return []
+    table = _table("runtime", "version", "loads", "generates", "perplexity", "agrees", "remark", right=("perplexity",))
+    for proof in view.runtimes:
+        table.add_row(
+            proof.runtime,
+            proof.version or NOTHING,
+            _mark(proof.loads if proof.version else None),
+            _mark(proof.generates),
+            figure(proof.perplexity, ".3f"),
+            _mark(proof.agrees),
+            proof.detail or "",
+        )
+    return [Text(), table]
+
+
+def _mark(value: bool | None) -> Text:
+    return Text(NOTHING) if value is None else Text("yes", style="green") if value else Text("no", style="yellow")
+
+
 def _evidence(view: Report) -> list[RenderableType]:
     """What lies behind perplexity, size and speed, and what the gate said of it."""
     notes = (Text(f"Note: {warning}", style="yellow") for warning in view.warnings)
-    return [*_divergence(view), *_generations(view), *_checks(view), *notes]
+    return [*_divergence(view), *_generations(view), *speeds(view), *proofs(view), *_checks(view), *notes]
 
 
 def _divergence(view: Report) -> list[RenderableType]:
@@ -366,22 +408,24 @@ def _limited(check: Check, value: float | None, view: Report) -> str:
     return f"{value:.1%}"
 
 
-def front(view: Front, currency: str = "", width: int = 160) -> RenderableType:
+def front(view: Front, width: int = 160) -> RenderableType:
     """The trade-off table: the base first, then its artifacts from large to small; ids below where it is narrow."""
     base = next((point for point in view.points if point.artifact_id is None), None)
-    right = ("perplexity", "Δ", "size", "ratio", "decode\ntok/s", "cost per\nM tokens")
+    right = ("perplexity", "Δ", "size", "ratio", "decode\ntok/s", "first\ntoken", "memory", "cost per\nM tokens")
     is_wide = width >= _WIDE
     table = _table("name", *right, "verdict", "front", *(["artifact"] if is_wide else []), right=right)
     ordered = sorted(view.points, key=lambda point: (point.artifact_id is not None, -point.size_bytes, point.name))
     for point in ordered:
-        table.add_row(*_front_row(point, base, currency), *([str(point.artifact_id or NOTHING)] if is_wide else []))
+        table.add_row(
+            *_front_row(point, base, view.currency), *([str(point.artifact_id or NOTHING)] if is_wide else [])
+        )
     if is_wide:
         return table
     ids = [(str(point.artifact_id), point.name) for point in ordered if point.artifact_id]
     return Group(table, Text(), _facts(ids))
 
 
-def _front_row(point: FrontPoint, base: FrontPoint | None, currency: str) -> list[str | Text]:
+def _front_row(point: FrontPoint, base: FrontPoint | None, currency: str | None) -> list[str | Text]:
     increase = f"{point.perplexity / base.perplexity - 1:+.1%}" if base and point is not base else ""
     return [
         point.name,
@@ -390,10 +434,77 @@ def _front_row(point: FrontPoint, base: FrontPoint | None, currency: str) -> lis
         size(point.size_bytes),
         f"{point.size_bytes / base.size_bytes:.1%}" if base else NOTHING,
         figure(point.decode_tokens_per_second, ".1f"),
+        milliseconds(point.time_to_first_token_seconds),
+        NOTHING if point.peak_memory_bytes is None else size(point.peak_memory_bytes),
         money(point.cost_per_million_tokens, currency),
         verdict(point.verdict),
         Text("●", style="green") if point.on_front else Text("·", style="dim"),
     ]
+
+
+def comparison(names: Sequence[str], settings: Sequence[Line], figures: Sequence[Line]) -> RenderableType:
+    """A column for each artifact; first what was done differently, then what was measured."""
+    table = _table("", *names)
+    for line in settings:
+        table.add_row(line.name, *(NOTHING if value is None else str(value) for value in line.values))
+    table.add_section()
+    table.add_row()
+    for line in figures:
+        table.add_row(line.name, *(_compared(line, value) for value in line.values))
+    return table
+
+
+def _compared(line: Line, value: Value) -> str:
+    if value is None or isinstance(value, str):
+        return NOTHING if value is None else value
+    match line.unit:
+        case "bytes":
+            return size(value)
+        case "share":
+            return f"{value:.1%}"
+        case "change":
+            return f"{value:+.1%}"
+        case "perplexity":
+            return f"{value:.3f}"
+        case "tokens/s":
+            return f"{value:.1f} tokens/s"
+        case "seconds":
+            return milliseconds(value) if value < 1 else f"{value:.1f} s"
+    return f"{value:.2f}"
+
+
+def prices(book: PriceBook) -> RenderableType:
+    table = _table("name", "device", "memory", "price an hour", "as of", right=("memory", "price an hour"))
+    for item in book.items:
+        table.add_row(
+            item.name,
+            item.device,
+            size(item.memory_bytes),
+            f"{item.price_per_hour:g} {item.currency}",
+            item.as_of.isoformat(),
+        )
+    return table
+
+
+def savings(view: Savings, served: Mapping[str, Serving | None]) -> RenderableType:
+    """A month of the base beside a month of the artifact."""
+    table = _table("", "smallest instance", "a million tokens", "a month", right=("a million tokens", "a month"))
+    for role, cost in (("base", view.base_cost), ("artifact", view.artifact_cost)):
+        serving = served[role]
+        table.add_row(
+            role,
+            serving.instance.name if serving else NOTHING,
+            money(serving.per_million_tokens if serving else None, view.currency),
+            money(cost, view.currency),
+        )
+    facts = _facts(
+        [
+            ("traffic", f"{count(view.tokens)} tokens and {count(view.loads)} loads a month"),
+            ("bytes saved", f"{'-' if view.bytes_saved < 0 else ''}{size(abs(view.bytes_saved))}"),
+            ("money saved", money(view.saved, view.currency)),
+        ]
+    )
+    return Group(table, Text(), facts)
 
 
 def keys(items: Iterable[KeyView]) -> RenderableType:

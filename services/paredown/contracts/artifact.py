@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import date, datetime
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -93,6 +93,26 @@ class Divergence(Contract):
     exemplars: tuple[Exemplar, ...] = Field((), description="Passages that changed most, the largest change first.")
 
 
+class Spread(Contract):
+    """The middle half of the repeats: their first and third quartile."""
+
+    low: float
+    high: float
+
+    @property
+    def width(self) -> float:
+        return self.high - self.low
+
+
+class BatchSpeed(Contract):
+    """Decoding several sequences at once."""
+
+    sequences: int
+    decode_tokens_per_second: float = Field(description="Of all sequences together; the median over the repeats.")
+    spread: Spread
+    repeats: int
+
+
 class Speed(Contract):
     """Speed in one runtime: median over `repeats`. Base and artifact are measured in one run, or the artifact alone."""
 
@@ -104,8 +124,18 @@ class Speed(Contract):
     new_tokens: int
     repeats: int
     load_seconds: float
-    peak_memory_bytes: int
+    peak_memory_bytes: int = Field(
+        description="Of the runtime's process or device, while it loaded and ran at batch 1."
+    )
     threads: int
+    decode_spread: Spread | None = Field(None, description="Of decode_tokens_per_second.")
+    first_token_spread: Spread | None = Field(None, description="Of the time to the first token, in seconds.")
+    batch: BatchSpeed | None = None
+
+    @property
+    def time_to_first_token_seconds(self) -> float:
+        """From the prompt to the first new token: prefill, which ends with it."""
+        return self.prompt_tokens / self.prefill_tokens_per_second
 
 
 class Generation(Contract):
@@ -132,6 +162,17 @@ class RuntimeProof(Contract):
     generations: dict[Literal["base", "artifact"], Generation] = Field(
         {}, description="Of the artifact, and of the base where it was loaded beside it."
     )
+
+    @property
+    def generates(self) -> bool | None:
+        """None where it was not tried."""
+        return self.sample is not None if self.loads else None
+
+    @property
+    def agrees(self) -> bool | None:
+        """Whether its perplexity is the report's; None where it was not measured. One that differs is no proof: the
+        job fails (`runtime_disagrees`), so no report holds it."""
+        return True if self.loads and self.perplexity is not None else None
 
 
 class LayerReport(Contract):
@@ -176,10 +217,12 @@ class StageReport(Contract):
 
 
 class Cost(Contract):
-    """Money, from the price per hour of the pool."""
+    """Money, at the price per hour of a worker of the pool."""
 
     currency: str
     price_per_hour: float
+    instance: str | None = Field(None, description="The price book's instance type; none: the price is the pool's.")
+    as_of: date | None = Field(None, description="The day of the book's price.")
     job_seconds: float
     job: float
     base_per_million_tokens: float | None = Field(None, description="Decoding a million tokens at batch 1.")
@@ -390,6 +433,15 @@ class ArtifactView(Contract):
     created_at: datetime
 
 
+CostAxis = Literal[
+    "size_bytes",
+    "decode_tokens_per_second",
+    "time_to_first_token_seconds",
+    "peak_memory_bytes",
+    "cost_per_million_tokens",
+]
+
+
 class FrontPoint(Contract):
     """One model on the trade-off chart; the base itself has no artifact."""
 
@@ -399,6 +451,8 @@ class FrontPoint(Contract):
     perplexity: float
     size_bytes: int
     decode_tokens_per_second: float | None
+    time_to_first_token_seconds: float | None = None
+    peak_memory_bytes: int | None = Field(None, description="Of the runtime that measured its speed.")
     cost_per_million_tokens: float | None
     verdict: Verdict | None
     on_front: bool
@@ -410,8 +464,20 @@ class Front(Contract):
     model: str
     model_fingerprint: Sha256
     protocol_hash: Sha256
-    cost_axis: Literal["size_bytes", "decode_tokens_per_second", "cost_per_million_tokens"]
+    cost_axis: CostAxis
+    currency: str | None = Field(None, description="Of the points' costs.")
+    limits: dict[str, float] = Field({}, description="The budget that an artifact here had to meet last, by figure.")
     points: tuple[FrontPoint, ...]
+
+
+class FrontEntry(Contract):
+    """A front that there is: what was measured of one model under one protocol."""
+
+    model: str
+    model_fingerprint: Sha256
+    protocol_hash: Sha256
+    protocol: Protocol
+    artifacts: int
 
 
 class Page(Contract):

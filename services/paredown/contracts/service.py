@@ -34,6 +34,7 @@ class PoolView(Contract):
 
     name: PoolName
     device: Literal["cpu", "cuda"]
+    instance: str | None = Field(None, description="The price book's instance type; none: the pool has its own price.")
     price_per_hour: float
     currency: str
     memory_bytes: int | None = Field(None, description="Memory of one worker; jobs that need more are refused.")

@@ -39,7 +39,6 @@ def report_number(*path: str) -> ColumnElement[float | None]:
 DECODE_SPEED = report_number("speeds", "artifact", "decode_tokens_per_second")
 BASE_DECODE_SPEED = report_number("speeds", "base", "decode_tokens_per_second")
 TOKEN_COST = report_number("cost", "artifact_per_million_tokens")
-BASE_TOKEN_COST = report_number("cost", "base_per_million_tokens")
 _CURRENCY = cast(func.jsonb_extract_path_text(ArtifactRow.manifest, "report", "cost", "currency"), Text)
 
 

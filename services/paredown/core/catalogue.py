@@ -17,7 +17,8 @@ from paredown.contracts.job import JobState, content_hash
 from paredown.core import history
 from paredown.core.artifact_queries import of_model, readable, select_views, view
 from paredown.core.errors import Forbidden, NotFound, PreconditionFailed, StateConflict
-from paredown.core.front import front
+from paredown.core.etags import matches
+from paredown.core.front import front, fronts
 from paredown.core.inputs import (
     baseline,
     delete_dataset,
@@ -42,6 +43,7 @@ __all__ = [
     "deleted_artifacts",
     "etag",
     "front",
+    "fronts",
     "get_artifact",
     "get_dataset",
     "is_artifact_of",
@@ -204,7 +206,7 @@ def update_artifact(
     Raises PreconditionFailed, NotFound, or Forbidden for an artifact that another project shows.
     """
     _lock_own(session, project_id, artifact_id)
-    if if_match is not None and not _matches(if_match, etag(get_artifact(session, project_id, artifact_id))):
+    if if_match is not None and not matches(if_match, etag(get_artifact(session, project_id, artifact_id))):
         raise PreconditionFailed("The artifact was changed meanwhile; read it again.", field="If-Match")
     values: dict[str, Any] = {}
     if name is not None:
@@ -317,8 +319,3 @@ def _lock_own(session: Session, project_id: UUID, artifact_id: UUID) -> None:
 
 def _change(artifact_id: UUID) -> Any:
     return update(ArtifactRow).where(ArtifactRow.id == artifact_id).execution_options(synchronize_session=False)
-
-
-def _matches(if_match: str, tag: str) -> bool:
-    candidates = [candidate.strip() for candidate in if_match.split(",")]
-    return "*" in candidates or tag in candidates

@@ -6,25 +6,28 @@ from itertools import groupby
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import column, func, select, true
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
-from paredown.contracts.artifact import Front, FrontPoint
-from paredown.core.artifact_queries import (
-    BASE_DECODE_SPEED,
-    BASE_TOKEN_COST,
-    DECODE_SPEED,
-    TOKEN_COST,
-    of_model,
-    readable,
-)
+from paredown.contracts.artifact import CostAxis, Front, FrontEntry, FrontPoint, Speed
+from paredown.contracts.prices import PriceBook, serving
+from paredown.core.artifact_queries import of_model, readable
 from paredown.core.errors import NotFound
+from paredown.core.prices import price_book
 from paredown.core.storable import check_storable
 from paredown.core.tables import ArtifactRow
 
-CostAxis = Literal["size_bytes", "decode_tokens_per_second", "cost_per_million_tokens"]
-
 BASE_NAME = "base"
+
+_EVALUATED = (ArtifactRow.perplexity.is_not(None), ArtifactRow.protocol_hash.is_not(None))
+_REPORT = func.jsonb_extract_path(ArtifactRow.manifest, "report")
+# A manifest has thousands of layers, and each path into it would unpack all of it again: so this unpacks it once.
+_FIGURES = (
+    func.jsonb_to_record(_REPORT)
+    .table_valued(column("speeds", JSONB), column("cost", JSONB), column("gate", JSONB))
+    .render_derived(name="figures", with_types=True)
+)
 
 
 def front(session: Session, project_id: UUID, model: str, protocol_hash: str | None, cost_axis: CostAxis) -> Front:
@@ -44,15 +47,39 @@ def front(session: Session, project_id: UUID, model: str, protocol_hash: str | N
     rows = [row for row in rows if row.protocol_hash == protocol_hash]
     if not rows:
         raise NotFound(f"No artifact of {model} was evaluated under that protocol.", field="protocol")
-    points = [_artifact_point(row) for row in rows if math.isfinite(row.perplexity)]
-    points += _base_points(rows)
+    book = price_book(session, project_id)
+    points = [_artifact_point(row, book) for row in rows if math.isfinite(row.perplexity)]
+    points += _base_points(rows, book)
+    gate = next((row.gate for row in rows if row.gate), {"checks": ()})
     return Front(
         model=rows[0].model,
         model_fingerprint=rows[0].model_fingerprint,
         protocol_hash=protocol_hash,
         cost_axis=cost_axis,
+        currency=book.currency or next((row.cost["currency"] for row in rows if row.cost), None),
+        limits={check["figure"]: check["limit"] for check in gate["checks"]},
         points=tuple(mark_front(points, cost_axis)),
     )
+
+
+def fronts(session: Session, project_id: UUID) -> list[FrontEntry]:
+    """Every model and protocol with an evaluated artifact that this project may read, that of the newest first."""
+    group = (ArtifactRow.model_fingerprint, ArtifactRow.protocol_hash)
+    newest_first = (ArtifactRow.created_at.desc(), ArtifactRow.id.desc())
+    ranked = (
+        select(
+            ArtifactRow,
+            func.row_number().over(partition_by=group, order_by=newest_first).label("place"),
+            func.count().over(partition_by=group).label("artifacts"),
+        )
+        .where(*readable(project_id), *_EVALUATED)
+        .subquery()
+    )
+    # The manifest of the newest of each group alone is unpacked.
+    protocol = func.jsonb_extract_path(ranked.c.manifest, "report", "artifact", "protocol").label("protocol")
+    columns = (ranked.c.model, ranked.c.model_fingerprint, ranked.c.protocol_hash, ranked.c.artifacts, protocol)
+    query = select(*columns).where(ranked.c.place == 1).order_by(ranked.c.created_at.desc(), ranked.c.id.desc())
+    return [FrontEntry.model_validate(dict(row)) for row in session.execute(query).mappings()]
 
 
 def mark_front(points: list[FrontPoint], cost_axis: CostAxis) -> list[FrontPoint]:
@@ -82,8 +109,7 @@ def mark_front(points: list[FrontPoint], cost_axis: CostAxis) -> list[FrontPoint
 
 def _measured(session: Session, project_id: UUID, model: str) -> list[Any]:
     """Evaluated artifacts of the newest content of this model, newest first; of each only what the chart needs."""
-    evaluated = (ArtifactRow.perplexity.is_not(None), ArtifactRow.protocol_hash.is_not(None))
-    visible = [*readable(project_id), *evaluated]
+    visible = [*readable(project_id), *_EVALUATED]
     newest_first = (ArtifactRow.created_at.desc(), ArtifactRow.id.desc())
     newest = select(ArtifactRow.model_fingerprint).where(of_model(session, project_id, model), *visible)
     fingerprint = session.scalar(newest.order_by(*newest_first).limit(1))
@@ -100,49 +126,64 @@ def _measured(session: Session, project_id: UUID, model: str) -> list[Any]:
             ArtifactRow.size_bytes,
             ArtifactRow.base_bytes,
             ArtifactRow.verdict,
-            DECODE_SPEED.label("speed"),
-            TOKEN_COST.label("token_cost"),
-            BASE_DECODE_SPEED.label("base_speed"),
-            BASE_TOKEN_COST.label("base_token_cost"),
+            _FIGURES.c.speeds,
+            _FIGURES.c.cost,
+            _FIGURES.c.gate,
         )
+        .join(_FIGURES, true())
         .where(ArtifactRow.model_fingerprint == fingerprint, *visible)
         .order_by(*newest_first)
     )
     return list(session.execute(query))
 
 
-def _artifact_point(row: Any) -> FrontPoint:
+def _artifact_point(row: Any, book: PriceBook) -> FrontPoint:
     return FrontPoint(
         artifact_id=row.id,
         name=row.name,
         methods=tuple(row.methods),
         perplexity=row.perplexity,
         size_bytes=row.size_bytes,
-        decode_tokens_per_second=row.speed,
-        cost_per_million_tokens=row.token_cost,
+        **_speed_figures(row, "artifact", book),
         verdict=row.verdict,
         on_front=False,
     )
 
 
-def _base_points(rows: list[Any]) -> list[FrontPoint]:
+def _base_points(rows: list[Any], book: PriceBook) -> list[FrontPoint]:
     """The uncompressed model, each figure as it was measured last; nothing where it never was."""
-
-    def latest(figure: str) -> Any:
-        return next((value for value in (getattr(row, figure) for row in rows) if value is not None), None)
-
-    perplexity = latest("base_perplexity")
+    perplexity = next((row.base_perplexity for row in rows if row.base_perplexity is not None), None)
     if perplexity is None or not math.isfinite(perplexity):
         return []
+    figures = [_speed_figures(row, "base", book) for row in rows]
     base = FrontPoint(
         artifact_id=None,
         name=BASE_NAME,
         methods=(),
         perplexity=perplexity,
-        size_bytes=latest("base_bytes"),
-        decode_tokens_per_second=latest("base_speed"),
-        cost_per_million_tokens=latest("base_token_cost"),
+        size_bytes=rows[0].base_bytes,
+        **{name: next((figure[name] for figure in figures if figure[name] is not None), None) for name in figures[0]},
         verdict=None,
         on_front=False,
     )
     return [base]
+
+
+def _speed_figures(row: Any, role: Literal["base", "artifact"], book: PriceBook) -> dict[str, Any]:
+    """What a runtime measured of one of the two, and what that costs; None each where nothing was measured.
+
+    Costs are all by today's price book; where the project has none, each is what its report says.
+    """
+    stored = (row.speeds or {}).get(role)
+    speed = Speed.model_validate(stored, extra="ignore") if stored else None
+    if book.items:
+        served = serving(book, speed)
+        cost = served.per_million_tokens if served else None
+    else:
+        cost = (row.cost or {}).get(f"{role}_per_million_tokens")
+    return {
+        "decode_tokens_per_second": speed.decode_tokens_per_second if speed else None,
+        "time_to_first_token_seconds": speed.time_to_first_token_seconds if speed else None,
+        "peak_memory_bytes": speed.peak_memory_bytes if speed else None,
+        "cost_per_million_tokens": cost,
+    }

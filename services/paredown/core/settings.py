@@ -12,7 +12,10 @@ class Pool(BaseModel):
     """A named group of workers that are alike."""
 
     device: Literal["cpu", "cuda"] = "cpu"
-    price_per_hour: float = Field(0.10, ge=0, description="Price of one worker machine for an hour.")
+    instance: str | None = Field(None, description="Instance type of its workers, as price books name it.")
+    price_per_hour: float = Field(
+        0.10, ge=0, description="Price of one worker machine for an hour, where the price book does not tell."
+    )
     memory_bytes: int | None = Field(None, description="Memory of one worker; jobs that need more are refused.")
 
 

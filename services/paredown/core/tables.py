@@ -4,7 +4,7 @@ Times are timestamptz by the database's clock. Only core/jobs.py writes jobs and
 deleted, and those of artifacts only marked.
 """
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -271,3 +271,17 @@ class PlanOutcomeRow(Base):
     planned_output_bytes: Mapped[int] = mapped_column(BigInteger)
     output_bytes: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class InstancePriceRow(Base):
+    """A line of a project's price book."""
+
+    __tablename__ = "instance_prices"
+
+    project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    device: Mapped[str]
+    memory_bytes: Mapped[int] = mapped_column(BigInteger)
+    price_per_hour: Mapped[float]
+    currency: Mapped[str]
+    as_of: Mapped[date]

@@ -69,7 +69,6 @@ def run_demo(*, keep_up: bool, as_json: bool) -> None:
             check(jobs)
             protocol = client.artifact(jobs[0].artifact_id).protocol_hash if jobs[0].artifact_id else None
             front = client.front(MODEL, protocol=protocol)
-            currency = next((pool.currency for pool in client.pools()), "")
         _check_front(front, jobs)
     finally:
         if not keep_up:
@@ -77,7 +76,7 @@ def run_demo(*, keep_up: bool, as_json: bool) -> None:
     if as_json:
         emit_json({"jobs": [job.model_dump(mode="json") for job in jobs], "front": front.model_dump(mode="json")})
     else:
-        _tell(front, jobs, currency, addresses if keep_up else None)
+        _tell(front, jobs, addresses if keep_up else None)
 
 
 def follow(client: PareClient, jobs: list[JobView]) -> list[JobView]:
@@ -126,12 +125,12 @@ def _note(job: JobView) -> str:
     return "missed its budget, as it should" if job.state is JobState.REJECTED else ""
 
 
-def _tell(front: Front, jobs: list[JobView], currency: str, addresses: Addresses | None) -> None:
+def _tell(front: Front, jobs: list[JobView], addresses: Addresses | None) -> None:
     ours = {job.artifact_id for job in jobs} | {None}
     shown = front.model_copy(update={"points": tuple(point for point in front.points if point.artifact_id in ours)})
     out = stdout()
     out.print()
-    out.print(render.front(shown, currency, out.width))
+    out.print(render.front(shown, out.width))
     out.print()
     if addresses is None:
         return

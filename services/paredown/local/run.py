@@ -31,6 +31,7 @@ from paredown.contracts.recipes import recipe_hash, recipe_name
 from paredown.contracts.work import EngineProgress, EngineStarted, WorkOrder
 from paredown.core import planning, sources
 from paredown.core.errors import NotFound, PareError
+from paredown.core.prices import Rate
 from paredown.core.settings import Settings
 from paredown.core.storage import LocalStore
 from paredown.local.home import Home
@@ -247,8 +248,7 @@ def _publish(run: _Run, order: WorkOrder, model: sources.FetchedModel, engine: E
     pool = run.settings.pools[run.settings.default_pool]
     cost = publish.job_cost(
         engine.result.report,
-        price_per_hour=pool.price_per_hour,
-        currency=run.settings.currency,
+        rate=Rate(pool.price_per_hour, run.settings.currency),
         job_seconds=seconds,
     )
     manifest = publish.build_manifest(

@@ -44,6 +44,8 @@ def _pages() -> dict[str, list[st.Page]]:
                 url_path="artifact",
                 visibility="hidden",
             ),
+            st.Page(parts.PRICES, title="Prices", icon=":material/payments:", url_path="prices"),
+            st.Page(parts.COMPARE, title="Compare", icon=":material/compare:", url_path="compare", visibility="hidden"),
         ],
     }
 

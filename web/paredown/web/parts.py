@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 ASSETS = Path(__file__).with_name("assets")
 SUBMIT, JOBS, JOB = "views/submit.py", "views/jobs.py", "views/job.py"
 TRADE_OFFS, CATALOGUE, ARTIFACT = "views/trade_offs.py", "views/catalogue.py", "views/artifact.py"
+COMPARE, PRICES = "views/compare.py", "views/prices.py"
 
 _ASKED = "parts.asked"
 _TONES = {

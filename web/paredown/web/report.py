@@ -1,14 +1,37 @@
 """A report as people read it: base beside artifact, the gate, the runtimes that proved it, each layer's error."""
 
+from collections.abc import Callable
+
 import streamlit as st
 
-from paredown.contracts.artifact import Check, Exemplar, Manifest, Override, Prediction, Report, Verdict
+from paredown.contracts.artifact import (
+    Check,
+    Exemplar,
+    Manifest,
+    Override,
+    Prediction,
+    Report,
+    RuntimeProof,
+    Speed,
+    Verdict,
+)
 from paredown.contracts.gate import TERMS
 from paredown.web import charts, parts
 from paredown.web import format as fmt
 
 # Passages that are open at once; the others lie in a closed part.
 _EXEMPLARS = 4
+
+_SPEEDS: dict[str, Callable[[Speed], str]] = {
+    "First token": lambda speed: fmt.seconds(speed.time_to_first_token_seconds),
+    "Prefill": lambda speed: fmt.speed(speed.prefill_tokens_per_second),
+    "Decode": lambda speed: fmt.speed(speed.decode_tokens_per_second, speed.decode_spread),
+    "Decode, 8 sequences": lambda speed: fmt.speed(
+        speed.batch.decode_tokens_per_second if speed.batch else None, speed.batch.spread if speed.batch else None
+    ),
+    "Load": lambda speed: fmt.seconds(speed.load_seconds),
+    "Peak memory": lambda speed: fmt.size(speed.peak_memory_bytes),
+}
 
 
 def show(manifest: Manifest, override: Override | None = None) -> None:
@@ -177,20 +200,7 @@ def _quality(report: Report) -> None:
         known = report.base.perplexity if report.base else None
         rows.insert(0, ["Perplexity", fmt.perplexity(known), fmt.perplexity(report.artifact.perplexity)])
     if artifact:
-        rows += [
-            [
-                "Prefill",
-                fmt.speed(base.prefill_tokens_per_second if base else None),
-                fmt.speed(artifact.prefill_tokens_per_second),
-            ],
-            [
-                "Decode",
-                fmt.speed(base.decode_tokens_per_second if base else None),
-                fmt.speed(artifact.decode_tokens_per_second),
-            ],
-            ["Load", fmt.duration(base.load_seconds if base else None), fmt.duration(artifact.load_seconds)],
-            ["Peak memory", fmt.size(base.peak_memory_bytes if base else None), fmt.size(artifact.peak_memory_bytes)],
-        ]
+        rows += [[name, write(base) if base else fmt.ABSENT, write(artifact)] for name, write in _SPEEDS.items()]
     if report.cost:
         rows.append(
             [
@@ -218,10 +228,13 @@ def _runtimes(report: Report) -> None:
     st.subheader("Runtimes", anchor=False)
     if not report.runtimes:
         st.caption("No runtime was tried.")
+    else:
+        parts.table(
+            ["Runtime", "Loads", "Generates", "Perplexity", "Agrees"], [_proof(proof) for proof in report.runtimes]
+        )
     for proof in report.runtimes:
-        mark = parts.badge("loads", "good") if proof.loads else parts.badge("not claimed", "dim")
-        more = f" · perplexity {fmt.perplexity(proof.perplexity)}" if proof.perplexity is not None else ""
-        st.html(f"<b>{parts.escaped(proof.runtime)}</b> {parts.escaped(proof.version)} {mark}{more}")
+        if proof.sample or proof.detail:
+            st.html(f"<b>{parts.escaped(proof.runtime)}</b>")
         if proof.sample:
             st.html(f'<div class="pare-quote">{parts.escaped(proof.sample)}</div>')
         if proof.detail:
@@ -236,6 +249,20 @@ def _runtimes(report: Report) -> None:
     run += [(f"{phase.capitalize()} phase", fmt.duration(seconds)) for phase, seconds in report.phase_seconds.items()]
     st.subheader("The run", anchor=False)
     parts.facts(run)
+
+
+def _proof(proof: RuntimeProof) -> list[str]:
+    def mark(value: bool | None) -> str:
+        return fmt.ABSENT if value is None else parts.badge("yes", "good") if value else parts.badge("no", "warn")
+
+    return [
+        f"<b>{parts.escaped(proof.runtime)}</b> {parts.escaped(proof.version)}",
+        # Without a version it was not there to be tried.
+        mark(proof.loads if proof.version else None),
+        mark(proof.generates),
+        fmt.perplexity(proof.perplexity),
+        mark(proof.agrees),
+    ]
 
 
 def _blocks(report: Report) -> None:

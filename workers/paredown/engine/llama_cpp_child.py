@@ -33,13 +33,15 @@ class LlamaCpp:
         self._server: Any = None
         self._path = ""
         self._threads = 1
+        self._sequences = 1
+        self._context = 0
 
     def ready(self) -> bool:
         return True
 
     def load(self, path: str, context: int, threads: int) -> dict[str, Any]:
         started = time.perf_counter()
-        self._path, self._threads = path, threads
+        self._path, self._threads, self._context = path, threads, context
         self._server = self._start(context)
         return {"seconds": time.perf_counter() - started, "version": importlib.metadata.version("xllamacpp")}
 
@@ -52,8 +54,18 @@ class LlamaCpp:
         timings = self._complete(prompt, new_tokens)["timings"]
         return {
             "prefill_seconds": timings["prompt_ms"] / 1000,
-            "decode_seconds": timings["predicted_ms"] / 1000 * new_tokens / max(1, timings["predicted_n"]),
+            "decode_seconds": _decode_seconds(timings, new_tokens),
         }
+
+    def time_batch(self, prompts: list[list[int]], new_tokens: int) -> float:
+        """Seconds to write `new_tokens` after each of the prompts, all at once, by llama.cpp's clock."""
+        if self._sequences != len(prompts):
+            self._server = None
+            self._sequences = len(prompts)
+            self._server = self._start(self._context)
+        # The library's own call melts the answers into one, with the time of only one of them.
+        answers = _ask("/completion", _asked(prompts, new_tokens))
+        return max(_decode_seconds(answer["timings"], new_tokens) for answer in answers)
 
     def tokenize(self, text: str) -> list[int]:
         tokens: list[int] = _ask("/tokenize", {"content": text, "add_special": False, "parse_special": False})["tokens"]
@@ -66,6 +78,7 @@ class LlamaCpp:
 
         tokens_NT = numpy.load(tokens, allow_pickle=False)
         self._server = None
+        self._sequences = 1
         self._server = self._start(tokens_NT.shape[1], states=True)
         stored = {tensor.name: tensor for tensor in GGUFReader(self._path).tensors}
         head = stored.get("output.weight") or stored["token_embd.weight"]
@@ -90,9 +103,10 @@ class LlamaCpp:
         settings = library.CommonParams()
         settings.model.path = self._path
         settings.hostnames = [_SOCKET]
-        settings.n_ctx = context
-        settings.n_batch = settings.n_ubatch = min(context, 2048)
-        settings.n_parallel = 1
+        # Each of the sequences has its share of the whole.
+        settings.n_ctx = context * self._sequences
+        settings.n_batch = settings.n_ubatch = min(settings.n_ctx, 2048)
+        settings.n_parallel = self._sequences
         settings.n_gpu_layers = 0
         settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = self._threads
         settings.ui = False
@@ -104,8 +118,7 @@ class LlamaCpp:
         return library.Server(settings)
 
     def _complete(self, prompt: list[int], new_tokens: int) -> dict[str, Any]:
-        asked = {"prompt": prompt, "n_predict": new_tokens, "temperature": 0, "cache_prompt": False, "ignore_eos": True}
-        answer: dict[str, Any] = _answer(self._server.handle_completions(asked))
+        answer: dict[str, Any] = _answer(self._server.handle_completions(_asked(prompt, new_tokens)))
         return answer
 
     def _states(self, tokens: list[int]) -> list[list[float]]:
@@ -113,6 +126,22 @@ class LlamaCpp:
         [answer] = _ask("/embedding", {"content": tokens, "embd_normalize": -1})
         states: list[list[float]] = answer["embedding"]
         return states
+
+
+def _asked(prompt: list[int] | list[list[int]], new_tokens: int) -> dict[str, Any]:
+    """A request to continue one prompt, or each of several, greedily."""
+    return {
+        "prompt": prompt,
+        "n_predict": new_tokens,
+        "temperature": 0,
+        "cache_prompt": False,
+        "ignore_eos": True,
+    }
+
+
+def _decode_seconds(timings: dict[str, Any], new_tokens: int) -> float:
+    """Scaled to the tokens that were asked for, where the model ended earlier."""
+    return float(timings["predicted_ms"] / 1000 * new_tokens / max(1, timings["predicted_n"]))
 
 
 def _answer(answer: Any) -> Any:

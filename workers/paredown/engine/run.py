@@ -23,7 +23,7 @@ from paredown.engine.checkpoint import identity_hash
 from paredown.engine.errors import BaselineUnknown, DeviceUnavailable, NanFound, OrderInvalid
 from paredown.engine.evaluation.divergence import Comparison, StatesFile, has_states
 from paredown.engine.evaluation.perplexity import Observer, perplexity
-from paredown.engine.evaluation.speed import Role
+from paredown.engine.evaluation.speed import Role, not_faster
 from paredown.engine.experts import coverage_warnings
 from paredown.engine.formats import WRITERS
 from paredown.engine.formats.files import write_companions, write_json
@@ -129,6 +129,9 @@ def run(
             "The divergence from the base was not measured: this job began with an artifact, and its base is not here.",
             *warnings,
         )
+    base_bytes = order.origin.base_bytes if order.origin else inputs.shape.base_bytes
+    if sentence := not_faster(speeds, size_bytes / base_bytes):
+        warnings = (*warnings, sentence)
     layers = compressed.layers
     weights = sum(layer.weights for layer in layers)
     return EngineResult(
@@ -137,7 +140,7 @@ def run(
             artifact=artifact,
             divergence=divergence,
             size_bytes=size_bytes,
-            base_bytes=order.origin.base_bytes if order.origin else inputs.shape.base_bytes,
+            base_bytes=base_bytes,
             sparsity=sum(layer.zeros for layer in layers) / weights,
             average_bits=sum(layer.bits * layer.weights for layer in layers) / weights,
             speeds=speeds,

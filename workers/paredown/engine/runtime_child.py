@@ -185,7 +185,14 @@ class Runtime:
 
     def time(self, prompt: list[int], new_tokens: int) -> dict[str, Any]:
         """Seconds to read the prompt at once, and to write `new_tokens` one by one after it."""
-        prompt_NT = self.torch.tensor([prompt], device=self.model.device)
+        return self._timed([prompt], new_tokens)
+
+    def time_batch(self, prompts: list[list[int]], new_tokens: int) -> float:
+        """Seconds to write `new_tokens` after each of the prompts, which are equally long, all at once."""
+        return float(self._timed(prompts, new_tokens)["decode_seconds"])
+
+    def _timed(self, prompts: list[list[int]], new_tokens: int) -> dict[str, float]:
+        prompt_NT = self.torch.tensor(prompts, device=self.model.device)
         with self.torch.no_grad():
             started = self._now()
             output = self.model(prompt_NT, use_cache=True, logits_to_keep=1)

@@ -98,6 +98,10 @@ class RuntimeProcess:
         """What the model writes after each prompt, greedily, `new_tokens` long; the prompts are of one length."""
         raise NotImplementedError
 
+    def time_batch(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> float:
+        """Seconds to decode `new_tokens` after each of the prompts, all at once; reading them is not counted."""
+        return float(self._call("time_batch", prompts=[list(prompt) for prompt in prompts], new_tokens=new_tokens))
+
     def peak_memory_bytes(self) -> int:
         return int(self._call("peak_memory_bytes"))
 

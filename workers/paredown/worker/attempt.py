@@ -20,7 +20,7 @@ from paredown.contracts.families import shape_from_config
 from paredown.contracts.job import Phase, Plan, Progress
 from paredown.contracts.recipes.pruning import Pruner
 from paredown.contracts.work import EngineProgress, EngineStarted, Origin, WorkOrder
-from paredown.core import catalogue, planning, sources
+from paredown.core import catalogue, planning, prices, sources
 from paredown.core.catalogue import NewArtifact
 from paredown.core.db import Database
 from paredown.core.errors import DatabaseUnavailable, DiskFull, EngineCrashed, LeaseLost, PareError
@@ -336,12 +336,9 @@ class Attempt:
 
     def _completed(self, report: Report) -> Report:
         seconds = self._claim.worker_seconds + time.monotonic() - self._claimed_at
-        cost = publish.job_cost(
-            report,
-            price_per_hour=self._pool.price_per_hour,
-            currency=self._settings.currency,
-            job_seconds=seconds,
-        )
+        book = self._transaction(lambda session: prices.price_book(session, self._claim.project_id))
+        rate = prices.rate(self._pool, book, self._settings)
+        cost = publish.job_cost(report, rate=rate, job_seconds=seconds)
         return publish.complete_report(report, cost=cost, budget=self._spec.budget)
 
     def _transaction(self, work: Callable[[Session], T]) -> T:

@@ -20,30 +20,25 @@ from paredown.contracts.artifact import (
 )
 from paredown.contracts.gate import judge
 from paredown.contracts.job import Budget
+from paredown.contracts.prices import hourly, per_million_tokens
 from paredown.contracts.recipes import recipe_hash
 from paredown.contracts.work import EngineResult, EngineStarted, WorkOrder
+from paredown.core.prices import Rate
 from paredown.core.storage import ObjectStore
 
-SECONDS_PER_HOUR = 3600
-MILLION = 1_000_000
 
-
-def job_cost(report: Report, *, price_per_hour: float, currency: str, job_seconds: float) -> Cost:
+def job_cost(report: Report, *, rate: Rate, job_seconds: float) -> Cost:
     """What the job took of its pool, and what decoding a million tokens takes before and after, at batch 1."""
-
-    def per_million_tokens(which: str) -> float | None:
-        speed = next((speed for name, speed in report.speeds.items() if name == which), None)
-        if speed is None or speed.decode_tokens_per_second <= 0:
-            return None
-        return MILLION / speed.decode_tokens_per_second / SECONDS_PER_HOUR * price_per_hour
-
+    base, artifact = report.speeds.get("base"), report.speeds.get("artifact")
     return Cost(
-        currency=currency,
-        price_per_hour=price_per_hour,
+        currency=rate.currency,
+        price_per_hour=rate.price_per_hour,
+        instance=rate.instance,
+        as_of=rate.as_of,
         job_seconds=job_seconds,
-        job=job_seconds / SECONDS_PER_HOUR * price_per_hour,
-        base_per_million_tokens=per_million_tokens("base"),
-        artifact_per_million_tokens=per_million_tokens("artifact"),
+        job=hourly(rate.price_per_hour, job_seconds),
+        base_per_million_tokens=per_million_tokens(rate.price_per_hour, base) if base else None,
+        artifact_per_million_tokens=per_million_tokens(rate.price_per_hour, artifact) if artifact else None,
     )
 
 

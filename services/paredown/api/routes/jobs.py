@@ -16,7 +16,7 @@ from paredown.api.openapi import header, problems
 from paredown.api.schemas import Cursor, EventPage, JobId, JobPage, Limit, SubmittedJob
 from paredown.api.service import Service, UsesService
 from paredown.contracts.job import JobState, JobView, Plan, PlanOutcomes, PoolName
-from paredown.core import history, jobs
+from paredown.core import history, jobs, prices
 from paredown.core.access import Principal
 
 router = APIRouter(prefix="/v1", route_class=ApiRoute)
@@ -74,7 +74,9 @@ def submit_job(
 def plan_job(spec: SubmittedJob, service: UsesService, caller: Principal = allow("jobs:read")) -> Plan:
     """Memory, disk, time, bytes and cost, from the model's configuration and what finished jobs of the pool took beside
     their plans, each with an interval. Nothing is queued or downloaded."""
-    return submission.plan(service, caller.project_id, spec)
+    made = submission.plan(service, caller.project_id, spec)
+    with service.database.transaction() as session:
+        return prices.priced(made, prices.price_book(session, caller.project_id), service.settings)
 
 
 @router.get(

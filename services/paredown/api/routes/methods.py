@@ -14,7 +14,7 @@ from paredown.api.service import UsesService
 from paredown.contracts.job import JobState
 from paredown.contracts.methods import MethodView, method_views
 from paredown.contracts.service import PoolView
-from paredown.core import jobs
+from paredown.core import jobs, prices
 from paredown.core.access import Principal
 from paredown.core.errors import NotFound
 
@@ -57,16 +57,19 @@ def get_method(
 
 
 @router.get("/pools", operation_id="listPools", tags=["pools"], summary="Worker pools, their price and their queue")
-def list_pools(service: UsesService, _: Principal = allow("jobs:read")) -> PoolPage:
+def list_pools(service: UsesService, caller: Principal = allow("jobs:read")) -> PoolPage:
     settings = service.settings
     with service.database.transaction() as session:
         counts = jobs.counts(session)
+        book = prices.price_book(session, caller.project_id)
+    rates = {name: prices.rate(pool, book, settings) for name, pool in settings.pools.items()}
     pools = tuple(
         PoolView(
             name=name,
             device=pool.device,
-            price_per_hour=pool.price_per_hour,
-            currency=settings.currency,
+            instance=rates[name].instance,
+            price_per_hour=rates[name].price_per_hour,
+            currency=rates[name].currency,
             memory_bytes=pool.memory_bytes,
             default=name == settings.default_pool,
             queued=counts.get((name, JobState.QUEUED), 0),

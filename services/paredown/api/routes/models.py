@@ -1,15 +1,15 @@
 """Models, and the trade-offs that were found for them."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Query
 
 from paredown.api.auth import allow
 from paredown.api.http import ApiRoute
 from paredown.api.openapi import problems
-from paredown.api.schemas import Cursor, Limit, ModelPage
+from paredown.api.schemas import Cursor, FrontPage, Limit, ModelPage
 from paredown.api.service import UsesService
-from paredown.contracts.artifact import Front
+from paredown.contracts.artifact import CostAxis, Front
 from paredown.core import catalogue
 from paredown.core.access import Principal
 from paredown.core.sources.packages import packaged_models
@@ -41,10 +41,7 @@ def get_front(
     model: Annotated[
         str, Query(min_length=1, max_length=2048, description="URI or fingerprint of the model, or artifact://ID.")
     ],
-    cost_axis: Annotated[
-        Literal["size_bytes", "decode_tokens_per_second", "cost_per_million_tokens"],
-        Query(description="What accuracy is weighed against."),
-    ] = "size_bytes",
+    cost_axis: Annotated[CostAxis, Query(description="What accuracy is weighed against.")] = "size_bytes",
     protocol: Annotated[
         str | None,
         Query(pattern="^[0-9a-f]{64}$", description="Hash of the protocol; empty takes the one with most artifacts."),
@@ -54,3 +51,11 @@ def get_front(
     """Every artifact of the model that was measured under one protocol, and the base; `on_front` marks the best."""
     with service.database.transaction() as session:
         return catalogue.front(session, caller.project_id, model, protocol, cost_axis)
+
+
+@router.get("/models/fronts", operation_id="listFronts", summary="The models and protocols that have a front")
+def list_fronts(service: UsesService, caller: Principal = allow("artifacts:read")) -> FrontPage:
+    """Every model with an evaluated artifact, once for each protocol; the one of the newest artifact comes first."""
+    with service.database.transaction() as session:
+        entries = catalogue.fronts(session, caller.project_id)
+    return FrontPage(items=tuple(entries), has_more=False, after=None)

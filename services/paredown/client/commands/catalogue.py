@@ -1,5 +1,8 @@
 """front, artifacts, artifact, download, verify, datasets."""
 
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -8,14 +11,14 @@ from uuid import UUID
 import typer
 from pydantic import ValidationError
 
-from paredown.client import render
-from paredown.client.client import CostAxis
-from paredown.client.commands.options import Limit
+from paredown.client import comparison, render
+from paredown.client.commands.options import Limit, MaxPerplexityIncrease, MaxSizeRatio
+from paredown.client.comparison import MOST_COMPARED
 from paredown.client.credentials import connect
 from paredown.client.errors import CommandFailed, ExitCode
 from paredown.client.output import JsonOption, emit_json, say, stdout
 from paredown.client.watching import DownloadBars
-from paredown.contracts.artifact import MANIFEST_NAME, Manifest, Verdict, verify_files
+from paredown.contracts.artifact import MANIFEST_NAME, CostAxis, Front, Manifest, Verdict, verify_files
 
 ArtifactId = Annotated[UUID, typer.Argument(help="The artifact's id.", metavar="ARTIFACT")]
 
@@ -23,6 +26,7 @@ datasets = typer.Typer(help="Calibration texts that were uploaded.", no_args_is_
 
 
 artifacts = typer.Typer(rich_markup_mode=None)
+_CHART_ENDINGS = ("png", "svg")
 
 
 def register(app: typer.Typer) -> None:
@@ -38,17 +42,66 @@ def front(
     protocol: Annotated[
         str | None, typer.Option(help="Hash of the evaluation protocol; by default the latest.")
     ] = None,
+    export: Annotated[
+        Path | None, typer.Option(help="Write the chart to this file as well: .png, .svg, or .csv for its points.")
+    ] = None,
+    max_size_ratio: MaxSizeRatio = None,
+    max_perplexity_increase: MaxPerplexityIncrease = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Show a model's artifacts, and mark those that no other beats on accuracy and cost together."""
+    """Show a model's artifacts, and mark those that no other beats on accuracy and cost together.
+
+    The chart's budget lines are the options', or those that an artifact of the model was held to last.
+    """
+    if export:
+        _check_export(export)
+    given = {"size_ratio": max_size_ratio, "perplexity_increase": max_perplexity_increase}
     with connect() as client:
         view = client.front(model, cost_axis, protocol)
-        currency = next((pool.currency for pool in client.pools()), "")
+        families = {method.method: method.family.value for method in client.methods()} if export else {}
+    if export:
+        limits = view.limits | {figure: limit for figure, limit in given.items() if limit is not None}
+        _export(export, view, families, limits)
     if json_output:
         emit_json(view)
     else:
         out = stdout()
-        out.print(render.front(view, currency, out.width))
+        out.print(render.front(view, out.width))
+
+
+def _check_export(path: Path) -> None:
+    """Before anything is asked of the service. Raises CommandFailed."""
+    ending = path.suffix.removeprefix(".").lower()
+    if ending not in (*_CHART_ENDINGS, "csv"):
+        raise CommandFailed(
+            f"{path} must end in .png, .svg or .csv.", code="export_unknown", exit_code=ExitCode.USAGE, field="export"
+        )
+    missing = [name for name in ("altair", "vl_convert") if find_spec(name) is None]
+    if missing:
+        raise CommandFailed(
+            f"Drawing the chart needs {' and '.join(missing)}; install it with: pip install 'paredown[charts]'",
+            code="extra_missing",
+            exit_code=ExitCode.USAGE,
+        )
+
+
+def _export(path: Path, view: Front, families: Mapping[str, str], limits: Mapping[str, float]) -> None:
+    """Raises CommandFailed where no artifact has a figure for the axis."""
+    # Altair takes half a second to import, which no other command needs.
+    from paredown.client import front_chart
+
+    shown = front_chart.points(view, families)
+    if not shown:
+        raise CommandFailed(f"No artifact of this model has {view.cost_axis}, so there is no chart.", code="not_found")
+    ending = path.suffix.removeprefix(".").lower()
+    if ending == "csv":
+        content = front_chart.csv_text(shown).encode()
+    else:
+        lines = front_chart.budget_lines(view, limits)
+        chart = front_chart.front_chart(shown, view.cost_axis, lines, dark=False)
+        content = front_chart.image(chart, "svg" if ending == "svg" else "png")
+    path.write_bytes(content)
+    say(f"Wrote {path}")
 
 
 @artifacts.callback(invoke_without_command=True)
@@ -63,7 +116,7 @@ def list_artifacts(
     limit: Limit = 20,
     json_output: JsonOption = False,
 ) -> None:
-    """List artifacts, newest first; or with a command, show one or override its verdict."""
+    """List artifacts, newest first; or with a command, show one, compare some, or override a verdict."""
     if context.invoked_subcommand is not None:
         return
     with connect() as client:
@@ -103,6 +156,30 @@ def override(
         emit_json(view)
     else:
         stdout().print(render.artifact(view, manifest.report))
+
+
+@artifacts.command()
+def compare(
+    artifact_ids: Annotated[list[UUID], typer.Argument(metavar="ARTIFACT ARTIFACT…", help="Two to six ids.")],
+    json_output: JsonOption = False,
+) -> None:
+    """Put two to six artifacts side by side: what was done differently, and what came of it."""
+    chosen = list(dict.fromkeys(artifact_ids))
+    if not 2 <= len(chosen) <= MOST_COMPARED:
+        raise CommandFailed(
+            f"Two to {MOST_COMPARED} different artifacts can be compared, not {len(chosen)}.",
+            code="usage",
+            exit_code=ExitCode.USAGE,
+        )
+    with connect() as client:
+        names = comparison.labels([client.artifact(one) for one in chosen])
+        manifests = [client.manifest(one) for one in chosen]
+    settings, figures = comparison.settings(manifests), comparison.figures(manifests)
+    if json_output:
+        lines = {"settings": [asdict(line) for line in settings], "figures": [asdict(line) for line in figures]}
+        emit_json({"artifacts": [str(one) for one in chosen], **lines})
+    else:
+        stdout().print(render.comparison(names, settings, figures))
 
 
 def download(

@@ -6,7 +6,7 @@ from paredown.contracts.access import Scope
 from paredown.contracts.artifact import ArtifactView, Manifest, Verdict
 from paredown.contracts.job import Format
 from paredown.contracts.recipes import recipe_name
-from paredown.web import draft, form, parts, report, session, snippets
+from paredown.web import draft, form, parts, report, serving, session, snippets
 from paredown.web import format as fmt
 
 _CHILDREN = 20
@@ -33,8 +33,9 @@ def page() -> None:
     with tabs[0], parts.problems_shown("report"):
         report.show(manifest, view.override)
         _override(view)
-    with tabs[1]:
+    with tabs[1], parts.problems_shown("serving"):
         _use(view, manifest)
+        serving.show(manifest.report)
     with tabs[2], parts.problems_shown("lineage"):
         _lineage(view)
     with tabs[3], parts.problems_shown("files"):

@@ -2,6 +2,7 @@
 
 import streamlit as st
 
+from paredown.client.comparison import MOST_COMPARED, labels
 from paredown.contracts.artifact import ArtifactView, Verdict
 from paredown.web import format as fmt
 from paredown.web import parts, session
@@ -35,11 +36,34 @@ def page() -> None:
                 action="Compress a model",
             )
         return
+    _compare(views)
     with st.container(key="list-artifacts", gap=None):
         for view in views:
             parts.row(str(view.id), view.name, parts.ARTIFACT, view.id, _details(view))
     if has_more:
         st.button(f"Load {PAGE_SIZE} more", key="catalogue-more", icon=":material/expand_more:", on_click=_show_more)
+
+
+def _compare(views: list[ArtifactView]) -> None:
+    names = dict(zip((str(view.id) for view in views), labels(views), strict=True))
+    if len(names) < 2:
+        return
+    with st.container(horizontal=True, vertical_alignment="bottom", key="catalogue-compare"):
+        chosen = st.multiselect(
+            "Compare",
+            list(names),
+            format_func=names.__getitem__,
+            max_selections=MOST_COMPARED,
+            placeholder=f"Two to {MOST_COMPARED} of those below",
+            key="catalogue.compared",
+        )
+        st.page_link(
+            parts.COMPARE,
+            label="**Compare**",
+            icon=":material/compare:",
+            query_params={"ids": ",".join(chosen)},
+            disabled=len(chosen) < 2,
+        )
 
 
 def _filters() -> tuple[str | None, str | None, Verdict | None, str | None]:

@@ -1,20 +1,18 @@
-"""Trade-offs: what each artifact of one model costs in accuracy and saves in bytes, time or money."""
+"""Trade-offs: what each artifact of one model costs in accuracy and saves in bytes, time, memory or money."""
 
-import csv
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from io import StringIO
-from typing import cast
 
 import streamlit as st
 
-from paredown.client.client import CostAxis
+from paredown.client import front_chart
+from paredown.client.comparison import MOST_COMPARED
 from paredown.client.errors import PareApiError
-from paredown.contracts.artifact import ArtifactView, Front
-from paredown.web import charts, parts, session
+from paredown.contracts.artifact import CostAxis, Front, FrontEntry
 from paredown.web import format as fmt
+from paredown.web import parts, session
 
-_ALL_LIMIT = 100
-_CHOSEN = "trade-offs.chosen"
+_BUDGET_TERMS = {"size_ratio": "Size, at most % of the base", "perplexity_increase": "Perplexity, at most % above"}
 
 
 def page() -> None:
@@ -22,8 +20,8 @@ def page() -> None:
         "Trade-offs",
         "Every artifact of one model on one chart. The line joins those that no other beats on both counts.",
     )
-    artifacts = session.remembered("trade-offs.artifacts", 5, _evaluated)
-    if not artifacts:
+    entries = session.remembered("trade-offs.fronts", 5, session.client().fronts)
+    if not entries:
         parts.empty_state(
             "Nothing to compare yet: finish a job with an evaluation, and it shows up here.",
             page=parts.SUBMIT,
@@ -31,7 +29,7 @@ def page() -> None:
             icon="scatter_plot",
         )
         return
-    model, protocol, axis = _choices(artifacts)
+    model, protocol, axis = _choices(entries)
     try:
         front = session.remembered(
             f"front.{model}.{protocol}.{axis}", 5, lambda: session.client().front(model, axis, protocol)
@@ -41,108 +39,161 @@ def page() -> None:
             raise
         parts.empty_state("This model has no artifact under this protocol.", icon="scatter_plot")
         return
-    _show(front, artifacts)
+    _show(front)
 
 
-def _evaluated() -> list[ArtifactView]:
-    """Artifacts with a perplexity; each carries its model and protocol."""
-    return [view for view in session.client().artifacts(limit=_ALL_LIMIT) if view.protocol_hash]
-
-
-def _choices(artifacts: list[ArtifactView]) -> tuple[str, str, CostAxis]:
-    newest: dict[str, ArtifactView] = {}
-    for view in artifacts:
-        newest.setdefault(view.model_fingerprint, view)
-    model_column, protocol_column, axis_column = st.columns([2, 1.6, 1.6])
+def _choices(entries: Sequence[FrontEntry]) -> tuple[str, str, CostAxis]:
+    # A model may have moved: it goes by the address where its newest artifact was made.
+    models = {entry.model_fingerprint: entry.model for entry in reversed(entries)}
+    model_column, protocol_column = st.columns([2, 1.6])
     model = model_column.selectbox(
         "Model",
-        list(newest),
-        format_func=lambda fingerprint: _model_label(newest, fingerprint),
+        list(dict.fromkeys(entry.model_fingerprint for entry in entries)),
+        format_func=lambda fingerprint: _model_label(models, fingerprint),
         key="model",
         bind="query-params",
         persist_state="session",
     )
-    protocols: dict[str, list[ArtifactView]] = {}
-    for view in artifacts:
-        if view.model_fingerprint == model and view.protocol_hash:
-            protocols.setdefault(view.protocol_hash, []).append(view)
+    protocols = {entry.protocol_hash: entry for entry in entries if entry.model_fingerprint == model}
     protocol = protocol_column.selectbox(
         "Protocol",
         list(protocols),
-        format_func=lambda hashed: _protocol_label(hashed, protocols[hashed]),
+        format_func=lambda hashed: _protocol_label(protocols[hashed]),
         help="How perplexity was measured. Figures of two protocols never share a chart.",
         disabled=len(protocols) == 1,
         key=f"trade-offs.protocol.{model}",
         persist_state="session",
     )
-    axis = axis_column.segmented_control(
+    axis = st.segmented_control(
         "Against",
-        list(charts.AXES),
-        format_func=lambda name: charts.AXES[name].name,
+        list(front_chart.AXES),
+        format_func=lambda name: front_chart.AXES[name].name,
         default="size_bytes",
         required=True,
         key="axis",
         bind="query-params",
         persist_state="session",
-        width="stretch",
     )
-    return str(model), str(protocol), cast(CostAxis, axis)
+    return str(model), str(protocol), axis
 
 
-def _model_label(newest: dict[str, ArtifactView], fingerprint: str) -> str:
-    view = newest[fingerprint]
-    alike = sum(other.model == view.model for other in newest.values())
-    return f"{view.model} ({fingerprint[:8]})" if alike > 1 else view.model
+def _model_label(models: dict[str, str], fingerprint: str) -> str:
+    model = models[fingerprint]
+    return f"{model} ({fingerprint[:8]})" if list(models.values()).count(model) > 1 else model
 
 
-def _protocol_label(protocol_hash: str, views: list[ArtifactView]) -> str:
-    manifest = session.remembered(f"manifest.{views[0].id}", 600, lambda: session.client().manifest(views[0].id))
-    evaluation = manifest.report.artifact
-    if evaluation is None:
-        return f"{protocol_hash[:8]} ({len(views)})"
-    protocol = evaluation.protocol
+def _protocol_label(entry: FrontEntry) -> str:
+    protocol = entry.protocol
     source = protocol.source.removeprefix("builtin://")
-    return f"{source}, {protocol.samples} × {protocol.sequence_length}, {protocol.dtype} ({len(views)})"
+    return f"{source}, {protocol.samples} × {protocol.sequence_length}, {protocol.dtype} ({entry.artifacts})"
 
 
-def _show(front: Front, artifacts: list[ArtifactView]) -> None:
+def _show(front: Front) -> None:
     families = {view.method: view.family.value for view in session.remembered("methods", 60, session.client().methods)}
-    currency = next((view.currency for view in artifacts if view.currency), None)
-    shown = charts.points(front, families, currency)
+    shown = front_chart.points(front, families)
+    axis = front_chart.AXES[front.cost_axis]
     if not shown:
         parts.empty_state(
-            f"No artifact of this model has a figure for {charts.AXES[front.cost_axis].name.lower()}: its evaluation "
-            "did not measure speed.",
+            f"No artifact of this model has a figure for {axis.name.lower()}: its evaluation did not measure speed.",
             icon="speed",
         )
         return
     chart_column, card_column = st.columns([2.4, 1], gap="large")
+    with card_column:
+        budget = front_chart.budget_lines(front, _limits(front))
+    chart = front_chart.front_chart(shown, front.cost_axis, budget, dark=st.context.theme.type == "dark")
+    place = f"{front.model_fingerprint}.{front.protocol_hash}.{front.cost_axis}"
     with chart_column:
-        event = st.altair_chart(
-            charts.front_chart(shown, front.cost_axis, dark=st.context.theme.type == "dark"),
+        event = st.vega_lite_chart(
+            spec=chart,
             on_select="rerun",
-            selection_mode=charts.SELECTION,
-            key=f"trade-offs.chart.{front.model_fingerprint}.{front.protocol_hash}.{front.cost_axis}",
-            alt=f"Perplexity of {len(shown)} models against {charts.AXES[front.cost_axis].name.lower()}",
+            selection_mode=front_chart.SELECTION,
+            key=f"trade-offs.chart.{place}",
+            alt=f"Perplexity of {len(shown)} models against {axis.name.lower()}",
         )
         left_out = len(front.points) - len(shown)
         if left_out:
             st.caption(f"{left_out} without a figure for this axis are left out.")
-    picked = event.get("selection", {}).get(charts.SELECTION, [])
+        _downloads(shown, front, budget)
+    ticked = _table(shown, f"trade-offs.table.{place}")
+    clicked = [picked.get("id") for picked in event.get("selection", {}).get(front_chart.SELECTION, [])]
     with card_column:
-        _card(shown, picked[0].get("id") if picked else None)
-    _table(shown)
+        _picked(shown, [point for point in shown if point.id in clicked or point in ticked])
 
 
-def _card(shown: list[charts.Point], picked: str | None) -> None:
-    point = next((point for point in shown if point.id == picked), None)
-    if point is None:
+def _limits(front: Front) -> dict[str, float]:
+    """What the person at the page holds the models to: at first, what the newest job with a budget was held to."""
+    limits = {}
+    with st.container(horizontal=True, key="budget-lines"):
+        for figure, label in _BUDGET_TERMS.items():
+            known = front.limits.get(figure)
+            percent = st.number_input(
+                label,
+                min_value=0.0,
+                value=None if known is None else 100 * known,
+                step=1.0,
+                format="%.1f",
+                placeholder="no limit",
+                help="A line on the chart; nothing is changed by it.",
+                key=f"trade-offs.{figure}.{front.model_fingerprint}.{front.protocol_hash}",
+            )
+            if percent is not None:
+                limits[figure] = percent / 100
+    return limits
+
+
+def _downloads(shown: list[front_chart.Point], front: Front, budget: front_chart.BudgetLines) -> None:
+    """Images are drawn when they are asked for, on light ground whatever the page's."""
+
+    def drawn(image_format: front_chart.ImageFormat) -> bytes:
+        chart = front_chart.front_chart(shown, front.cost_axis, budget, dark=False)
+        return front_chart.image(chart, image_format)
+
+    files: tuple[tuple[str, str, Callable[[], bytes]], ...] = (
+        ("png", "image/png", lambda: drawn("png")),
+        ("svg", "image/svg+xml", lambda: drawn("svg")),
+        ("csv", "text/csv", lambda: front_chart.csv_text(shown).encode()),
+    )
+    with st.container(horizontal=True, key="front-downloads"):
+        for ending, kind, make in files:
+            st.download_button(
+                ending.upper(),
+                make,
+                f"trade-offs.{ending}",
+                kind,
+                icon=":material/download:",
+                on_click="ignore",
+                help=f"Download what is shown as {ending.upper()}.",
+                key=ending,
+            )
+
+
+def _picked(shown: list[front_chart.Point], picked: list[front_chart.Point]) -> None:
+    if not picked:
         best = sum(point.on_front for point in shown)
         st.caption(
-            f"{best} of {len(shown)} are on the front. Click a point to know it. Grey ones are beaten by another "
-            "on both counts."
+            f"{best} of {len(shown)} are on the front. Click a point to know it, several to compare them. Grey ones "
+            "are beaten by another on both counts."
         )
         return
+    if len(picked) == 1:
+        _card(picked[0])
+        return
+    with st.container(border=True, key="picked-points"):
+        st.markdown("  \n".join(f"**{parts.plain(point.name)}**" for point in picked))
+        chosen = [point.id for point in picked if point.id]
+        if 2 <= len(chosen) <= MOST_COMPARED:
+            st.page_link(
+                parts.COMPARE,
+                label=f"**Compare these {len(chosen)}**",
+                icon=":material/compare:",
+                query_params={"ids": ",".join(chosen)},
+            )
+        else:
+            st.caption(f"Two to {MOST_COMPARED} artifacts can be compared; the base stands beside each of them.")
+
+
+def _card(point: front_chart.Point) -> None:
     with st.container(border=True, key="point-card"):
         st.markdown(f"**{parts.plain(point.name)}**")
         tone = {"budget met": "good", "budget missed": "warn", "budget overridden": "active"}
@@ -153,10 +204,12 @@ def _card(shown: list[charts.Point], picked: str | None) -> None:
         )
         parts.facts(
             [
-                ("Perplexity", f"{point.perplexity_text} ({point.change_text})"),
-                ("Size", f"{point.size_text} ({fmt.percent(point.size_ratio)})"),
-                ("Decode speed", point.speed_text),
-                ("A million tokens", point.cost_text),
+                ("Perplexity", f"{fmt.perplexity(point.perplexity)} ({fmt.change(point.perplexity_change)})"),
+                ("Size", f"{fmt.size(point.size_mb * 1e6)} ({fmt.percent(point.size_ratio)})"),
+                ("Decode speed", fmt.speed(point.speed)),
+                ("First token", fmt.milliseconds(point.first_token_ms)),
+                ("Peak memory", fmt.size(None if point.memory_mb is None else point.memory_mb * 1e6)),
+                ("A million tokens", fmt.money(point.cost, point.currency)),
             ]
         )
         if point.id:
@@ -168,13 +221,17 @@ def _card(shown: list[charts.Point], picked: str | None) -> None:
             )
 
 
-def _table(shown: list[charts.Point]) -> None:
-    lines = [{name: value for name, value in asdict(point).items() if not name.endswith("_text")} for point in shown]
-    st.dataframe(
+def _table(shown: list[front_chart.Point], key: str) -> list[front_chart.Point]:
+    """The points whose rows are ticked."""
+    lines = [asdict(point) for point in shown]
+    event = st.dataframe(
         lines,
         hide_index=True,
         placeholder=fmt.ABSENT,
-        column_order=[name for name in lines[0] if name != "id"],
+        on_select="rerun",
+        selection_mode="multi-row",
+        key=key,
+        column_order=[name for name in lines[0] if name not in ("id", "currency")],
         column_config={
             "name": st.column_config.TextColumn("Name", width="medium"),
             "methods": st.column_config.TextColumn("Methods"),
@@ -186,23 +243,13 @@ def _table(shown: list[charts.Point]) -> None:
             "size_mb": st.column_config.NumberColumn("Size, MB", format="%.1f"),
             "size_ratio": st.column_config.NumberColumn("Of the base", format="percent"),
             "speed": st.column_config.NumberColumn("Decode, tokens/s", format="%.1f"),
+            "first_token_ms": st.column_config.NumberColumn("First token, ms", format="%.0f"),
+            "memory_mb": st.column_config.NumberColumn("Peak memory, MB", format="%.0f"),
             "cost": st.column_config.NumberColumn("A million tokens", format="%.4g"),
         },
         alt="The models of the chart",
     )
-    text = StringIO()
-    writer = csv.DictWriter(text, list(lines[0]))
-    writer.writeheader()
-    writer.writerows(lines)
-    st.download_button(
-        "Download as CSV",
-        text.getvalue(),
-        "trade-offs.csv",
-        "text/csv",
-        icon=":material/download:",
-        on_click="ignore",
-        key="csv",
-    )
+    return [shown[row] for row in event.selection.rows if row < len(shown)]
 
 
 page()

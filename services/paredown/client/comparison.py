@@ -1,0 +1,122 @@
+"""Two to six artifacts side by side: what differs between their recipes and settings, and their figures.
+
+A figure that was measured in two ways is never one line: perplexity has a line for each protocol.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Literal
+
+from paredown.contracts.artifact import ArtifactView, Manifest, Report, Speed
+from paredown.contracts.recipes import Stage
+
+MOST_COMPARED = 6
+
+Unit = Literal["text", "number", "perplexity", "change", "share", "bytes", "tokens/s", "seconds"]
+Value = str | float | None
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the comparison; one value for each artifact, None where there is none."""
+
+    name: str
+    unit: Unit
+    values: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class Figure:
+    name: str
+    unit: Unit
+    read: Callable[[Report], Value]
+
+
+def _speed(read: Callable[[Speed], Value]) -> Callable[[Report], Value]:
+    return lambda report: read(report.speeds["artifact"]) if "artifact" in report.speeds else None
+
+
+# To compare another figure, add its line.
+FIGURES = (
+    Figure("Rise in perplexity", "change", lambda report: report.perplexity_increase),
+    Figure("Size", "bytes", lambda report: report.size_bytes),
+    Figure("Size, share of the base", "share", lambda report: report.size_ratio),
+    Figure("Bits for each weight", "number", lambda report: report.average_bits),
+    Figure("Zeros", "share", lambda report: report.sparsity),
+    Figure(
+        "Speed measured in", "text", _speed(lambda speed: f"{speed.runtime}, {speed.device}, {speed.threads} threads")
+    ),
+    Figure("Decode speed", "tokens/s", _speed(lambda speed: speed.decode_tokens_per_second)),
+    Figure("Prefill speed", "tokens/s", _speed(lambda speed: speed.prefill_tokens_per_second)),
+    Figure("Time to first token", "seconds", _speed(lambda speed: speed.time_to_first_token_seconds)),
+    Figure("Load", "seconds", _speed(lambda speed: speed.load_seconds)),
+    Figure("Peak memory in the runtime", "bytes", _speed(lambda speed: speed.peak_memory_bytes)),
+    Figure(
+        "Runtimes that loaded it",
+        "text",
+        lambda report: ", ".join(proof.runtime for proof in report.runtimes if proof.loads) or None,
+    ),
+    Figure("Budget", "text", lambda report: report.gate.verdict.value if report.gate else None),
+    Figure("The job took", "seconds", lambda report: report.cost.job_seconds if report.cost else None),
+)
+
+
+def labels(views: Sequence[ArtifactView]) -> list[str]:
+    """Their names; with the begin of the id where two are called the same."""
+    names = [view.name for view in views]
+    return [f"{view.name} ({str(view.id)[:8]})" if names.count(view.name) > 1 else view.name for view in views]
+
+
+def settings(manifests: Sequence[Manifest]) -> list[Line]:
+    """What was set differently, in the order in which it stands in the manifests."""
+    flat = [dict(_settings(manifest)) for manifest in manifests]
+    names = list(dict.fromkeys(chain.from_iterable(flat)))
+    lines = [Line(name, "text", tuple(one.get(name) for one in flat)) for name in names]
+    return [line for line in lines if len(set(line.values)) > 1]
+
+
+def figures(manifests: Sequence[Manifest]) -> list[Line]:
+    """What was measured of each; a figure that none of them has is left out."""
+    read = [
+        Line(figure.name, figure.unit, tuple(figure.read(manifest.report) for manifest in manifests))
+        for figure in FIGURES
+    ]
+    return [line for line in (*_perplexities(manifests), *read) if any(value is not None for value in line.values)]
+
+
+def _perplexities(manifests: Sequence[Manifest]) -> list[Line]:
+    """One line for each protocol, so that no two figures stand beside each other that cannot be compared."""
+    found = [manifest.report.artifact for manifest in manifests]
+    protocols = {evaluation.protocol_hash: evaluation.protocol for evaluation in found if evaluation}
+    return [
+        Line(
+            f"Perplexity on {protocol.source}, {protocol.samples} × {protocol.sequence_length}, {protocol.dtype} "
+            f"(protocol {hashed[:8]})",
+            "perplexity",
+            tuple(one.perplexity if one and one.protocol_hash == hashed else None for one in found),
+        )
+        for hashed, protocol in protocols.items()
+    ]
+
+
+def _settings(manifest: Manifest) -> Iterable[tuple[str, str]]:
+    yield "model", manifest.base.uri
+    yield "revision", manifest.base.revision
+    stages: list[Stage] = list(chain.from_iterable(manifest.recipes))
+    for number, stage in enumerate(stages, 1):
+        yield from _flat(f"stage {number}", stage.model_dump(mode="json"))
+    yield "format", manifest.format.value
+    yield "number type", manifest.dtype
+    for part in ("calibration", "evaluation"):
+        value = getattr(manifest, part)
+        yield from _flat(part, value.model_dump(mode="json") if value else None)
+    yield "calibration tokens", str(manifest.calibration_tokens_sha256)[:12]
+
+
+def _flat(name: str, value: Any) -> Iterable[tuple[str, str]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(f"{name} · {key.replace('_', ' ')}", inner)
+    elif value is not None:
+        yield name, str(value)
