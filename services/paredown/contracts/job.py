@@ -230,6 +230,7 @@ class JobView(Contract):
 
     id: UUID
     project: str
+    sweep_id: UUID | None = None
     state: JobState
     phase: Phase | None
     progress: Progress | None

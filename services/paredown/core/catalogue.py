@@ -16,7 +16,7 @@ from paredown.contracts.artifact import ArtifactView, Manifest, Verdict
 from paredown.contracts.job import JobState, content_hash
 from paredown.core.artifact_queries import of_model, readable, select_views, view
 from paredown.core.errors import Forbidden, NotFound, PreconditionFailed
-from paredown.core.front import front
+from paredown.core.front import front, front_among
 from paredown.core.inputs import (
     baseline,
     delete_dataset,
@@ -41,6 +41,7 @@ __all__ = [
     "deleted_artifacts",
     "etag",
     "front",
+    "front_among",
     "get_artifact",
     "get_dataset",
     "is_artifact_of",

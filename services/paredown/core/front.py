@@ -2,11 +2,12 @@
 
 import math
 from collections import Counter
+from collections.abc import Collection, Sequence
 from itertools import groupby
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, Select, select
 from sqlalchemy.orm import Session
 
 from paredown.contracts.artifact import Front, FrontPoint
@@ -25,6 +26,7 @@ from paredown.core.tables import ArtifactRow
 CostAxis = Literal["size_bytes", "decode_tokens_per_second", "cost_per_million_tokens"]
 
 BASE_NAME = "base"
+_NEWEST_FIRST = (ArtifactRow.created_at.desc(), ArtifactRow.id.desc())
 
 
 def front(session: Session, project_id: UUID, model: str, protocol_hash: str | None, cost_axis: CostAxis) -> Front:
@@ -38,18 +40,33 @@ def front(session: Session, project_id: UUID, model: str, protocol_hash: str | N
     rows = _measured(session, project_id, model)
     if not rows:
         raise NotFound(f"No artifact of {model} has been evaluated yet.", field="model")
+    front = _under(rows, protocol_hash, cost_axis)
+    if front is None:
+        raise NotFound(f"No artifact of {model} was evaluated under that protocol.", field="protocol")
+    return front
+
+
+def front_among(session: Session, project_id: UUID, artifact_ids: Collection[UUID]) -> Front | None:
+    """The front of these artifacts of one model alone, against bytes; None where none of them was measured."""
+    query = _select_measured(project_id).where(ArtifactRow.id.in_(artifact_ids))
+    rows = list(session.execute(query)) if artifact_ids else []
+    return _under(rows, None, "size_bytes") if rows else None
+
+
+def _under(rows: list[Any], protocol_hash: str | None, cost_axis: CostAxis) -> Front | None:
+    """The front of what was measured under this protocol, else under that of most; None where nothing was."""
     if protocol_hash is None:
         # The newest decides a tie: Counter keeps the order in which it met them.
         protocol_hash = Counter(row.protocol_hash for row in rows).most_common(1)[0][0]
     rows = [row for row in rows if row.protocol_hash == protocol_hash]
     if not rows:
-        raise NotFound(f"No artifact of {model} was evaluated under that protocol.", field="protocol")
+        return None
     points = [_artifact_point(row) for row in rows if math.isfinite(row.perplexity)]
     points += _base_points(rows)
     return Front(
         model=rows[0].model,
         model_fingerprint=rows[0].model_fingerprint,
-        protocol_hash=protocol_hash,
+        protocol_hash=str(protocol_hash),
         cost_axis=cost_axis,
         points=tuple(mark_front(points, cost_axis)),
     )
@@ -80,14 +97,27 @@ def mark_front(points: list[FrontPoint], cost_axis: CostAxis) -> list[FrontPoint
     return marked
 
 
+def unbeaten(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """Of figures that are to be small: whether no other point is no larger in both and smaller in one."""
+    return [
+        not any(other != point and other[0] <= point[0] and other[1] <= point[1] for other in points)
+        for point in points
+    ]
+
+
 def _measured(session: Session, project_id: UUID, model: str) -> list[Any]:
     """Evaluated artifacts of the newest content of this model, newest first; of each only what the chart needs."""
-    evaluated = (ArtifactRow.perplexity.is_not(None), ArtifactRow.protocol_hash.is_not(None))
-    visible = [*readable(project_id), *evaluated]
-    newest_first = (ArtifactRow.created_at.desc(), ArtifactRow.id.desc())
-    newest = select(ArtifactRow.model_fingerprint).where(of_model(session, project_id, model), *visible)
-    fingerprint = session.scalar(newest.order_by(*newest_first).limit(1))
-    query = (
+    newest = select(ArtifactRow.model_fingerprint).where(of_model(session, project_id, model), *_visible(project_id))
+    fingerprint = session.scalar(newest.order_by(*_NEWEST_FIRST).limit(1))
+    return list(session.execute(_select_measured(project_id).where(ArtifactRow.model_fingerprint == fingerprint)))
+
+
+def _visible(project_id: UUID) -> list[ColumnElement[bool]]:
+    return [*readable(project_id), ArtifactRow.perplexity.is_not(None), ArtifactRow.protocol_hash.is_not(None)]
+
+
+def _select_measured(project_id: UUID) -> Select[*tuple[Any, ...]]:
+    return (
         select(
             ArtifactRow.id,
             ArtifactRow.name,
@@ -105,10 +135,9 @@ def _measured(session: Session, project_id: UUID, model: str) -> list[Any]:
             BASE_DECODE_SPEED.label("base_speed"),
             BASE_TOKEN_COST.label("base_token_cost"),
         )
-        .where(ArtifactRow.model_fingerprint == fingerprint, *visible)
-        .order_by(*newest_first)
+        .where(*_visible(project_id))
+        .order_by(*_NEWEST_FIRST)
     )
-    return list(session.execute(query))
 
 
 def _artifact_point(row: Any) -> FrontPoint:
