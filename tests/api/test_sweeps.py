@@ -34,6 +34,7 @@ def test_a_grid_becomes_one_job_for_each_combination(api: httpx.Client, sweep: d
     assert made["front"] is None
     listed = api.get("/v1/jobs", params={"sweep": made["id"]}).json()["items"]
     settings = {job["id"]: (job["spec"]["recipe"][0]["bits"], job["spec"]["recipe"][0]["symmetric"]) for job in listed}
+    assert made["members"][1]["label"] == "rtn-3 (symmetric False)"
     # The last place varies fastest.
     assert [settings[member["job_id"]] for member in made["members"]] == [
         (3, True),

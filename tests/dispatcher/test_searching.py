@@ -123,9 +123,9 @@ def test_a_search_ends_with_the_least_loss_within_the_limit(database: Database, 
     assert done.front is not None
     assert next(point for point in done.front.points if point.artifact_id == chosen.artifact_id).on_front
     assert done.explanation is not None
-    assert chosen.recipe_name in done.explanation
+    assert chosen.label in done.explanation
     assert "within 35.0% of the base bytes, among 3 recipes measured in full" in done.explanation
-    assert done.chosen_recipe == chosen.recipe_name
+    assert done.chosen_recipe == chosen.label
     # Each recipe once on each rung.
     assert len({(trial.rung, trial.recipe) for trial in done.members}) == len(done.members)
 
@@ -148,7 +148,7 @@ def test_the_fewest_bytes_within_a_loss(database: Database, submit: Submit, work
     assert done.chosen is not None
     chosen = done.members[done.chosen]
     # All 16 that fit were tried in full: gptq at 3 bits is the smallest that loses no more than a fifth.
-    assert (len(done.members), chosen.recipe_name) == (16, "gptq-3")
+    assert (len(done.members), chosen.label) == (16, "gptq-3 (group_size 64)")
     assert chosen.on_front
 
 

@@ -194,7 +194,7 @@ def sweep(view: SweepDetails) -> RenderableType:
         if member.state is JobState.RUNNING:
             state_text = f"running {member.progress:.0%}"
         table.add_row(
-            member.recipe_name,
+            member.label,
             Text(state_text, style=STATE_STYLES[member.state]),
             figure(member.perplexity, ".3f"),
             figure(member.perplexity_increase, "+.1%"),
@@ -242,7 +242,7 @@ def search(view: SearchDetails) -> RenderableType:
         within = {None: NOTHING, True: "held", False: "missed"}[trial.within_limits]
         mark = "chosen" if trial.number == view.chosen else "●" if trial.on_front else ""
         table.add_row(
-            trial.recipe_name,
+            trial.label,
             str(trial.rung),
             Text("reused" if trial.reused else str(trial.state), style=STATE_STYLES[trial.state]),
             figure(trial.perplexity, ".3f"),

@@ -191,6 +191,7 @@ class TrialView(Contract):
     rung: Rung
     recipe: Recipe
     recipe_name: str
+    label: str = Field(description="The name, and where other trials have it too, the settings that differ.")
     predicted_size_ratio: float = Field(description="From the plan, before anything ran.")
     state: JobState
     reused: bool = Field(description="Whether an artifact that was there already took the job's place.")
@@ -216,7 +217,7 @@ class SearchView(Contract):
     minimize: Literal["loss", "size"]
     trials: int = Field(description="Begun so far, of both rungs.")
     progress: float = Field(ge=0, le=1)
-    chosen_recipe: str | None = Field(description="Name of the recipe that was chosen.")
+    chosen_recipe: str | None = Field(description="Label of the recipe that was chosen.")
     created_at: AwareDatetime
     finished_at: datetime | None
 

@@ -151,6 +151,7 @@ class SweepMember(Contract):
 
     position: int = Field(description="Number of the recipe, from 0.")
     recipe_name: str
+    label: str = Field(description="The name, and where others of the sweep have it too, the settings that differ.")
     recipe_hash: Sha256
     state: JobState
     reused: bool = Field(description="Whether an artifact that was there already took the job's place.")

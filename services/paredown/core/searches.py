@@ -16,7 +16,7 @@ from sqlalchemy import Select, cast, func, insert, select, update
 from sqlalchemy.orm import Session, defer
 
 from paredown.contracts.job import JobSpec, JobState, Plan, content_hash
-from paredown.contracts.recipes import recipe_name
+from paredown.contracts.recipes import Recipe, recipe_labels, recipe_name
 from paredown.contracts.search import (
     Parameters,
     Rung,
@@ -298,14 +298,14 @@ def choice(trials: Sequence[TrialView], spec: SearchSpec) -> tuple[int | None, s
     best = ranked[0]
     if not best.within_limits:
         return None, (
-            f"None of the {len(ranked)} recipes measured in full is within {limits}; {best.recipe_name} comes nearest, "
+            f"None of the {len(ranked)} recipes measured in full is within {limits}; {best.label} comes nearest, "
             f"with {_figures_said(best)}."
         )
     within = sum(bool(trial.within_limits) for trial in ranked)
     least = "loses least" if spec.minimize == "loss" else "has the fewest bytes"
     recipes = "1 recipe" if len(ranked) == 1 else f"{len(ranked)} recipes"
     return best.number, (
-        f"{best.recipe_name} {least} of the {within} within {limits}, among {recipes} measured in full: "
+        f"{best.label} {least} of the {within} within {limits}, among {recipes} measured in full: "
         f"{_figures_said(best)}."
     )
 
@@ -346,7 +346,14 @@ def trials_of(session: Session, row: SearchRow) -> list[Trial]:
         .execution_options(populate_existing=True)
     )
     found = list(session.execute(query))
-    views = [_view_of(row, spec, trial, state, artifact) for trial, state, artifact in found]
+    recipes = [recipe_of(row.candidates[trial.candidate]["parameters"]) for trial, _, _ in found]
+    # Each candidate may be there twice, once on each rung.
+    tried = list(dict.fromkeys(recipes))
+    labels = dict(zip(tried, recipe_labels(tried), strict=True))
+    views = [
+        _view_of(row, spec, trial, recipe, labels[recipe], state, artifact)
+        for recipe, (trial, state, artifact) in zip(recipes, found, strict=True)
+    ]
     on_front = set[int]()
     for rung in Rung:
         losses = losses_of([view for view in views if view.rung is rung])
@@ -359,10 +366,14 @@ def trials_of(session: Session, row: SearchRow) -> list[Trial]:
 
 
 def _view_of(
-    row: SearchRow, spec: SearchSpec, trial: TrialRow, job_state: str | None, artifact_id: UUID | None
+    row: SearchRow,
+    spec: SearchSpec,
+    trial: TrialRow,
+    recipe: Recipe,
+    label: str,
+    job_state: str | None,
+    artifact_id: UUID | None,
 ) -> TrialView:
-    candidate = Candidate(**row.candidates[trial.candidate])
-    recipe = recipe_of(candidate.parameters)
     figures = dict(trial.figures or {})
     figures.pop("artifact_id", None)
     numbers = {
@@ -374,7 +385,8 @@ def _view_of(
         rung=Rung(trial.rung),
         recipe=recipe,
         recipe_name=recipe_name(recipe),
-        predicted_size_ratio=candidate.size_ratio,
+        label=label,
+        predicted_size_ratio=row.candidates[trial.candidate]["size_ratio"],
         state=JobState(job_state) if job_state else JobState.SUCCEEDED,
         reused=trial.job_id is None,
         job_id=trial.job_id,
@@ -434,7 +446,7 @@ def _view(row: SearchRow, project: str, spec: SearchSpec, trials: Sequence[Trial
         survivors = min(spec.survivors, wanted)
         progress = _EXPLORING_PROGRESS * ended[Rung.PROXY] / wanted
         progress += (1 - _EXPLORING_PROGRESS) * ended[Rung.FULL] / survivors
-    chosen = next((trial.recipe_name for trial in trials if trial.number == row.chosen), None)
+    chosen = next((trial.label for trial in trials if trial.number == row.chosen), None)
     return SearchView(
         id=row.id,
         project=project,

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from paredown.contracts.artifact import ArtifactView, Manifest, Verdict, judge
 from paredown.contracts.job import JobSpec, JobState, JobView, content_hash
-from paredown.contracts.recipes import Recipe, recipe_hash, recipe_name
+from paredown.contracts.recipes import Recipe, recipe_hash, recipe_labels, recipe_name
 from paredown.contracts.sweep import SweepDetails, SweepMember, SweepSpec, SweepState, SweepView
 from paredown.core import catalogue, idempotency, inputs, jobs
 from paredown.core.artifact_queries import readable, select_views, view
@@ -290,22 +290,25 @@ def _members(session: Session, row: SweepRow, spec: SweepSpec) -> tuple[SweepMem
     query = select_views().where(ArtifactRow.id.in_(wanted), *readable(row.project_id))
     artifacts = {made.id: made for made in (view(*found) for found in session.execute(query))} if wanted else {}
     members = []
-    for position, recipe in enumerate(spec.all_recipes()):
+    recipes = spec.all_recipes()
+    for position, (recipe, label) in enumerate(zip(recipes, recipe_labels(recipes), strict=True)):
         job = by_position.get(position)
         if job is not None:
             made = artifacts.get(job.artifact_id) if job.artifact_id else None
-            members.append(_of_job(position, job, made))
+            members.append(_of_job(position, label, job, made))
         else:
             item = row.reused[str(position)]
-            members.append(_of_artifact(position, recipe, item, artifacts.get(UUID(item["artifact_id"]))))
+            made = artifacts.get(UUID(item["artifact_id"]))
+            members.append(_of_artifact(position, label, recipe, item, made))
     return tuple(members)
 
 
-def _of_job(position: int, job: JobView, artifact: ArtifactView | None) -> SweepMember:
+def _of_job(position: int, label: str, job: JobView, artifact: ArtifactView | None) -> SweepMember:
     fraction = job.progress.fraction if job.progress else 0.0
     return SweepMember(
         position=position,
         recipe_name=job.recipe_name,
+        label=label,
         recipe_hash=job.recipe_hash,
         state=job.state,
         reused=False,
@@ -317,11 +320,14 @@ def _of_job(position: int, job: JobView, artifact: ArtifactView | None) -> Sweep
     )
 
 
-def _of_artifact(position: int, recipe: Recipe, item: dict[str, Any], artifact: ArtifactView | None) -> SweepMember:
+def _of_artifact(
+    position: int, label: str, recipe: Recipe, item: dict[str, Any], artifact: ArtifactView | None
+) -> SweepMember:
     """Where the artifact was deleted since, its figures are gone with it."""
     return SweepMember(
         position=position,
         recipe_name=recipe_name(recipe),
+        label=label,
         recipe_hash=recipe_hash(recipe),
         state=_reused_state(item),
         reused=True,

@@ -125,9 +125,9 @@ def _row(trial: TrialView, *, chosen: bool) -> None:
     details = f'<span class="pare-grow">{state}</span>{figures}'
     page, item = (parts.ARTIFACT, trial.artifact_id) if trial.artifact_id else (parts.JOB, trial.job_id)
     if item:
-        parts.row(f"trial-{trial.number}", trial.recipe_name, page, item, details)
+        parts.row(f"trial-{trial.number}", trial.label, page, item, details)
     else:
-        st.html(f'<div class="pare-row">{parts.escaped(trial.recipe_name)}: the artifact was deleted {details}</div>')
+        st.html(f'<div class="pare-row">{parts.escaped(trial.label)}: the artifact was deleted {details}</div>')
 
 
 page()

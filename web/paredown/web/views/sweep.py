@@ -132,9 +132,9 @@ def _row(member: SweepMember, *, on_front: bool) -> None:
     if member.artifact_id or member.job_id:
         page = parts.ARTIFACT if member.artifact_id else parts.JOB
         key = f"member-{member.position}"
-        parts.row(key, member.recipe_name, page, member.artifact_id or member.job_id, details)
+        parts.row(key, member.label, page, member.artifact_id or member.job_id, details)
     else:
-        st.html(f'<div class="pare-row">{parts.escaped(member.recipe_name)}: the artifact was deleted {details}</div>')
+        st.html(f'<div class="pare-row">{parts.escaped(member.label)}: the artifact was deleted {details}</div>')
 
 
 page()
