@@ -347,3 +347,63 @@ def test_ctrl_c_while_watching_leaves_the_job_alone(house: House, client: PareCl
     assert f"pare watch {job.id}" in err
     assert "Traceback" not in out + err
     assert not client.job(job.id).state.terminal
+
+
+SWEEP = f"model: {MODEL}\ngrid: {{recipe: [{{method: rtn}}], values: {{0.bits: [4, 8]}}}}\n"
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> str:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(SWEEP)
+    return str(path)
+
+
+def test_a_sweep_is_submitted_shown_and_cancelled_as_one(sweep: str, client: PareClient) -> None:
+    made = told(pare("sweep", "submit", sweep, "--name", "mine", "--json"))
+    assert [job.recipe_name for job in client.jobs(sweep=made["id"])] == ["rtn-8", "rtn-4"]
+    assert told(pare("sweep", "list", "--json"))["items"][0]["name"] == "mine"
+    shown = pare("sweep", "show", made["id"])
+    assert "2: 2 queued" in shown.stdout
+    assert "rtn-4" in shown.stdout
+    cancelled = pare("sweep", "cancel", made["id"])
+    assert "2: 2 cancelled" in cancelled.stdout
+    assert pare("sweep", "watch", made["id"]).exit_code == 4
+    assert pare("sweep", "cancel", made["id"]).exit_code == 1
+
+
+@pytest.mark.parametrize(("ending", "code"), [(None, 0), (Verdict.MISSED, 3), ("failed", 1)])
+def test_the_exit_code_tells_how_a_sweep_ended(
+    sweep: str, house: House, client: PareClient, ending: Verdict | str | None, code: int
+) -> None:
+    made = told(pare("sweep", "submit", sweep, "--json"))
+    for _ in range(2):
+        claim = house.claim()
+        if ending == "failed":
+            error = JobError(code="nan_found", detail="Layer 3 has NaN.")
+            house.call(jobs.fail, claim.job.id, claim.epoch, error, house.settings)
+        else:
+            house.finish_claim(claim, ending if isinstance(ending, Verdict) else None)
+    watched = pare("sweep", "watch", made["id"])
+    assert watched.exit_code == code
+    assert "100%" in watched.stderr
+
+
+def test_a_sweep_file_is_refused_with_the_place_of_the_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(f"model: {MODEL}\nrecipes: [[{{method: rtn}}], [{{method: rtn, bits: 7}}]]\n")
+    refused = pare("sweep", "submit", str(path))
+    assert refused.exit_code == 2
+    assert "recipes.1.0.bits" in refused.stderr
+
+
+def test_a_search_is_submitted_shown_and_cancelled(tmp_path: Path) -> None:
+    path = tmp_path / "search.yaml"
+    path.write_text(f"model: {MODEL}\nspace: {{quantizers: [gptq], bits: [3, 4], pruners: [], droppers: []}}\n")
+    assert "give max_size_ratio" in pare("search", "submit", str(path)).stderr
+    made = told(pare("search", "submit", str(path), "--max-size-ratio", "0.5", "--json"))
+    assert told(pare("search", "list", "--json"))["items"][0]["id"] == made["id"]
+    # Groups of 128 do not divide the model's layers.
+    assert "4 may be tried, 2 ruled out" in pare("search", "show", made["id"]).stdout
+    assert "It was cancelled." in pare("search", "cancel", made["id"]).stdout
+    assert pare("search", "watch", made["id"]).exit_code == 4

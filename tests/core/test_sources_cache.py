@@ -252,3 +252,43 @@ def test_a_cache_directory_that_cannot_be_written_is_no_riddle(tiny: Path, tmp_p
     settings = source_settings(tmp_path, file_roots=[tiny], cache_dir=tmp_path / "file" / "cache")
     with pytest.raises(StorageUnavailable, match="cannot be used: Not a directory"):
         fetch(f"file://{tiny}", settings)
+
+
+def test_statistics_in_use_stay_and_others_make_way_for_a_model(tiny: Path, tmp_path: Path) -> None:
+    size = size_of(tiny)
+    settings = source_settings(tmp_path, file_roots=[tiny], cache_limit_bytes=size + 60_000)
+    cache = Cache(settings)
+    first, second = cache.statistics("first", 40_000), cache.statistics("second", 20_000)
+    assert first
+    assert second
+    # A third does not fit beside two that are written at this moment, whatever lies there already.
+    assert cache.statistics("third", size + 100) is None
+    (first.directory / "block").write_bytes(bytes(40_000))
+    (second.directory / "block").write_bytes(bytes(20_000))
+    first.close()
+    fetch(f"file://{tiny}", settings)
+    assert not first.directory.exists()
+    assert (second.directory / "block").is_file()
+    second.close()
+
+
+def test_statistics_are_shared_and_survive_whoever_gathers_them(tmp_path: Path) -> None:
+    settings = source_settings(tmp_path)
+    holder = (
+        "import sys, time; from pathlib import Path; from paredown.core.settings import Settings;"
+        "from paredown.core.sources.cache import Cache;"
+        "held = Cache(Settings(cache_dir=Path(sys.argv[1]))).statistics('key', 1000);"
+        "(held.directory / 'block').write_text('half'); print('held', flush=True); time.sleep(1000)"
+    )
+    with subprocess.Popen([sys.executable, "-c", holder, settings.cache_dir], stdout=subprocess.PIPE) as other:
+        assert other.stdout
+        assert other.stdout.readline() == b"held\n"
+        beside = Cache(settings).statistics("key", 1000)
+        assert beside
+        other.kill()
+        other.wait()
+    assert (beside.directory / "block").read_text() == "half"
+    beside.close()
+    # Nobody holds it: it goes when room is needed.
+    assert Cache(settings.model_copy(update={"cache_limit_bytes": 1000})).statistics("other", 1000)
+    assert not beside.directory.exists()

@@ -62,6 +62,9 @@ def main() -> None:
     inbox = Inbox(order.work_dir.parent / "heard.txt")
     inbox.start()
     sys.stderr.write("the scripted engine has started\n")
+    if order.statistics_dir:
+        with (order.statistics_dir / "runs").open("a") as runs:
+            runs.write(f"{order.recipe[0].method}\n")
     say(EngineStarted(isolation=Isolation(process_group=True), tools={"scripted": "1"}, device="cpu"))
     if script["ending"] == "grandchild":
         child = subprocess.Popen(["sleep", "1000"])

@@ -40,7 +40,9 @@ from paredown.contracts.artifact import (
 from paredown.contracts.gate import judge
 from paredown.contracts.job import JobError, JobSpec, Phase, Progress, content_hash
 from paredown.contracts.recipes import Depth, Training, quantizer, recipe_hash
-from paredown.core import access, catalogue, jobs
+from paredown.contracts.search import SearchSpec
+from paredown.contracts.sweep import SweepSpec
+from paredown.core import access, catalogue, jobs, searches, sweeps
 from paredown.core.catalogue import NewArtifact
 from paredown.core.db import Database
 from paredown.core.settings import Settings
@@ -87,9 +89,40 @@ class House:
         with self.database.transaction() as session:
             return jobs.submit(session, self.project, spec, pool="cpu", idempotency_key=None)[0].id
 
+    def sweep(self, *recipes: list[dict[str, Any]], **fields: Any) -> UUID:
+        spec = SweepSpec.model_validate({"model": MODEL, "recipes": recipes, **fields})
+        planned = [sweeps.Planned(spec.job(recipe), "cpu", 1.0) for recipe in spec.all_recipes()]
+        with self.database.transaction() as session:
+            made, _ = sweeps.submit(
+                session,
+                self.project,
+                spec,
+                planned,
+                revision="1",
+                settings=self.settings,
+                idempotency_key=None,
+            )
+        return made.id
+
+    def search(self, **fields: Any) -> UUID:
+        """Over two recipes, the larger of which is planned at half of the base's bytes."""
+        space = {"quantizers": ["gptq"], "bits": [3, 4], "group_sizes": [64], "pruners": [], "droppers": []}
+        spec = SearchSpec.model_validate({"model": MODEL, "max_size_ratio": 0.6, "space": space, **fields})
+        candidates = [
+            searches.Candidate(parameters, 0.4 + 0.1 * index, "cpu")
+            for index, parameters in enumerate(spec.space.combinations())
+        ]
+        with self.database.transaction() as session:
+            made, _ = searches.submit(session, self.project, spec, candidates, 0, revision="1", idempotency_key=None)
+        return made.id
+
     def start(self, **fields: Any) -> jobs.Claim:
         """A job in the middle of its compression."""
         self.queue(**fields)
+        return self.take()
+
+    def take(self) -> jobs.Claim:
+        """The next due job, in the middle of its compression."""
         with self.database.transaction() as session:
             claim = jobs.claim(session, "cpu", "worker-1", self.settings)
             assert claim
@@ -106,7 +139,11 @@ class House:
 
     def finish(self, perplexity: float = 23.6, *, samples: int = 20, parent: UUID | None = None, **fields: Any) -> UUID:
         """A job with its artifact; returns the artifact's id."""
-        claim = self.start(**fields)
+        return self.finish_claim(self.start(**fields), perplexity, samples=samples, parent=parent)
+
+    def finish_claim(
+        self, claim: jobs.Claim, perplexity: float = 23.6, *, samples: int = 20, parent: UUID | None = None
+    ) -> UUID:
         weights = b"weights of " + str(claim.job.id).encode()
         manifest = make_manifest(claim.job.id, claim.job.spec, {"model.safetensors": weights}, perplexity, samples)
         if parent is not None:

@@ -12,7 +12,10 @@ from paredown.client.front_chart import AXES
 from paredown.contracts.job import BUDGET_PRESETS
 from paredown.contracts.prices import InstanceType, PriceBook
 from paredown.core import access, catalogue, jobs
+from paredown.dispatcher.searching import advance
 
+SEARCHES, SEARCH = "views/searches.py", "views/search.py"
+SWEEPS, SWEEP = "views/sweeps.py", "views/sweep.py"
 SUBMIT, JOBS, JOB = "views/submit.py", "views/jobs.py", "views/job.py"
 COMPARE, PRICES = "views/compare.py", "views/prices.py"
 TRADE_OFFS, CATALOGUE, ARTIFACT = "views/trade_offs.py", "views/catalogue.py", "views/artifact.py"
@@ -512,3 +515,67 @@ def test_the_form_stays_when_the_service_goes_away(form: AppTest, monkeypatch: p
     assert "does not answer" in form.error[0].value
     assert form.selectbox(key="draft.model").value == MODEL
     assert form.selectbox(key="draft.stage.1.gptq.bits").value == 4
+
+
+def test_a_sweep_shows_its_progress_its_front_and_each_recipe(app: AppTest, house: House) -> None:
+    sweep_id = house.sweep(*([{"method": "rtn", "bits": bits}] for bits in (3, 4, 8)), name="bits & pieces")
+    house.finish_claim(house.take(), 30.0)
+    house.finish_claim(house.take(), 21.0)
+    go(app, SWEEPS)
+    [line] = rows(app)
+    assert "2 succeeded" in line
+    assert "67%" in line
+    go(app, SWEEP, id=str(sweep_id))
+    assert app.title[0].value == "bits & pieces"
+    assert len(app.get("vega_lite_chart") or app.get("arrow_vega_lite_chart")) == 1
+    lines = rows(app)
+    assert len(lines) == 3
+    assert sum("on the front" in line for line in lines) == 2
+    assert "queued" in lines[2]
+
+
+def test_a_sweep_is_cancelled_after_a_question(app: AppTest, house: House) -> None:
+    sweep_id = house.sweep([{"method": "rtn"}], [{"method": "rtn", "bits": 8}])
+    go(app, SWEEP, id=str(sweep_id))
+    app.button(key="cancel").click().run()
+    app.button(key="confirm-cancel").click().run()
+    assert not app.exception
+    assert "2 cancelled" in "\n".join(element.proto.text for element in app.get("progress"))
+
+
+def test_no_sweep_yet_says_how_to_begin(app: AppTest, house: House) -> None:
+    go(app, SWEEPS)
+    assert "pare sweep submit" in app.code[0].value
+
+
+def test_a_search_shows_what_it_tried_and_what_it_chose(app: AppTest, house: House) -> None:
+    search_id = house.search(max_trials=2, survivors=1, parallel=1)
+    go(app, SEARCH, id=str(search_id))
+    assert "The chart comes" in said(app)
+    for perplexity in (21.0, 30.0, 21.5):
+        advance(house.database)
+        house.finish_claim(house.take(), perplexity)
+    advance(house.database)
+    go(app, SEARCHES)
+    [line] = rows(app)
+    assert "finished" in line
+    assert "chose " in line
+    go(app, SEARCH, id=str(search_id))
+    assert "among 1 recipe measured in full" in app.success[0].value.replace("\\", "")
+    lines = rows(app)
+    assert len(lines) == 3
+    assert "chosen" in lines[0]
+    assert not any("chosen" in line for line in lines[1:])
+
+
+def test_a_search_is_cancelled_after_a_question(app: AppTest, house: House) -> None:
+    go(app, SEARCH, id=str(house.search()))
+    app.button(key="cancel").click().run()
+    app.button(key="confirm-cancel").click().run()
+    assert not app.exception
+    assert "cancelled" in app.info[0].value
+
+
+def test_no_search_yet_says_how_to_begin(app: AppTest, house: House) -> None:
+    go(app, SEARCHES)
+    assert "pare search submit" in app.code[0].value

@@ -11,7 +11,19 @@ from paredown.api import errors, openapi
 from paredown.api.events import EventHub
 from paredown.api.http import RequestContext
 from paredown.api.metrics import Metrics
-from paredown.api.routes import artifacts, datasets, files, jobs, keys, methods, models, prices, system
+from paredown.api.routes import (
+    artifacts,
+    datasets,
+    files,
+    jobs,
+    keys,
+    methods,
+    models,
+    prices,
+    searches,
+    sweeps,
+    system,
+)
 from paredown.api.service import Service
 from paredown.core.db import Database
 from paredown.core.logs import configure_logging
@@ -55,7 +67,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.service = Service(settings, database, open_store(settings), hub, metrics)
     app.add_middleware(RequestContext, metrics=metrics)
     errors.install(app)
-    for resource in (jobs, methods, models, datasets, artifacts, files, keys, prices, system):
+    for resource in (
+        jobs,
+        sweeps,
+        searches,
+        methods,
+        models,
+        datasets,
+        artifacts,
+        files,
+        keys,
+        prices,
+        system,
+    ):
         app.include_router(resource.router)
     app.include_router(files.signed_router)
     openapi.install(app)

@@ -20,6 +20,8 @@ Every operation below `/v1` needs an API key with the scope that the operation n
 
 TAGS = [
     {"name": "jobs", "description": "Submit compression jobs and follow them."},
+    {"name": "sweeps", "description": "Many recipes over one model, as one thing."},
+    {"name": "searches", "description": "A budget instead of a recipe."},
     {"name": "plans", "description": "What a job would need, before it is queued."},
     {"name": "methods", "description": "Compression methods with the schema of their settings."},
     {"name": "models", "description": "Models, and the trade-offs found for them."},

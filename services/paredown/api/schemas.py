@@ -12,11 +12,21 @@ from paredown.contracts.artifact import ArtifactView, FrontEntry, Page
 from paredown.contracts.dataset import DatasetView
 from paredown.contracts.job import Contract, JobEvent, JobSpec, JobView, Tag
 from paredown.contracts.methods import MethodView
+from paredown.contracts.search import SearchSpec, SearchView
 from paredown.contracts.service import FileLink, ModelEntry, PoolView
+from paredown.contracts.sweep import SweepSpec, SweepView
 
 
 class JobPage(Page):
     items: tuple[JobView, ...]
+
+
+class SweepPage(Page):
+    items: tuple[SweepView, ...]
+
+
+class SearchPage(Page):
+    items: tuple[SearchView, ...]
 
 
 class EventPage(Page):
@@ -81,6 +91,8 @@ Cursor = Annotated[
     str | None, Query(max_length=256, description="`after` of the page before; empty starts with the newest.")
 ]
 Limit = Annotated[int, Query(ge=1, le=200, description="Items on a page.")]
+SweepId = Annotated[UUID, Path(description="The sweep's id.")]
+SearchId = Annotated[UUID, Path(description="The search's id.")]
 JobId = Annotated[UUID, Path(description="The job's id.")]
 ArtifactId = Annotated[UUID, Path(description="The artifact's id.")]
 DatasetId = Annotated[UUID, Path(description="The data set's id.")]
@@ -109,3 +121,43 @@ JOB_EXAMPLES: dict[str, Example] = {
     },
 }
 SubmittedJob = Annotated[JobSpec, Body(openapi_examples=JOB_EXAMPLES)]
+
+SWEEP_EXAMPLES: dict[str, Example] = {
+    "grid": {
+        "summary": "Bits and group sizes",
+        "value": {
+            "model": _DEMO_MODEL,
+            "grid": {
+                "recipe": [{"method": "gptq"}],
+                "values": {"0.bits": [3, 4, 8], "0.group_size": [32, 64]},
+            },
+            "name": "gptq, bits by groups",
+        },
+    },
+    "recipes": {
+        "summary": "Methods beside each other",
+        "value": {
+            "model": _DEMO_MODEL,
+            "recipes": [[{"method": "rtn"}], [{"method": "wanda"}, {"method": "gptq"}]],
+            "budget": {"max_size_ratio": 0.6},
+        },
+    },
+}
+SubmittedSweep = Annotated[SweepSpec, Body(openapi_examples=SWEEP_EXAMPLES)]
+
+SEARCH_EXAMPLES: dict[str, Example] = {
+    "least loss": {
+        "summary": "At most 35 % of the bytes, with the least loss",
+        "value": {"model": _DEMO_MODEL, "max_size_ratio": 0.35, "max_trials": 16, "max_seconds": 7200},
+    },
+    "fewest bytes": {
+        "summary": "At most 10 % more perplexity, with the fewest bytes",
+        "value": {
+            "model": _DEMO_MODEL,
+            "minimize": "size",
+            "max_perplexity_increase": 0.1,
+            "space": {"quantizers": ["gptq", "awq"], "bits": [3, 4], "pruners": [], "droppers": []},
+        },
+    },
+}
+SubmittedSearch = Annotated[SearchSpec, Body(openapi_examples=SEARCH_EXAMPLES)]

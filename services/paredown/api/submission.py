@@ -11,8 +11,11 @@ from uuid import UUID
 from paredown.api.service import Service
 from paredown.contracts.artifact import Manifest
 from paredown.contracts.job import JobSpec, JobView, Plan
-from paredown.core import catalogue, history, jobs, planning, sources
-from paredown.core.errors import NotFound, ServiceBusy, SourceError, SourceNotFound
+from paredown.contracts.search import Rung, SearchDetails, SearchSpec, recipe_of
+from paredown.contracts.sweep import SweepDetails, SweepSpec
+from paredown.core import catalogue, history, jobs, planning, searches, sources, sweeps
+from paredown.core.errors import NotFound, PareError, ServiceBusy, SourceError, SourceNotFound
+from paredown.core.sources import ModelDescription
 
 # Of the 40 threads that requests run in; those that wait are some of the rest, so they wait briefly.
 _LOOKERS = threading.BoundedSemaphore(12)
@@ -31,8 +34,68 @@ def submit(service: Service, project_id: UUID, spec: JobSpec, idempotency_key: s
         return jobs.submit(session, project_id, spec, pool=pool, idempotency_key=idempotency_key)
 
 
+def submit_sweep(
+    service: Service, project_id: UUID, spec: SweepSpec, idempotency_key: str | None
+) -> tuple[SweepDetails, bool]:
+    """The sweep, and whether this call made it. The model is looked at once for all recipes; one that does not fit
+    refuses the whole, and is named."""
+    if idempotency_key is not None:
+        with service.database.transaction() as session:
+            if first := sweeps.replay(session, project_id, spec, idempotency_key):
+                return first, False
+    recipes = spec.all_recipes()
+    specs = [sweeps.job_of(spec, index, recipe) for index, recipe in enumerate(recipes)]
+    description = _look(service, project_id, specs[0])
+    planned = []
+    for index, job in enumerate(specs):
+        try:
+            made = _plan(service, job, description)
+        except PareError as error:
+            raise sweeps.blamed(error, index, job.recipe) from error
+        planned.append(sweeps.Planned(job, made.pool, made.seconds))
+    with service.database.transaction() as session:
+        return sweeps.submit(
+            session,
+            project_id,
+            spec,
+            planned,
+            revision=description.revision,
+            settings=service.settings,
+            idempotency_key=idempotency_key,
+        )
+
+
+def submit_search(
+    service: Service, project_id: UUID, spec: SearchSpec, idempotency_key: str | None
+) -> tuple[SearchDetails, bool]:
+    """The search, and whether this call made it. Every recipe of its space is planned here, at no cost; those that
+    do not fit the model or whose planned bytes exceed the limit are never run."""
+    if idempotency_key is not None:
+        with service.database.transaction() as session:
+            if first := searches.replay(session, project_id, spec, idempotency_key):
+                return first, False
+    some = spec.job(recipe_of(spec.space.combinations()[0]), Rung.FULL)
+    description = _look(service, project_id, some)
+    candidates, ruled_out = searches.candidates_of(spec, lambda job: _plan(service, job, description))
+    with service.database.transaction() as session:
+        return searches.submit(
+            session,
+            project_id,
+            spec,
+            candidates,
+            ruled_out,
+            revision=description.revision,
+            idempotency_key=idempotency_key,
+        )
+
+
 def plan(service: Service, project_id: UUID, spec: JobSpec) -> Plan:
     """What the job would need. Raises what is wrong with its model, its texts, its recipe or its pool."""
+    return _plan(service, spec, _look(service, project_id, spec))
+
+
+def _look(service: Service, project_id: UUID, spec: JobSpec) -> ModelDescription:
+    """The model, once its address and those of the texts have been checked."""
 
     def resolve(dataset_id: UUID) -> str:
         with service.database.transaction() as session:
@@ -47,7 +110,10 @@ def plan(service: Service, project_id: UUID, spec: JobSpec) -> Plan:
         for field, uri in texts.items():
             with _blaming(field):
                 sources.check_text_uri(uri, service.settings, resolve)
-        description = sources.describe(spec.model, service.settings, sources.Shelf(find, service.store))
+        return sources.describe(spec.model, service.settings, sources.Shelf(find, service.store))
+
+
+def _plan(service: Service, spec: JobSpec, description: ModelDescription) -> Plan:
     planning.check_recipe(description.shape, spec, description.earlier)
     made = planning.make_plan(spec, description, service.settings)
     with service.database.transaction() as session:

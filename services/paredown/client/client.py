@@ -20,7 +20,9 @@ from paredown.contracts.dataset import DatasetView
 from paredown.contracts.job import JobEvent, JobSpec, JobState, JobView, Plan, PlanOutcomes
 from paredown.contracts.methods import MethodView
 from paredown.contracts.prices import PriceBook
+from paredown.contracts.search import SearchDetails, SearchSpec, SearchView
 from paredown.contracts.service import FileLink, ModelEntry, PoolView
+from paredown.contracts.sweep import SweepDetails, SweepSpec, SweepView
 
 T = TypeVar("T")
 
@@ -37,6 +39,10 @@ class Page(BaseModel, Generic[T]):
 
 _JOB = TypeAdapter(JobView)
 _JOBS = TypeAdapter(Page[JobView])
+_SWEEP = TypeAdapter(SweepDetails)
+_SWEEPS = TypeAdapter(Page[SweepView])
+_SEARCH = TypeAdapter(SearchDetails)
+_SEARCHES = TypeAdapter(Page[SearchView])
 _EVENTS = TypeAdapter(Page[JobEvent])
 _PLAN = TypeAdapter(Plan)
 _PLAN_OUTCOMES = TypeAdapter(PlanOutcomes)
@@ -120,12 +126,19 @@ class PareClient:
         model: str | None = None,
         pool: str | None = None,
         method: str | None = None,
+        sweep: UUID | str | None = None,
         after: str | None = None,
         limit: int = 50,
     ) -> Page[JobView]:
         """Newest first."""
         parameters = _parameters(
-            state=[state.value for state in states], model=model, pool=pool, method=method, after=after, limit=limit
+            state=[state.value for state in states],
+            model=model,
+            pool=pool,
+            method=method,
+            sweep=sweep,
+            after=after,
+            limit=limit,
         )
         return self._transport.read(_JOBS, "GET", "/v1/jobs", params=parameters)
 
@@ -160,6 +173,60 @@ class PareClient:
             if on_event:
                 on_event(event)
         return self.job(job_id)
+
+    # Sweeps
+
+    def submit_sweep(self, spec: SweepSpec, idempotency_key: str | None = None) -> SweepDetails:
+        """Queue a job for each recipe, all or none. The idempotency key keeps a bad connection from making two."""
+        return self._transport.read(
+            _SWEEP,
+            "POST",
+            "/v1/sweeps",
+            idempotent=True,
+            content=spec.model_dump_json(),
+            headers={"Content-Type": "application/json", "Idempotency-Key": idempotency_key or str(uuid4())},
+        )
+
+    def sweep(self, sweep_id: UUID | str) -> SweepDetails:
+        return self._transport.read(_SWEEP, "GET", f"/v1/sweeps/{sweep_id}")
+
+    def sweeps_page(self, *, after: str | None = None, limit: int = 50) -> Page[SweepView]:
+        """Newest first."""
+        return self._transport.read(_SWEEPS, "GET", "/v1/sweeps", params=_parameters(after=after, limit=limit))
+
+    def sweeps(self, **filters: Any) -> Iterator[SweepView]:
+        return _all_pages(self.sweeps_page, filters)
+
+    def cancel_sweep(self, sweep_id: UUID | str) -> SweepDetails:
+        """Cancel every job of it that has not ended."""
+        return self._transport.read(_SWEEP, "POST", f"/v1/sweeps/{sweep_id}/cancel")
+
+    # Searches
+
+    def submit_search(self, spec: SearchSpec, idempotency_key: str | None = None) -> SearchDetails:
+        """Enter a goal; the dispatcher tries recipes for it. The idempotency key keeps a bad connection from two."""
+        return self._transport.read(
+            _SEARCH,
+            "POST",
+            "/v1/searches",
+            idempotent=True,
+            content=spec.model_dump_json(),
+            headers={"Content-Type": "application/json", "Idempotency-Key": idempotency_key or str(uuid4())},
+        )
+
+    def search(self, search_id: UUID | str) -> SearchDetails:
+        return self._transport.read(_SEARCH, "GET", f"/v1/searches/{search_id}")
+
+    def searches_page(self, *, after: str | None = None, limit: int = 50) -> Page[SearchView]:
+        """Newest first."""
+        return self._transport.read(_SEARCHES, "GET", "/v1/searches", params=_parameters(after=after, limit=limit))
+
+    def searches(self, **filters: Any) -> Iterator[SearchView]:
+        return _all_pages(self.searches_page, filters)
+
+    def cancel_search(self, search_id: UUID | str) -> SearchDetails:
+        """End it, and cancel its jobs that have not ended."""
+        return self._transport.read(_SEARCH, "POST", f"/v1/searches/{search_id}/cancel")
 
     # What can be done, and with what
 

@@ -2,12 +2,12 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
-from paredown.contracts.job import BUDGET_PRESETS, Budget, RecipeFile
+from paredown.contracts.job import BUDGET_PRESETS, Budget, Contract, RecipeFile
 from paredown.contracts.recipes import STAGES
 
 MAX_BYTES = 1 << 20
@@ -37,24 +37,54 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(_INTEGER, re.compile(r"^[-+]?(0|[1-9]\d*)$"), list("-+0123456789"))
 
 
+Request = TypeVar("Request", bound=Contract)
+
+
 class BadRecipeFile(ValueError):
     """Names the file and, for each mistake, the field."""
 
 
 def read_recipe_file(path: Path) -> RecipeFile:
     """Raises BadRecipeFile."""
+    return parse_recipe(_text_of(path), str(path))
+
+
+def read_request(path: Path, contract: type[Request], what: str, **more: Any) -> Request:
+    """A whole request, such as a sweep; what is given in `more` goes over the file. Raises BadRecipeFile."""
+    origin = str(path)
+    content = _mapping(_text_of(path), origin, f"{origin} must hold a mapping: {what}.")
+    given = {name: value for name, value in more.items() if value is not None}
+    try:
+        return contract.model_validate({**content, **given})
+    except ValidationError as error:
+        raise BadRecipeFile("\n".join([f"{origin} cannot be submitted:", *explain(error)])) from error
+
+
+def _text_of(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise BadRecipeFile(f"{path} is larger than a recipe file can be (1 MiB).")
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise BadRecipeFile(f"{path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise BadRecipeFile(f"{path} is not UTF-8 text.") from error
-    return parse_recipe(text, str(path))
 
 
 def parse_recipe(text: str, origin: str) -> RecipeFile:
+    content = _mapping(
+        text,
+        origin,
+        f"{origin} must hold a mapping with `recipe` (a list of stages) and, as you like, `calibration`, "
+        "`evaluation`, `budget`, `format` and `dtype`.",
+    )
+    try:
+        return RecipeFile.model_validate(content)
+    except ValidationError as error:
+        raise BadRecipeFile("\n".join([f"{origin} is not a recipe file:", *explain(error)])) from error
+
+
+def _mapping(text: str, origin: str, otherwise: str) -> dict[str, Any]:
     try:
         content = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
@@ -63,14 +93,8 @@ def parse_recipe(text: str, origin: str) -> RecipeFile:
         reason = getattr(error, "problem", None) or "it cannot be parsed"
         raise BadRecipeFile(f"{origin}{place} is not YAML: {reason}.") from error
     if not isinstance(content, dict):
-        raise BadRecipeFile(
-            f"{origin} must hold a mapping with `recipe` (a list of stages) and, as you like, `calibration`, "
-            "`evaluation`, `budget`, `format` and `dtype`."
-        )
-    try:
-        return RecipeFile.model_validate(content)
-    except ValidationError as error:
-        raise BadRecipeFile("\n".join([f"{origin} is not a recipe file:", *explain(error)])) from error
+        raise BadRecipeFile(otherwise)
+    return content
 
 
 def with_budget(
@@ -121,6 +145,8 @@ def explain(error: ValidationError) -> list[str]:
 
 def field_path(location: tuple[int | str, ...]) -> str:
     """("recipe", 0, "rtn", "bits") → `recipe.0.bits`: the method that pydantic names is not part of the path."""
-    if location[:1] == ("recipe",) and len(location) > 2 and location[2] in STAGES:
-        location = (*location[:2], *location[3:])
-    return ".".join(str(part) for part in location) or "the file"
+    before = (None, *location)
+    path = [
+        part for part, last in zip(location, before, strict=False) if not (isinstance(last, int) and part in STAGES)
+    ]
+    return ".".join(str(part) for part in path) or "the file"

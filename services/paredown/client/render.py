@@ -15,6 +15,8 @@ from paredown.contracts.gate import TERMS
 from paredown.contracts.job import Interval, JobState, JobView, Plan, PlanOutcomes, Progress
 from paredown.contracts.methods import MethodView
 from paredown.contracts.prices import PriceBook, Savings, Serving
+from paredown.contracts.search import Rung, SearchDetails, SearchState, SearchView
+from paredown.contracts.sweep import SweepDetails, SweepState, SweepView
 
 STATE_STYLES = {
     JobState.QUEUED: "dim",
@@ -23,6 +25,18 @@ STATE_STYLES = {
     JobState.REJECTED: "yellow",
     JobState.FAILED: "red",
     JobState.CANCELLED: "dim",
+}
+_SWEEP_STYLES = {
+    SweepState.QUEUED: "dim",
+    SweepState.RUNNING: "cyan",
+    SweepState.FINISHED: "green",
+    SweepState.CANCELLED: "dim",
+}
+_SEARCH_STYLES = {
+    SearchState.EXPLORING: "cyan",
+    SearchState.CONFIRMING: "cyan",
+    SearchState.FINISHED: "green",
+    SearchState.CANCELLED: "dim",
 }
 _VERDICT_STYLES = {Verdict.PASSED: "green", Verdict.MISSED: "yellow", Verdict.OVERRIDDEN: "magenta"}
 NOTHING = "–"
@@ -146,6 +160,112 @@ def job(view: JobView) -> RenderableType:
             ("artifact", view.artifact_id),
         ]
     )
+
+
+def sweeps(items: Iterable[SweepView]) -> RenderableType:
+    table = _table("id", "state", "name", "model", "progress", "recipes", "created", right=("progress",))
+    for item in items:
+        name = item.name or NOTHING
+        progress, made = f"{item.progress:.0%}", sweep_counts(item)
+        table.add_row(str(item.id), sweep_state(item), name, item.model, progress, made, age(item.created_at))
+    return table
+
+
+def sweep_state(view: SweepView) -> Text:
+    cancelling = view.cancel_requested and not view.state.terminal
+    return Text(f"{view.state} (cancelling)" if cancelling else str(view.state), style=_SWEEP_STYLES[view.state])
+
+
+def sweep_counts(view: SweepView) -> str:
+    """`12: 3 succeeded (1 reused), 9 queued`"""
+    parts = [f"{view.counts[state]} {state}" for state in JobState if view.counts.get(state)]
+    reused = f", {view.reused} of them reused" if view.reused else ""
+    return f"{view.recipes}: {', '.join(parts)}{reused}"
+
+
+def sweep(view: SweepDetails) -> RenderableType:
+    """Its facts, a line for each recipe, and those on the front marked."""
+    facts = _facts(
+        [
+            ("sweep", view.id),
+            ("name", view.name),
+            ("state", sweep_state(view)),
+            ("model", view.model),
+            ("recipes", sweep_counts(view)),
+            ("progress", "" if view.state.terminal else f"{view.progress:.0%}"),
+            ("created", view.created_at.isoformat(timespec="seconds")),
+        ]
+    )
+    unbeaten = {point.artifact_id for point in view.front.points if point.on_front} if view.front else set()
+    right = ("perplexity", "Δ", "size", "ratio")
+    table = _table("recipe", "state", *right, "verdict", "front", "job or artifact", right=right)
+    for member in view.members:
+        state_text = "reused" if member.reused else member.error.code if member.error else str(member.state)
+        if member.state is JobState.RUNNING:
+            state_text = f"running {member.progress:.0%}"
+        table.add_row(
+            member.label,
+            Text(state_text, style=STATE_STYLES[member.state]),
+            figure(member.perplexity, ".3f"),
+            figure(member.perplexity_increase, "+.1%"),
+            NOTHING if member.size_bytes is None else size(member.size_bytes),
+            figure(member.size_ratio, ".1%"),
+            verdict(member.verdict),
+            Text("●", style="green") if member.artifact_id in unbeaten and member.artifact_id else Text(""),
+            str(member.artifact_id or member.job_id or NOTHING),
+        )
+    return Group(facts, Text(), table)
+
+
+def searches(items: Iterable[SearchView]) -> RenderableType:
+    table = _table("id", "state", "name", "model", "progress", "trials", "chosen", "created", right=("progress",))
+    for item in items:
+        table.add_row(
+            str(item.id),
+            Text(str(item.state), style=_SEARCH_STYLES[item.state]),
+            item.name or NOTHING,
+            item.model,
+            f"{item.progress:.0%}",
+            str(item.trials),
+            item.chosen_recipe or NOTHING,
+            age(item.created_at),
+        )
+    return table
+
+
+def search(view: SearchDetails) -> RenderableType:
+    """Its facts, the trials, those in full first, and what was chosen."""
+    facts = _facts(
+        [
+            ("search", view.id),
+            ("name", view.name),
+            ("state", Text(str(view.state), style=_SEARCH_STYLES[view.state])),
+            ("model", view.model),
+            ("recipes", f"{view.candidates} may be tried, {view.ruled_out} ruled out by their plans"),
+            ("progress", "" if view.state.terminal else f"{view.progress:.0%}"),
+            ("created", view.created_at.isoformat(timespec="seconds")),
+        ]
+    )
+    right = ("perplexity", "Δ", "divergence", "size", "ratio")
+    table = _table("recipe", "rung", "state", *right, "limits", "front", "job or artifact", right=right)
+    for trial in sorted(view.members, key=lambda trial: (trial.rung is not Rung.FULL, trial.number)):
+        within = {None: NOTHING, True: "held", False: "missed"}[trial.within_limits]
+        mark = "chosen" if trial.number == view.chosen else "●" if trial.on_front else ""
+        table.add_row(
+            trial.label,
+            str(trial.rung),
+            Text("reused" if trial.reused else str(trial.state), style=STATE_STYLES[trial.state]),
+            figure(trial.perplexity, ".3f"),
+            figure(trial.perplexity_increase, "+.1%"),
+            figure(trial.divergence, ".4f"),
+            NOTHING if trial.size_bytes is None else size(trial.size_bytes),
+            figure(trial.size_ratio, ".1%"),
+            within,
+            Text(mark, style="green"),
+            str(trial.artifact_id or trial.job_id or NOTHING),
+        )
+    told = [Text(), Text(view.explanation, style="bold")] if view.explanation else []
+    return Group(facts, Text(), table, *told)
 
 
 def plan(view: Plan) -> RenderableType:

@@ -291,6 +291,7 @@ class JobView(Contract):
 
     id: UUID
     project: str
+    sweep_id: UUID | None = None
     state: JobState
     phase: Phase | None
     progress: Progress | None

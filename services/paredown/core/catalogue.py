@@ -18,7 +18,7 @@ from paredown.core import history
 from paredown.core.artifact_queries import of_model, readable, select_views, view
 from paredown.core.errors import Forbidden, NotFound, PreconditionFailed, StateConflict
 from paredown.core.etags import matches
-from paredown.core.front import front, fronts
+from paredown.core.front import front, front_among, fronts
 from paredown.core.inputs import (
     baseline,
     delete_dataset,
@@ -43,6 +43,7 @@ __all__ = [
     "deleted_artifacts",
     "etag",
     "front",
+    "front_among",
     "fronts",
     "get_artifact",
     "get_dataset",

@@ -2,11 +2,12 @@
 
 import math
 from collections import Counter
+from collections.abc import Collection, Sequence
 from itertools import groupby
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import column, func, select, true
+from sqlalchemy import ColumnElement, Select, column, func, select, true
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
@@ -19,7 +20,7 @@ from paredown.core.storable import check_storable
 from paredown.core.tables import ArtifactRow
 
 BASE_NAME = "base"
-
+_NEWEST_FIRST = (ArtifactRow.created_at.desc(), ArtifactRow.id.desc())
 _EVALUATED = (ArtifactRow.perplexity.is_not(None), ArtifactRow.protocol_hash.is_not(None))
 _REPORT = func.jsonb_extract_path(ArtifactRow.manifest, "report")
 # A manifest has thousands of layers, and each path into it would unpack all of it again: so this unpacks it once.
@@ -41,20 +42,34 @@ def front(session: Session, project_id: UUID, model: str, protocol_hash: str | N
     rows = _measured(session, project_id, model)
     if not rows:
         raise NotFound(f"No artifact of {model} has been evaluated yet.", field="model")
+    front = _under(rows, protocol_hash, cost_axis, price_book(session, project_id))
+    if front is None:
+        raise NotFound(f"No artifact of {model} was evaluated under that protocol.", field="protocol")
+    return front
+
+
+def front_among(session: Session, project_id: UUID, artifact_ids: Collection[UUID]) -> Front | None:
+    """The front of these artifacts of one model alone, against bytes; None where none of them was measured."""
+    query = _select_measured(project_id).where(ArtifactRow.id.in_(artifact_ids))
+    rows = list(session.execute(query)) if artifact_ids else []
+    return _under(rows, None, "size_bytes", price_book(session, project_id)) if rows else None
+
+
+def _under(rows: list[Any], protocol_hash: str | None, cost_axis: CostAxis, book: PriceBook) -> Front | None:
+    """The front of what was measured under this protocol, else under that of most; None where nothing was."""
     if protocol_hash is None:
         # The newest decides a tie: Counter keeps the order in which it met them.
         protocol_hash = Counter(row.protocol_hash for row in rows).most_common(1)[0][0]
     rows = [row for row in rows if row.protocol_hash == protocol_hash]
     if not rows:
-        raise NotFound(f"No artifact of {model} was evaluated under that protocol.", field="protocol")
-    book = price_book(session, project_id)
+        return None
     points = [_artifact_point(row, book) for row in rows if math.isfinite(row.perplexity)]
     points += _base_points(rows, book)
     gate = next((row.gate for row in rows if row.gate), {"checks": ()})
     return Front(
         model=rows[0].model,
         model_fingerprint=rows[0].model_fingerprint,
-        protocol_hash=protocol_hash,
+        protocol_hash=str(protocol_hash),
         cost_axis=cost_axis,
         currency=book.currency or next((row.cost["currency"] for row in rows if row.cost), None),
         limits={check["figure"]: check["limit"] for check in gate["checks"]},
@@ -65,14 +80,13 @@ def front(session: Session, project_id: UUID, model: str, protocol_hash: str | N
 def fronts(session: Session, project_id: UUID) -> list[FrontEntry]:
     """Every model and protocol with an evaluated artifact that this project may read, that of the newest first."""
     group = (ArtifactRow.model_fingerprint, ArtifactRow.protocol_hash)
-    newest_first = (ArtifactRow.created_at.desc(), ArtifactRow.id.desc())
     ranked = (
         select(
             ArtifactRow,
-            func.row_number().over(partition_by=group, order_by=newest_first).label("place"),
+            func.row_number().over(partition_by=group, order_by=_NEWEST_FIRST).label("place"),
             func.count().over(partition_by=group).label("artifacts"),
         )
-        .where(*readable(project_id), *_EVALUATED)
+        .where(*_visible(project_id))
         .subquery()
     )
     # The manifest of the newest of each group alone is unpacked.
@@ -107,13 +121,27 @@ def mark_front(points: list[FrontPoint], cost_axis: CostAxis) -> list[FrontPoint
     return marked
 
 
+def unbeaten(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """Of figures that are to be small: whether no other point is no larger in both and smaller in one."""
+    return [
+        not any(other != point and other[0] <= point[0] and other[1] <= point[1] for other in points)
+        for point in points
+    ]
+
+
 def _measured(session: Session, project_id: UUID, model: str) -> list[Any]:
     """Evaluated artifacts of the newest content of this model, newest first; of each only what the chart needs."""
-    visible = [*readable(project_id), *_EVALUATED]
-    newest_first = (ArtifactRow.created_at.desc(), ArtifactRow.id.desc())
-    newest = select(ArtifactRow.model_fingerprint).where(of_model(session, project_id, model), *visible)
-    fingerprint = session.scalar(newest.order_by(*newest_first).limit(1))
-    query = (
+    newest = select(ArtifactRow.model_fingerprint).where(of_model(session, project_id, model), *_visible(project_id))
+    fingerprint = session.scalar(newest.order_by(*_NEWEST_FIRST).limit(1))
+    return list(session.execute(_select_measured(project_id).where(ArtifactRow.model_fingerprint == fingerprint)))
+
+
+def _visible(project_id: UUID) -> list[ColumnElement[bool]]:
+    return [*readable(project_id), *_EVALUATED]
+
+
+def _select_measured(project_id: UUID) -> Select[*tuple[Any, ...]]:
+    return (
         select(
             ArtifactRow.id,
             ArtifactRow.name,
@@ -131,10 +159,9 @@ def _measured(session: Session, project_id: UUID, model: str) -> list[Any]:
             _FIGURES.c.gate,
         )
         .join(_FIGURES, true())
-        .where(ArtifactRow.model_fingerprint == fingerprint, *visible)
-        .order_by(*newest_first)
+        .where(*_visible(project_id))
+        .order_by(*_NEWEST_FIRST)
     )
-    return list(session.execute(query))
 
 
 def _artifact_point(row: Any, book: PriceBook) -> FrontPoint:

@@ -76,6 +76,12 @@ def record_model(session: Session, project_id: UUID, record: BaseModelRecord, co
     session.execute(new.on_conflict_do_update(constraint="models_once", set_=again))
 
 
+def known_fingerprint(session: Session, project_id: UUID, uri: str, revision: str) -> str | None:
+    """The fingerprint of a model that the project has used at this revision."""
+    row = (ModelRow.project_id == project_id, ModelRow.uri == uri, ModelRow.revision == revision)
+    return session.scalar(select(ModelRow.fingerprint).where(*row))
+
+
 def list_models(
     session: Session, project_id: UUID, *, after: str | None = None, limit: int
 ) -> tuple[list[ModelEntry], str | None]:

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Select, func, literal, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from paredown.contracts.job import JobState, JobView
 from paredown.core.errors import NotFound
@@ -32,6 +32,7 @@ def list_jobs(
     model: str | None = None,
     pool: str | None = None,
     method: str | None = None,
+    sweep: UUID | None = None,
     after: str | None,
     limit: int,
 ) -> tuple[list[JobView], str | None]:
@@ -48,9 +49,22 @@ def list_jobs(
     if method is not None:
         check_storable(method, "method")
         query = query.where(JobRow.spec.contains({"recipe": [{"method": method}]}))
+    if sweep is not None:
+        query = query.where(JobRow.sweep_id == sweep)
     rows, has_more = page(session, query, JobRow.created_at, JobRow.id, after=after, limit=limit)
     views = [_view(*row) for row in rows]
     return views, encode_cursor(Place(views[-1].created_at, views[-1].id)) if has_more else None
+
+
+def of_sweep(session: Session, sweep_id: UUID) -> dict[int, JobView]:
+    """Position → job."""
+    query = _select_views().where(JobRow.sweep_id == sweep_id).execution_options(populate_existing=True)
+    found = session.execute(query)
+    return {
+        row.sweep_position: _view(row, project, artifact_id)
+        for row, project, artifact_id in found
+        if row.sweep_position is not None
+    }
 
 
 def in_state(*states: JobState) -> ColumnElement[bool]:
@@ -59,10 +73,13 @@ def in_state(*states: JobState) -> ColumnElement[bool]:
 
 
 def is_due() -> tuple[ColumnElement[bool], ...]:
+    first = aliased(JobRow)
+    open_first = select(first.id).where(first.id == JobRow.after_id, first.finished_at.is_(None))
     return (
         in_state(JobState.QUEUED),
         JobRow.run_at <= func.now(),
         or_(JobRow.deadline_at.is_(None), JobRow.deadline_at > func.now()),
+        or_(JobRow.after_id.is_(None), ~open_first.exists()),
     )
 
 
@@ -99,6 +116,7 @@ def _view(row: JobRow, project: str, artifact_id: UUID | None) -> JobView:
         {
             "id": row.id,
             "project": project,
+            "sweep_id": row.sweep_id,
             "state": row.state,
             "phase": row.phase,
             "progress": row.progress,

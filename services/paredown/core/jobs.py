@@ -26,15 +26,16 @@ from paredown.core.errors import (
     WorkerLost,
 )
 from paredown.core.events import EventCursor, events_after, new_events, record
-from paredown.core.job_queries import counts, due_pools, get, in_state, is_due, list_jobs, oldest_due_seconds
+from paredown.core.job_queries import counts, due_pools, get, in_state, is_due, list_jobs, of_sweep, oldest_due_seconds
 from paredown.core.settings import Settings
 from paredown.core.storable import storable
-from paredown.core.submission import replay, submit
+from paredown.core.submission import Membership, replay, submit
 from paredown.core.tables import JobRow
 
 __all__ = [
     "Claim",
     "EventCursor",
+    "Membership",
     "acknowledge_cancel",
     "claim",
     "counts",
@@ -47,6 +48,7 @@ __all__ = [
     "heartbeat",
     "list_jobs",
     "new_events",
+    "of_sweep",
     "oldest_due_seconds",
     "release",
     "replay",

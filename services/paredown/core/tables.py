@@ -89,10 +89,15 @@ class JobRow(Base):
             postgresql_where=text("state IN ('queued', 'running') AND deadline_at IS NOT NULL"),
         ),
         Index("jobs_by_project", "project_id", text("created_at DESC"), text("id DESC")),
+        Index("jobs_by_sweep", "sweep_id", "sweep_position", postgresql_where=text("sweep_id IS NOT NULL")),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
     project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"))
+    sweep_id: Mapped[UUID | None] = mapped_column(ForeignKey("sweeps.id"))
+    sweep_position: Mapped[int | None] = mapped_column(Integer)
+    # Not due before this job has ended.
+    after_id: Mapped[UUID | None] = mapped_column(ForeignKey("jobs.id"))
     state: Mapped[str] = mapped_column(server_default="queued")
     phase: Mapped[str | None]
     progress: Mapped[JsonObject | None]
@@ -120,16 +125,81 @@ class JobRow(Base):
     worker_seconds: Mapped[float] = mapped_column(Float, server_default="0")
 
 
+class SweepRow(Base):
+    """Many recipes over one model. What state it is in is told by its jobs alone."""
+
+    __tablename__ = "sweeps"
+    __table_args__ = (Index("sweeps_by_project", "project_id", text("created_at DESC"), text("id DESC")),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"))
+    spec: Mapped[JsonObject]
+    # Position → artifact that was there already, and its verdict under this sweep's budget.
+    reused: Mapped[JsonObject] = mapped_column(server_default="{}")
+    cancelled_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class SearchRow(Base):
+    """A goal, the recipes that may serve it, and what was chosen in the end."""
+
+    __tablename__ = "searches"
+    __table_args__ = (
+        CheckConstraint("state IN ('exploring', 'confirming', 'finished', 'cancelled')", name="searches_state_known"),
+        CheckConstraint(
+            "(state IN ('exploring', 'confirming')) = (finished_at IS NULL)", name="searches_finished_at_when_terminal"
+        ),
+        Index("searches_by_project", "project_id", text("created_at DESC"), text("id DESC")),
+        Index("searches_open", "created_at", postgresql_where=text("finished_at IS NULL")),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"))
+    spec: Mapped[JsonObject]
+    # The model's, as it was described when the search was submitted.
+    revision: Mapped[str]
+    # Parameters, planned size ratio and pool of each recipe that may be tried.
+    candidates: Mapped[list[JsonObject]] = mapped_column(JSONB)
+    ruled_out: Mapped[int] = mapped_column(Integer)
+    state: Mapped[str]
+    chosen: Mapped[int | None] = mapped_column(Integer)
+    explanation: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    finished_at: Mapped[datetime | None]
+
+
+class TrialRow(Base):
+    """One candidate of a search, tried once on each rung."""
+
+    __tablename__ = "trials"
+    __table_args__ = (UniqueConstraint("search_id", "rung", "candidate", name="trials_once"),)
+
+    search_id: Mapped[UUID] = mapped_column(ForeignKey("searches.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
+    rung: Mapped[str]
+    candidate: Mapped[int] = mapped_column(Integer)
+    # Null where an artifact that was there already took its place.
+    job_id: Mapped[UUID | None] = mapped_column(ForeignKey("jobs.id"))
+    # What was measured; empty where the job ended without, null until it ends.
+    figures: Mapped[JsonObject | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
 class IdempotencyRow(Base):
     """The first create with a key writes this in the same transaction as what it creates."""
 
     __tablename__ = "idempotency_keys"
+    __table_args__ = (
+        CheckConstraint("num_nonnulls(job_id, sweep_id, search_id) = 1", name="idempotency_keys_stand_for_one"),
+    )
 
     project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"), primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)
     request_hash: Mapped[str]
     # Deferred, because this row comes first: it is what a concurrent create with the same key waits for.
-    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", deferrable=True, initially="DEFERRED"))
+    job_id: Mapped[UUID | None] = mapped_column(ForeignKey("jobs.id", deferrable=True, initially="DEFERRED"))
+    sweep_id: Mapped[UUID | None] = mapped_column(ForeignKey("sweeps.id", deferrable=True, initially="DEFERRED"))
+    search_id: Mapped[UUID | None] = mapped_column(ForeignKey("searches.id", deferrable=True, initially="DEFERRED"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 

@@ -13,6 +13,7 @@ from paredown.core.settings import Settings
 from paredown.core.storage import ObjectStore
 from paredown.core.transport import TRANSPORT_ERRORS, send_hint
 from paredown.dispatcher.housekeeping import keep_house
+from paredown.dispatcher.searching import advance
 
 log = structlog.get_logger(__name__)
 
@@ -67,6 +68,8 @@ class Dispatcher:
             log.info("deadlines_exceeded", jobs=[str(job_id) for job_id in late])
         self.turned_at = time.monotonic()
         self._hint(list(due))
+        # Last: nobody waits for an optimizer. What it queues is hinted at with the next turn.
+        advance(self._database)
 
     def _hint(self, pools: list[str]) -> None:
         """Redis may be away for as long as it likes: as long as work is due, each turn tries again."""

@@ -33,6 +33,10 @@ def _pages() -> dict[str, list[st.Page]]:
             st.Page(parts.SUBMIT, title="Submit", icon=":material/add_circle:", url_path="submit", default=True),
             st.Page(parts.JOBS, title="Jobs", icon=":material/list_alt:", url_path="jobs"),
             st.Page(parts.JOB, title="Job", icon=":material/monitoring:", url_path="job", visibility="hidden"),
+            st.Page(parts.SWEEPS, title="Sweeps", icon=":material/grid_view:", url_path="sweeps"),
+            st.Page(parts.SWEEP, title="Sweep", icon=":material/grid_on:", url_path="sweep", visibility="hidden"),
+            st.Page(parts.SEARCHES, title="Searches", icon=":material/travel_explore:", url_path="searches"),
+            st.Page(parts.SEARCH, title="Search", icon=":material/search:", url_path="search", visibility="hidden"),
         ],
         "Results": [
             st.Page(parts.TRADE_OFFS, title="Trade-offs", icon=":material/scatter_plot:", url_path="trade-offs"),

@@ -14,12 +14,16 @@ from streamlit.delta_generator import DeltaGenerator
 from paredown.client.errors import PareApiError
 from paredown.contracts.artifact import Verdict
 from paredown.contracts.job import JobState
+from paredown.contracts.search import SearchState
+from paredown.contracts.sweep import SweepState, SweepView
 from paredown.web import session
 
 log = logging.getLogger(__name__)
 
 ASSETS = Path(__file__).with_name("assets")
 SUBMIT, JOBS, JOB = "views/submit.py", "views/jobs.py", "views/job.py"
+SWEEPS, SWEEP = "views/sweeps.py", "views/sweep.py"
+SEARCHES, SEARCH = "views/searches.py", "views/search.py"
 TRADE_OFFS, CATALOGUE, ARTIFACT = "views/trade_offs.py", "views/catalogue.py", "views/artifact.py"
 COMPARE, PRICES = "views/compare.py", "views/prices.py"
 
@@ -31,6 +35,14 @@ _TONES = {
     JobState.REJECTED: "warn",
     JobState.FAILED: "bad",
     JobState.CANCELLED: "dim",
+    SweepState.QUEUED: "waiting",
+    SweepState.RUNNING: "active",
+    SweepState.FINISHED: "good",
+    SweepState.CANCELLED: "dim",
+    SearchState.EXPLORING: "active",
+    SearchState.CONFIRMING: "active",
+    SearchState.FINISHED: "good",
+    SearchState.CANCELLED: "dim",
     Verdict.PASSED: "good",
     Verdict.MISSED: "warn",
     Verdict.OVERRIDDEN: "active",
@@ -66,8 +78,13 @@ def badge(text: str, tone: str = "dim") -> str:
     return f'<span class="pare-badge pare-{tone}">{escaped(text)}</span>'
 
 
-def state_badge(state: JobState) -> str:
+def state_badge(state: JobState | SweepState | SearchState) -> str:
     return badge(state.value, _TONES[state])
+
+
+def sweep_counts(view: SweepView) -> str:
+    """`3 succeeded, 9 queued`"""
+    return ", ".join(f"{view.counts[state]} {state.value}" for state in JobState if view.counts.get(state))
 
 
 def verdict_badge(verdict: Verdict | None) -> str:

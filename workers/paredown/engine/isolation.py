@@ -16,6 +16,7 @@ import socket
 import struct
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from paredown.contracts.artifact import Isolation
@@ -157,7 +158,9 @@ def _drop_root(readable: Iterable[Path], writable: Iterable[Path], notes: list[s
     try:
         for directory in directories:
             for path in (directory, *directory.rglob("*")):
-                os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+                # Another run that shares the directory may have renamed its file meanwhile.
+                with suppress(FileNotFoundError):
+                    os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)

@@ -7,7 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -17,17 +17,20 @@ from sqlalchemy.orm import Session
 
 from paredown.contracts.artifact import Evaluation, Manifest, Report
 from paredown.contracts.families import shape_from_config
-from paredown.contracts.job import Phase, Plan, Progress
+from paredown.contracts.job import Phase, Plan, Progress, content_hash
+from paredown.contracts.recipes import Family
 from paredown.contracts.recipes.pruning import Pruner
 from paredown.contracts.work import EngineProgress, EngineStarted, Origin, WorkOrder
 from paredown.core import catalogue, planning, prices, sources
 from paredown.core.catalogue import NewArtifact
 from paredown.core.db import Database
 from paredown.core.errors import DatabaseUnavailable, DiskFull, EngineCrashed, LeaseLost, PareError
+from paredown.core.estimates import statistics_bytes
 from paredown.core.history import Took
 from paredown.core.jobs import Claim
 from paredown.core.settings import Pool, Settings
 from paredown.core.sources import FetchedModel, ModelDescription, SourceFile
+from paredown.core.sources.cache import Cache, SharedStatistics
 from paredown.core.storage import ObjectStore
 from paredown.worker import checkpoints, lookups, publish
 from paredown.worker.blocking import T, attended, retried
@@ -85,9 +88,12 @@ class Attempt:
         """From the model's address to files in the store; the job is not finished yet."""
         self.workspace.create()
         inputs = self._fetch()
-        with closing(inputs.model):
+        with closing(inputs.model), ExitStack() as held:
             fetched_at = time.monotonic()
             plan, order = self._check(inputs)
+            if statistics := self._statistics(inputs, order):
+                held.enter_context(closing(statistics))
+                order = order.model_copy(update={"statistics_dir": statistics.directory})
             run = self._run(order)
         result = run.result
         assert result is not None
@@ -195,6 +201,28 @@ class Attempt:
             tick_timeout_seconds=settings.tick_timeout_seconds,
             threads=settings.engine_threads,
         )
+
+    def _statistics(self, inputs: _Inputs, order: WorkOrder) -> SharedStatistics | None:
+        """Where this machine's jobs on the model share dense statistics; None where each gathers its own.
+
+        The key holds what a worker knows of all that decides them; the engine keeps apart what else does, such as the
+        versions of its libraries.
+        """
+        calibration, text = order.calibration, inputs.calibration_text
+        if calibration is None or text is None or calibration.statistics != "dense":
+            return None
+        if any(stage.family in (Family.DEPTH, Family.WIDTH, Family.TRAINING) for stage in order.recipe):
+            return None  # gathered of the model that this stage leaves, which no other recipe has
+        model = inputs.model
+        ancestors = [str(ancestor.artifact_id) for ancestor in model.lineage]
+        drawn = [calibration.samples, calibration.sequence_length, calibration.seed]
+        # The cache names a text by its hash.
+        key = content_hash([model.record.fingerprint, ancestors, text.stem, drawn, order.dtype, order.device])
+        size_bytes = statistics_bytes(shape_from_config(model.config), self._spec)
+        shared = Cache(self._settings).statistics(key, size_bytes)
+        if shared is None:
+            log.info("statistics_not_shared", size_bytes=size_bytes)
+        return shared
 
     def _origin(self, model: FetchedModel) -> Origin | None:
         if not model.lineage:

@@ -107,13 +107,22 @@ def list_jobs(
     model: Annotated[str | None, Query(max_length=2048, description="URI of the model.")] = None,
     pool: Annotated[PoolName | None, Query(description="Worker pool.")] = None,
     method: Annotated[str | None, Query(max_length=64, description="A method in the recipe.")] = None,
+    sweep: Annotated[UUID | None, Query(description="Jobs of this sweep.")] = None,
     after: Cursor = None,
     limit: Limit = 50,
     caller: Principal = allow("jobs:read"),
 ) -> JobPage:
     with service.database.transaction() as session:
         items, cursor = jobs.list_jobs(
-            session, caller.project_id, states=state, model=model, pool=pool, method=method, after=after, limit=limit
+            session,
+            caller.project_id,
+            states=state,
+            model=model,
+            pool=pool,
+            method=method,
+            sweep=sweep,
+            after=after,
+            limit=limit,
         )
     return JobPage(items=tuple(items), has_more=cursor is not None, after=cursor)
 

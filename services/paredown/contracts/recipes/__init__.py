@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated
 
@@ -180,6 +181,25 @@ def recipe_name(recipe: tuple[Stage, ...]) -> str:
     return " + ".join(_stage_name(stage) for stage in recipe)
 
 
+def recipe_labels(recipes: Sequence[tuple[Stage, ...]]) -> tuple[str, ...]:
+    """Names that tell these recipes apart: those of one name also say in which settings they differ."""
+    named: dict[str, list[tuple[Stage, ...]]] = {}
+    for recipe in recipes:
+        named.setdefault(recipe_name(recipe), []).append(recipe)
+    return tuple(_label(recipe, named[recipe_name(recipe)]) for recipe in recipes)
+
+
+def _label(recipe: tuple[Stage, ...], namesakes: Sequence[tuple[Stage, ...]]) -> str:
+    differing = []
+    for index, stage in enumerate(recipe):
+        others = [other[index] for other in namesakes if index < len(other)]
+        for field in type(stage).model_fields:
+            value = getattr(stage, field)
+            if any(getattr(other, field, None) != value for other in others):
+                differing.append(f"{field} {value}")
+    return f"{recipe_name(recipe)} ({', '.join(differing)})" if differing else recipe_name(recipe)
+
+
 def _stage_name(stage: Stage) -> str:
     if isinstance(stage, Owq):
         return f"{stage.method}-{stage.bits + stage.extra_bits:g}"
@@ -261,6 +281,7 @@ __all__ = [
     "conflict",
     "quantizer",
     "recipe_hash",
+    "recipe_labels",
     "recipe_name",
     "rounds_activations",
     "storing",

@@ -3,11 +3,13 @@
     listings/KEY.json          what was found at a place once: fingerprint, revision. KEY is the hash of its listing
     models/FINGERPRINT/files/  the model; beside it record.json, whose modification time is the last use
     texts/SHA256.txt           texts; modification time is the last use
+    statistics/KEY/            what engines gather once for all runs that share it; .need.json is written at each use
     partial/KEY/               downloads under way or broken off, resumed by whoever comes next
     locks/                     flock on these files; a lock ends with its process, whatever that died of
 
 A directory under models/ appears by one rename, complete and verified. A model in use holds a shared lock on its
-fingerprint; eviction takes the exclusive one without waiting, or lets the model be.
+fingerprint; eviction takes the exclusive one without waiting, or lets the model be. Statistics likewise; who writes
+them, and whether they are whole, is the engine's business (engine/dense.py).
 """
 
 import errno
@@ -73,12 +75,24 @@ class CachedModel:
     lock: FileLock
 
 
+@dataclass(frozen=True)
+class SharedStatistics:
+    """A directory for the engine to write to, and the lock that keeps it there."""
+
+    directory: Path
+    lock: FileLock
+
+    def close(self) -> None:
+        self.lock.close()
+
+
 class Cache:
     def __init__(self, settings: Settings) -> None:
         self.root = settings.cache_dir
         self._limit = settings.cache_limit_bytes
         self._models = self.root / "models"
         self._texts = self.root / "texts"
+        self._statistics = self.root / "statistics"
 
     @contextmanager
     def exclusive(self, key: str, cancelled: Cancelled = lambda: False) -> Iterator[None]:
@@ -151,6 +165,7 @@ class Cache:
 
     def _discard(self, entry: Path) -> None:
         trash = self.root / "partial" / f"trash-{uuid.uuid4().hex}"
+        trash.parent.mkdir(exist_ok=True)
         with suppress(FileNotFoundError):
             entry.rename(trash)
             shutil.rmtree(trash, ignore_errors=True)
@@ -167,7 +182,7 @@ class Cache:
             )
         with self.exclusive("space"):
             write_json(self.partial(key) / ".need.json", {"bytes": total_bytes})
-            needed = sum(self._outstanding(directory, key) for directory in _directories(self.root / "partial"))
+            needed = self._needed(key)
             self._evict(needed)
             free = shutil.disk_usage(self.root).free
             if needed + RESERVE_BYTES > free:
@@ -177,33 +192,63 @@ class Cache:
                     "free; free some space and retry."
                 )
 
-    def _outstanding(self, directory: Path, own_key: str) -> int:
-        """Bytes that a live download still has to write."""
+    def statistics(self, key: str, size_bytes: int) -> SharedStatistics | None:
+        """The directory that all runs with this key share; it holds up to `size_bytes` in the end.
+
+        It is not evicted before close(). None where the cache has no room for it, or is evicting it at this moment.
+        Raises DiskFull, StorageUnavailable.
+        """
+        entry, name = self._statistics / key, _statistics_lock(key)
+        lock = _flock(self._lock_path(name), fcntl.LOCK_SH)
+        if lock is None:
+            return None
+        with disk_named(self.root), self.exclusive("space"):
+            entry.mkdir(parents=True, exist_ok=True)
+            write_json(entry / ".need.json", {"bytes": size_bytes})
+            needed = self._needed(name)
+            total = self._evict(needed)
+            if total + needed > self._limit or needed + RESERVE_BYTES > shutil.disk_usage(self.root).free:
+                lock.close()
+                return None
+        return SharedStatistics(entry, lock)
+
+    def _needed(self, own_lock: str) -> int:
+        """Bytes that downloads and gatherings under way still have to write; the holder of `own_lock` is one."""
+        downloads = [(directory, directory.name) for directory in _directories(self.root / "partial")]
+        gathered = [(directory, _statistics_lock(directory.name)) for directory in _directories(self._statistics)]
+        return sum(self._outstanding(directory, lock, own_lock) for directory, lock in downloads + gathered)
+
+    def _outstanding(self, directory: Path, its_lock: str, own_lock: str) -> int:
+        """Bytes that a live download or gathering still has to write."""
         need = _read_json(directory / ".need.json")
         if need is None:
             return 0
-        if directory.name != own_key:
-            lock = _flock(self._lock_path(directory.name), fcntl.LOCK_EX)
+        if its_lock != own_lock:
+            lock = _flock(self._lock_path(its_lock), fcntl.LOCK_EX)
             if lock is not None:
                 lock.close()
                 return 0  # broken off: nobody writes there
         return max(0, int(need["bytes"]) - _tree_bytes(directory))
 
-    def _evict(self, needed: int) -> None:
-        """Drop what was not used for longest until `needed` more bytes fit below the limit."""
+    def _evict(self, needed: int) -> int:
+        """Drop what was not used for longest until `needed` more bytes fit below the limit; returns what is left."""
         entries = sorted(self._evictable(), key=lambda entry: entry[0])
         total = sum(size for _, size, _ in entries)
         # Old unfinished downloads go in any case.
         self._drop_stale_partials()
         for _, size, path in entries:
             if total + needed <= self._limit and needed + RESERVE_BYTES <= shutil.disk_usage(self.root).free:
-                return
+                break
             total -= size * self._drop(path)
+        return total
 
     def _evictable(self) -> Iterator[tuple[float, int, Path]]:
         for entry in _directories(self._models):
             with suppress(FileNotFoundError):
                 yield (entry / "record.json").stat().st_mtime, _tree_bytes(entry), entry
+        for entry in _directories(self._statistics):
+            with suppress(FileNotFoundError):
+                yield (entry / ".need.json").stat().st_mtime, _tree_bytes(entry), entry
         if self._texts.is_dir():
             for text in self._texts.iterdir():
                 with suppress(FileNotFoundError):
@@ -216,7 +261,8 @@ class Cache:
                     return False
                 path.unlink()
             return True
-        lock = _flock(self._lock_path(path.name), fcntl.LOCK_EX)
+        name = _statistics_lock(path.name) if path.parent == self._statistics else path.name
+        lock = _flock(self._lock_path(name), fcntl.LOCK_EX)
         if lock is None:
             return False  # in use
         try:
@@ -244,6 +290,10 @@ class Cache:
         with disk_named(self.root):
             write_whole(path, text)
         return path
+
+
+def _statistics_lock(key: str) -> str:
+    return f"statistics-{key}"
 
 
 def fingerprint_of(files: list[JsonObject]) -> str:
