@@ -220,8 +220,9 @@ def reusable(session: Session, project_id: UUID, spec: JobSpec, revision: str) -
         made = (manifest.calibration, manifest.evaluation, manifest.dtype)
         if made != (calibration, spec.evaluation, spec.dtype):
             continue
-        verdict = judge(spec.budget, manifest.report).verdict if spec.budget else None
-        return Reused(manifest.artifact_id, verdict)
+        gate = judge(spec.budget, manifest.report) if spec.budget else None
+        if gate is None or all(check.value is not None for check in gate.checks):
+            return Reused(manifest.artifact_id, gate.verdict if gate else None)
     return None
 
 
