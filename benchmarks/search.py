@@ -38,7 +38,7 @@ def sweep_of(settings: dict[str, Any]) -> SweepSpec:
 
 
 def search_of(settings: dict[str, Any], trials: int, survivors: int) -> SearchSpec:
-    space = {"quantizers": ["rtn", "gptq", "awq"], "group_sizes": [32, 64], "pruners": [], "shares": [0.1]}
+    space = {"quantizers": ["rtn", "gptq", "awq"], "group_sizes": [32, 64], "pruners": []}
     return SearchSpec.model_validate(
         {
             **settings,

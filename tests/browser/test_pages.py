@@ -8,6 +8,7 @@ from tests.browser.conftest import NARROW, WIDE, OpenWindow
 from tests.web.house import MODEL, House
 
 from paredown.core import jobs
+from paredown.dispatcher.searching import advance
 
 # slow: on two cores a page is sometimes still redrawn when the next click comes, and a test then waits in vain. The
 # whole way through the pages (test_flow) is in the ordinary suite.
@@ -29,6 +30,8 @@ def test_pages_without_data_say_what_to_do(
     for name, hint in (
         ("Submit", "Choose a model"),
         ("Jobs", "No job yet"),
+        ("Sweeps", "No sweep yet"),
+        ("Searches", "No search yet"),
         ("Trade-offs", "Nothing to compare yet"),
         ("Catalogue", "The catalogue is empty"),
         ("Prices", "Instance types"),
@@ -178,3 +181,30 @@ def test_input_outlives_other_pages(open_window: OpenWindow, house: House, api: 
     expect(page.get_by_role("spinbutton", name="Sparsity")).to_have_value("0.5")
     expect(page.get_by_role("combobox", name="Model address")).to_have_value(MODEL)
     visitor.check()
+
+
+@sizes
+def test_sweeps_and_searches(
+    open_window: OpenWindow, house: House, api: Callable[[], None], size: tuple[int, int]
+) -> None:
+    sweep = house.sweep(*([{"method": "gptq", "bits": bits}] for bits in (3, 4, 5, 6, 8)), name="gptq by bits")
+    for perplexity in (31.0, 23.6, 22.0):
+        house.finish_claim(house.take(), perplexity)
+    house.take()
+    search = house.search(max_trials=2, survivors=2, parallel=1, name="at most 60 %")
+    for perplexity in (23.6, 31.0, 23.0, 30.0):
+        advance(house.database)
+        # The sweep's last job is due as well.
+        house.finish_claim(house.take(), perplexity)
+    advance(house.database)
+    visitor = open_window(size)
+    for kind, item in (("sweep", sweep), ("search", search)):
+        visitor.sign_in(house.key, f"/{kind}?id={item}")
+        visitor.see_chart()
+        visitor.picture(kind)
+        visitor.check()
+    for name, text in (("Sweeps", "gptq by bits"), ("Searches", "at most 60 %")):
+        visitor.visit(name)
+        expect(visitor.page.get_by_text(text).first).to_be_visible()
+        visitor.picture(name.lower())
+        visitor.check()
