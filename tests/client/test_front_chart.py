@@ -82,6 +82,7 @@ def test_missed_budgets_have_a_shape_and_dominated_points_are_grey():
     fills = {value["name"]: value["fill"] for value in drawn["datasets"]["points"]}
     assert fills["good"] == FAMILY_COLOURS["quantization"]
     assert fills["worse"] not in FAMILY_COLOURS.values()
+    assert drawn["datasets"]["points"][0]["name"] == "worse", "it would hide others"
 
 
 def test_broken_models_do_not_flatten_the_good_ones():

@@ -157,7 +157,7 @@ def front_chart(shown: Sequence[Point], cost_axis: CostAxis, budget: BudgetLines
     The points stand apart from the chart, as data sets: Altair would copy and check each value many times over.
     """
     axis = AXES[cost_axis]
-    figures = [point.perplexity for point in shown]
+    figures = [point.perplexity for point in shown] + ([budget.perplexity] if budget.perplexity is not None else [])
     logarithmic = max(figures) > _LOGARITHMIC_FROM * min(figures)
     y = alt.Y(
         "perplexity:Q",
@@ -176,7 +176,9 @@ def front_chart(shown: Sequence[Point], cost_axis: CostAxis, budget: BudgetLines
     layers = alt.layer(steps, *rules, _marks(shown, x, y)).properties(height=_HEIGHT)
     spec: dict[str, Any] = layers.to_dict()
     colours = _colours(shown)
-    lines = [asdict(point) | {"fill": _fill(point, colours)} for point in shown]
+    # Those on the front are drawn last, so that no dominated one hides them.
+    ordered = sorted(shown, key=lambda point: point.on_front)
+    lines = [asdict(point) | {"fill": _fill(point, colours)} for point in ordered]
     return spec | {
         "datasets": {"points": lines, "front": [line for line in lines if line["on_front"]]},
         # One legend below the other, since side by side they do not fit a telephone. Altair does not know this setting.
