@@ -125,6 +125,18 @@ def test_a_budget_lies_where_it_would_be_missed():
     assert rules(front_chart(shown, "size_bytes", BudgetLines(), dark=False)) == []
 
 
+def test_every_term_has_its_axis():
+    limits = {"decode_speedup": 1.5, "runtime_memory_bytes": 3e6, "cost_per_million_tokens": 1.0}
+    places = {axis: budget_lines(front(*POINTS, cost_axis=axis), limits).cost for axis in AXES}
+    assert places == {
+        "size_bytes": None,
+        "decode_tokens_per_second": 60.0,
+        "time_to_first_token_seconds": None,
+        "peak_memory_bytes": 3.0,
+        "cost_per_million_tokens": None,
+    }
+
+
 def test_the_chart_is_a_file_too():
     shown = points(front(*POINTS), FAMILIES)
     chart = front_chart(shown, "size_bytes", BudgetLines(perplexity=25.0), dark=False)
