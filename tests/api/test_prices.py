@@ -51,6 +51,9 @@ def test_a_change_that_somebody_else_was_faster_with_is_refused(api: httpx.Clien
         ({"currency": "euro"}, "items.0.currency"),
         ({"device": "abacus"}, "items.0.device"),
         ({"as_of": "yesterday"}, "items.0.as_of"),
+        ({"as_of": 0}, "items.0.as_of"),
+        ({"as_of": "86400"}, "items.0.as_of"),
+        ({"as_of": "2026-02-30"}, "items.0.as_of"),
         ({"name": ""}, "items.0.name"),
     ],
 )

@@ -7,7 +7,8 @@ from playwright.sync_api import expect
 from tests.browser.conftest import NARROW, WIDE, OpenWindow
 from tests.web.house import MODEL, House
 
-from paredown.core import jobs
+from paredown.contracts.prices import PriceBook
+from paredown.core import jobs, prices
 from paredown.dispatcher.searching import advance
 
 # slow: on two cores a page is sometimes still redrawn when the next click comes, and a test then waits in vain. The
@@ -58,6 +59,31 @@ def test_the_trade_offs_of_one_artifact(
             visitor.page.get_by_role("button", name=button, exact=True).click()
         assert download.value.suggested_filename == f"trade-offs.{name}"
         assert download.value.path().read_bytes().startswith(start)
+
+
+@sizes
+def test_prices_and_what_they_say_of_an_artifact(
+    open_window: OpenWindow, house: House, api: Callable[[], None], size: tuple[int, int]
+) -> None:
+    artifact = house.finish(name="the only one")
+    with house.database.transaction() as session:
+        for_serving = {"device": "cpu", "currency": "USD", "as_of": "2026-11-29"}
+        items = [
+            {"name": "m7i.xlarge", "memory_bytes": 16 * 10**9, "price_per_hour": 0.2016, **for_serving},
+            {"name": "t3.small", "memory_bytes": 2 * 10**9, "price_per_hour": 0.0208, **for_serving},
+        ]
+        prices.replace(session, house.project, PriceBook.model_validate({"items": items}))
+    visitor = open_window(size)
+    visitor.sign_in(house.key, "/prices")
+    expect(visitor.page.get_by_role("button", name="Save")).to_be_visible()
+    visitor.picture("prices")
+    visitor.check()
+    other = open_window(size)
+    other.sign_in(house.key, f"/artifact?id={artifact}")
+    other.page.get_by_role("tab", name="Use it").click()
+    expect(other.page.get_by_text("t3.small, 2.00 GB").first).to_be_visible()
+    other.picture("serving")
+    other.check()
 
 
 @sizes

@@ -38,11 +38,12 @@ def test_perplexities_of_two_protocols_are_two_lines() -> None:
     )
     other = two.model_copy(update={"report": two.report.model_copy(update={"artifact": measured})})
 
-    def perplexities(*manifests: Manifest) -> list[tuple[object, ...]]:
-        return [line.values for line in comparison.figures(manifests) if line.unit == "perplexity"]
+    def values(unit: str, *manifests: Manifest) -> list[tuple[object, ...]]:
+        return [line.values for line in comparison.figures(manifests) if line.unit == unit]
 
-    assert perplexities(one, two) == [(22.0, 22.0)]
-    assert perplexities(one, other) == [(22.0, None), (None, 30.0)]
+    assert values("perplexity", one, two) == [(22.0, 22.0)]
+    assert values("perplexity", one, other) == [(22.0, None), (None, 30.0)]
+    assert [value.count(None) for value in values("change", one, other)] == [1, 1], "nor do their rises compare"
 
 
 def test_a_figure_that_nobody_has_is_no_line() -> None:

@@ -82,6 +82,7 @@ def test_missed_budgets_have_a_shape_and_dominated_points_are_grey():
     fills = {value["name"]: value["fill"] for value in drawn["datasets"]["points"]}
     assert fills["good"] == FAMILY_COLOURS["quantization"]
     assert fills["worse"] not in FAMILY_COLOURS.values()
+    assert drawn["datasets"]["points"][0]["name"] == "worse", "it would hide others"
 
 
 def test_broken_models_do_not_flatten_the_good_ones():
@@ -122,6 +123,18 @@ def test_a_budget_lies_where_it_would_be_missed():
     assert budget_lines(front(*POINTS, cost_axis="decode_tokens_per_second"), {"size_ratio": 0.35}) == BudgetLines()
     assert budget_lines(front(POINTS[1]), {"size_ratio": 0.35}) == BudgetLines()
     assert rules(front_chart(shown, "size_bytes", BudgetLines(), dark=False)) == []
+
+
+def test_every_term_has_its_axis():
+    limits = {"decode_speedup": 1.5, "runtime_memory_bytes": 3e6, "cost_per_million_tokens": 1.0}
+    places = {axis: budget_lines(front(*POINTS, cost_axis=axis), limits).cost for axis in AXES}
+    assert places == {
+        "size_bytes": None,
+        "decode_tokens_per_second": 60.0,
+        "time_to_first_token_seconds": None,
+        "peak_memory_bytes": 3.0,
+        "cost_per_million_tokens": None,
+    }
 
 
 def test_the_chart_is_a_file_too():

@@ -400,22 +400,22 @@ def test_prices_are_written_down_and_price_an_artifact(app: AppTest, house: Hous
     assert "The price book is empty" in said(app)
     go(app, PRICES)
     assert "the pool's own price" in said(app).replace("&#x27;", "'")
-    app.session_state["session.client"].change_prices(
-        lambda _: PriceBook(
-            items=(
-                InstanceType(
-                    name="small",
-                    device="cpu",
-                    memory_bytes=2**30,
-                    price_per_hour=0.36,
-                    currency="EUR",
-                    as_of=date(2026, 11, 1),
-                ),
-            )
-        )
+    next(button for button in app.button if button.label == "Save").click().run()
+    assert not app.exception, "an empty book can be saved too"
+    item = InstanceType(
+        name="small",
+        device="cpu",
+        memory_bytes=2**30,
+        price_per_hour=0.36,
+        currency="EUR",
+        as_of=date(2026, 11, 1),
     )
-    app.session_state["session.cache"].clear()
+    client = app.session_state["session.client"]
+    client.change_prices(lambda _: PriceBook(items=(item,)))
     go(app, PRICES)
+    next(button for button in app.button if button.label == "Save").click().run()
+    assert not app.exception
+    assert client.prices().items == (item,)
     go(app, ARTIFACT, id=str(artifact_id))
     # The base decodes 40 tokens/s: a million are 25,000 s at 0.0001 EUR, and a month has a thousand of them.
     assert "2.50 EUR" in said(app)

@@ -26,6 +26,7 @@ TAGS = [
     {"name": "methods", "description": "Compression methods with the schema of their settings."},
     {"name": "models", "description": "Models, and the trade-offs found for them."},
     {"name": "pools", "description": "Workers."},
+    {"name": "prices", "description": "What machines cost, by which jobs and serving are reckoned."},
     {"name": "datasets", "description": "Uploaded text to calibrate and evaluate on."},
     {"name": "artifacts", "description": "The catalogue of results."},
     {"name": "keys", "description": "API keys of the project."},

@@ -1,6 +1,6 @@
 """Two to six artifacts side by side: what differs between their recipes and settings, and their figures.
 
-A figure that was measured in two ways is never one line: perplexity has a line for each protocol.
+A figure that was measured in two ways is never one line: of two protocols each has its own.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
 
-from paredown.contracts.artifact import ArtifactView, Manifest, Report, Speed
+from paredown.contracts.artifact import ArtifactView, Divergence, Manifest, Report, Speed
 from paredown.contracts.recipes import Stage
 
 MOST_COMPARED = 6
 
-Unit = Literal["text", "number", "perplexity", "change", "share", "bytes", "tokens/s", "seconds"]
+Unit = Literal["text", "number", "perplexity", "divergence", "change", "share", "bytes", "tokens/s", "seconds"]
 Value = str | float | None
 
 
@@ -37,9 +37,20 @@ def _speed(read: Callable[[Speed], Value]) -> Callable[[Report], Value]:
     return lambda report: read(report.speeds["artifact"]) if "artifact" in report.speeds else None
 
 
-# To compare another figure, add its line.
-FIGURES = (
+def _divergence(read: Callable[[Divergence], Value]) -> Callable[[Report], Value]:
+    return lambda report: read(report.divergence) if report.divergence else None
+
+
+# To compare another figure, add its line: to these where it is measured under the evaluation's protocol.
+QUALITY = (
+    Figure("Perplexity", "perplexity", lambda report: report.artifact.perplexity if report.artifact else None),
     Figure("Rise in perplexity", "change", lambda report: report.perplexity_increase),
+    Figure("Mean divergence", "divergence", _divergence(lambda divergence: divergence.mean)),
+    Figure("99th percentile of the divergence", "divergence", _divergence(lambda divergence: divergence.p99)),
+    Figure("Same answer as the base", "share", _divergence(lambda divergence: divergence.top1_agreement)),
+    Figure("Answers lost", "share", _divergence(lambda divergence: divergence.answers_lost)),
+)
+FIGURES = (
     Figure("Size", "bytes", lambda report: report.size_bytes),
     Figure("Size, share of the base", "share", lambda report: report.size_ratio),
     Figure("Bits for each weight", "number", lambda report: report.average_bits),
@@ -48,6 +59,11 @@ FIGURES = (
         "Speed measured in", "text", _speed(lambda speed: f"{speed.runtime}, {speed.device}, {speed.threads} threads")
     ),
     Figure("Decode speed", "tokens/s", _speed(lambda speed: speed.decode_tokens_per_second)),
+    Figure(
+        "Decode speed, 8 sequences",
+        "tokens/s",
+        _speed(lambda speed: speed.batch.decode_tokens_per_second if speed.batch else None),
+    ),
     Figure("Prefill speed", "tokens/s", _speed(lambda speed: speed.prefill_tokens_per_second)),
     Figure("Time to first token", "seconds", _speed(lambda speed: speed.time_to_first_token_seconds)),
     Figure("Load", "seconds", _speed(lambda speed: speed.load_seconds)),
@@ -82,22 +98,23 @@ def figures(manifests: Sequence[Manifest]) -> list[Line]:
         Line(figure.name, figure.unit, tuple(figure.read(manifest.report) for manifest in manifests))
         for figure in FIGURES
     ]
-    return [line for line in (*_perplexities(manifests), *read) if any(value is not None for value in line.values)]
+    return [line for line in (*_quality(manifests), *read) if any(value is not None for value in line.values)]
 
 
-def _perplexities(manifests: Sequence[Manifest]) -> list[Line]:
-    """One line for each protocol, so that no two figures stand beside each other that cannot be compared."""
+def _quality(manifests: Sequence[Manifest]) -> Iterable[Line]:
+    """Lines for each protocol, so that no two figures stand beside each other that cannot be compared."""
     found = [manifest.report.artifact for manifest in manifests]
     protocols = {evaluation.protocol_hash: evaluation.protocol for evaluation in found if evaluation}
-    return [
-        Line(
-            f"Perplexity on {protocol.source}, {protocol.samples} × {protocol.sequence_length}, {protocol.dtype} "
-            f"(protocol {hashed[:8]})",
-            "perplexity",
-            tuple(one.perplexity if one and one.protocol_hash == hashed else None for one in found),
-        )
-        for hashed, protocol in protocols.items()
-    ]
+    for hashed, protocol in protocols.items():
+        under = [
+            manifest.report if one and one.protocol_hash == hashed else None
+            for manifest, one in zip(manifests, found, strict=True)
+        ]
+        source = protocol.source.removeprefix("builtin://")
+        measured = f" ({source}, {protocol.samples} × {protocol.sequence_length}, {protocol.dtype}, {hashed[:8]})"
+        for figure in QUALITY:
+            values = tuple(figure.read(report) if report else None for report in under)
+            yield Line(figure.name + (measured if len(protocols) > 1 else ""), figure.unit, values)
 
 
 def _settings(manifest: Manifest) -> Iterable[tuple[str, str]]:

@@ -113,15 +113,28 @@ def points(front: Front, families: Mapping[str, str]) -> list[Point]:
 
 
 def budget_lines(front: Front, limits: Mapping[str, float]) -> BudgetLines:
-    """A budget's terms, by figure, as places on the front's axes. Without a base nothing can be said."""
+    """A budget's terms, by figure, as places on the front's axes. What is against the base needs one on the front.
+
+    A limit of cost has no place: it is of the prices at its job's time, which the axis is not.
+    """
     base = _base(front)
-    if base is None:
-        return BudgetLines()
-    increase, ratio = limits.get("perplexity_increase"), limits.get("size_ratio")
+    increase = limits.get("perplexity_increase")
     return BudgetLines(
-        perplexity=None if increase is None else base.perplexity * (1 + increase),
-        cost=None if ratio is None or front.cost_axis != "size_bytes" else base.size_bytes * ratio / 1e6,
+        perplexity=None if increase is None or base is None else base.perplexity * (1 + increase),
+        cost=_cost_limit(front.cost_axis, base, limits),
     )
+
+
+def _cost_limit(cost_axis: CostAxis, base: FrontPoint | None, limits: Mapping[str, float]) -> float | None:
+    """In the unit of the axis."""
+    if cost_axis == "peak_memory_bytes" and "runtime_memory_bytes" in limits:
+        return limits["runtime_memory_bytes"] / 1e6
+    if cost_axis == "size_bytes" and "size_ratio" in limits and base:
+        return limits["size_ratio"] * base.size_bytes / 1e6
+    if cost_axis == "decode_tokens_per_second" and "decode_speedup" in limits and base:
+        speed = base.decode_tokens_per_second
+        return None if speed is None else limits["decode_speedup"] * speed
+    return None
 
 
 def _base(front: Front) -> FrontPoint | None:
@@ -157,7 +170,7 @@ def front_chart(shown: Sequence[Point], cost_axis: CostAxis, budget: BudgetLines
     The points stand apart from the chart, as data sets: Altair would copy and check each value many times over.
     """
     axis = AXES[cost_axis]
-    figures = [point.perplexity for point in shown]
+    figures = [point.perplexity for point in shown] + ([budget.perplexity] if budget.perplexity is not None else [])
     logarithmic = max(figures) > _LOGARITHMIC_FROM * min(figures)
     y = alt.Y(
         "perplexity:Q",
@@ -176,7 +189,9 @@ def front_chart(shown: Sequence[Point], cost_axis: CostAxis, budget: BudgetLines
     layers = alt.layer(steps, *rules, _marks(shown, x, y)).properties(height=_HEIGHT)
     spec: dict[str, Any] = layers.to_dict()
     colours = _colours(shown)
-    lines = [asdict(point) | {"fill": _fill(point, colours)} for point in shown]
+    # Those on the front are drawn last, so that no dominated one hides them.
+    ordered = sorted(shown, key=lambda point: point.on_front)
+    lines = [asdict(point) | {"fill": _fill(point, colours)} for point in ordered]
     return spec | {
         "datasets": {"points": lines, "front": [line for line in lines if line["on_front"]]},
         # One legend below the other, since side by side they do not fit a telephone. Altair does not know this setting.

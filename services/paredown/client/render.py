@@ -586,6 +586,8 @@ def _compared(line: Line, value: Value) -> str:
             return f"{value:+.1%}"
         case "perplexity":
             return f"{value:.3f}"
+        case "divergence":
+            return f"{value:.4f}"
         case "tokens/s":
             return f"{value:.1f} tokens/s"
         case "seconds":

@@ -1,15 +1,26 @@
 """The price book: what machines cost by the hour, and what serving a model on them comes to."""
 
+import re
 from datetime import date
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from paredown.contracts.artifact import Report, Speed
 from paredown.contracts.job import Contract
 
 InstanceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")]
+
+
+def _is_a_day(value: Any) -> Any:
+    """pydantic would take numbers, too, for seconds since 1970."""
+    if isinstance(value, date) or (isinstance(value, str) and re.fullmatch(r"\d{4}-\d{2}-\d{2}", value)):
+        return value
+    raise ValueError("This must be a day such as 2026-11-29.")
+
+
+Day = Annotated[date, BeforeValidator(_is_a_day)]
 
 MILLION = 1_000_000
 SECONDS_PER_HOUR = 3600
@@ -23,7 +34,7 @@ class InstanceType(Contract):
     memory_bytes: int = Field(gt=0, le=2**60, description="Of that device: a GPU's own memory for cuda.")
     price_per_hour: float = Field(ge=0, le=1e9, description="Of the whole machine.")
     currency: Currency = Field(description="ISO 4217, such as USD; the same in the whole book.")
-    as_of: date = Field(description="The day on which the price was looked up.")
+    as_of: Day = Field(description="The day on which the price was looked up.")
 
 
 class PriceBook(Contract):

@@ -16,6 +16,7 @@ _ALL = "mean of each block"
 _WRITE: dict[str, Callable[[float], str]] = {
     "number": lambda value: f"{value:.2f}",
     "perplexity": fmt.perplexity,
+    "divergence": lambda value: f"{value:.4f}",
     "change": fmt.change,
     "share": fmt.percent,
     "bytes": fmt.size,

@@ -123,7 +123,7 @@ def _show(front: Front) -> None:
 
 def _limits(front: Front) -> dict[str, float]:
     """What the person at the page holds the models to: at first, what the newest job with a budget was held to."""
-    limits = {}
+    limits = {figure: limit for figure, limit in front.limits.items() if figure not in _BUDGET_TERMS}
     with st.container(horizontal=True, key="budget-lines"):
         for figure, label in _BUDGET_TERMS.items():
             known = front.limits.get(figure)
