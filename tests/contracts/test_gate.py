@@ -167,3 +167,24 @@ def test_a_budget_of_old_terms_is_written_as_the_release_before_wrote_it() -> No
         "max_size_ratio": 0.5,
         "max_perplexity_increase": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("perplexity", "mean", "agreement", "verdict"),
+    [
+        pytest.param(1.092, 0.113, 0.835, Verdict.PASSED, id="gptq-4"),
+        pytest.param(6.38, 1.89, 0.348, Verdict.MISSED, id="rtn-3"),
+        pytest.param(2.29, 0.865, 0.559, Verdict.MISSED, id="shortgpt-20%"),
+        # Perplexity hardly moves, and every fourth answer is another.
+        pytest.param(1.05, 0.1, 0.74, Verdict.MISSED, id="other answers"),
+    ],
+)
+def test_the_default_budget_on_figures_of_the_packaged_model(
+    perplexity: float, mean: float, agreement: float, verdict: Verdict
+) -> None:
+    """Those of docs/evaluation.md; the last is made up."""
+    divergence = report().divergence
+    assert divergence is not None
+    changed = divergence.model_copy(update={"mean": mean, "top1_agreement": agreement})
+    measured = report(artifact=evaluation(20 * perplexity), divergence=changed)
+    assert judge(BUDGET_PRESETS["default"], measured).verdict is verdict

@@ -118,7 +118,7 @@ class Budget(Contract):
 # A preset is its terms: a job keeps those, so it is judged by what was asked for, whatever later releases choose. The
 # default's are measured by every evaluation, in the memory of a block, with or without a runtime (docs/evaluation.md).
 BUDGET_PRESETS: dict[str, Budget] = {
-    "default": Budget(max_perplexity_increase=0.25, max_mean_divergence=0.2, min_top1_agreement=0.8)
+    "default": Budget(max_perplexity_increase=0.25, max_mean_divergence=0.25, min_top1_agreement=0.75)
 }
 
 
