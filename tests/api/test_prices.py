@@ -47,7 +47,9 @@ def test_a_change_that_somebody_else_was_faster_with_is_refused(api: httpx.Clien
     ("change", "field"),
     [
         ({"price_per_hour": -1}, "items.0.price_per_hour"),
+        ({"price_per_hour": False}, "items.0.price_per_hour"),
         ({"memory_bytes": 0}, "items.0.memory_bytes"),
+        ({"memory_bytes": True}, "items.0.memory_bytes"),
         ({"currency": "euro"}, "items.0.currency"),
         ({"device": "abacus"}, "items.0.device"),
         ({"as_of": "yesterday"}, "items.0.as_of"),

@@ -31,8 +31,8 @@ class InstanceType(Contract):
 
     name: InstanceName = Field(description="Such as m7i.2xlarge; a pool of workers may name it.")
     device: Literal["cpu", "cuda"] = Field(description="Where a model runs on it.")
-    memory_bytes: int = Field(gt=0, le=2**60, description="Of that device: a GPU's own memory for cuda.")
-    price_per_hour: float = Field(ge=0, le=1e9, description="Of the whole machine.")
+    memory_bytes: int = Field(strict=True, gt=0, le=2**60, description="Of that device: a GPU's own memory for cuda.")
+    price_per_hour: float = Field(strict=True, ge=0, le=1e9, description="Of the whole machine.")
     currency: Currency = Field(description="ISO 4217, such as USD; the same in the whole book.")
     as_of: Day = Field(description="The day on which the price was looked up.")
 
