@@ -114,7 +114,7 @@ def test_blocks_hold_the_codes_and_give_back_what_was_measured(kind: str, bits: 
     assert linear.stored_bits == gguf.packed(linear).size * 8 / codes_OI.numel()
 
 
-@pytest.mark.parametrize(("bits", "kind"), [(4, "Q4_0"), (5, "Q5_0"), (8, "Q8_0")])
+@pytest.mark.parametrize(("bits", "kind"), [(4, "Q4_1"), (5, "Q5_0"), (8, "Q8_0")])
 def test_embeddings_take_the_bits_that_the_recipe_gives_them(tmp_path: Path, bits: Any, kind: str) -> None:
     save(tmp_path / "model", config_of("llama", tied=True))
     model = compress(tmp_path, (Rtn(group_size=32, scale_search="min_max", embeddings=bits),))
@@ -129,6 +129,30 @@ def test_embeddings_take_the_bits_that_the_recipe_gives_them(tmp_path: Path, bit
     assert torch.equal(read, model.tensor(name).float())
     # Of numbers as these are, a grid of 2^bits points loses about this share.
     assert (read - whole).norm() / whole.norm() < 2.0**-bits * 1.7
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_s_errors_count_as_the_last_norm_makes_them(tmp_path: Path, tied: bool) -> None:
+    save(tmp_path / "model", config_of("llama", tied=tied))
+    path = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(path)
+    loud_I = torch.arange(len(tensors["model.norm.weight"])) % 4 == 0
+    tensors["model.norm.weight"] = torch.where(loud_I, 8.0, 0.25).to(torch.bfloat16)
+    save_file(tensors, path, {"format": "pt"})
+    files = open_model(tmp_path / "model")
+    code = gguf.Embeddings(files, GGMLQuantizationType.Q4_1)
+
+    def error(name: str, coded_as: str, scale_I: torch.Tensor) -> float:
+        whole = files.tensor(name)
+        return float(((code(coded_as, whole) - whole.float()) * scale_I).norm())
+
+    norm_I, even_I = tensors["model.norm.weight"].float(), torch.tensor(1.0)
+    head = "model.embed_tokens.weight" if tied else "lm_head.weight"
+    assert error(head, head, norm_I) < 0.98 * error(head, "another", norm_I)
+    assert error(head, head, even_I) > error(head, "another", even_I), "other channels pay for it"
+    if not tied:
+        embedding = "model.embed_tokens.weight"
+        assert error(embedding, embedding, even_I) == error(embedding, "another", even_I), "no norm comes after it"
 
 
 def test_a_block_of_q4_0_by_hand() -> None:

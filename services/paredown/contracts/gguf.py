@@ -20,7 +20,7 @@ GRID_TYPES: dict[tuple[int, bool], str] = {
 }
 BLOCK_BYTES = {"Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24, "Q8_0": 34}
 # Bits that a recipe gives the embeddings → their type.
-EMBEDDING_TYPES = {4: "Q4_0", 5: "Q5_0", 8: "Q8_0", 16: "Q8_0"}
+EMBEDDING_TYPES = {4: "Q4_1", 5: "Q5_0", 8: "Q8_0", 16: "Q8_0"}
 _YARN_SETTINGS = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
 # transformers' model_type → llama.cpp's name of the architecture.
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gpt2": "gpt2"}

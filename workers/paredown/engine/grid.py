@@ -102,11 +102,22 @@ def quantized_linear(
     return quantized if activations is None else quantized.with_activations(activations)
 
 
-def nearest(weight_OI: Tensor, config: WeightGrid, storage_dtype: torch.dtype, name: str) -> QuantizedLinear:
-    """Each weight on the closest point of its group's grid. Raises GroupSizeUnfit."""
+def nearest(
+    weight_OI: Tensor,
+    config: WeightGrid,
+    storage_dtype: torch.dtype,
+    name: str,
+    importance_I: Tensor | None = None,
+) -> QuantizedLinear:
+    """Each weight on the closest point of its group's grid; channels' importance weighs errors when grids are found.
+
+    Raises GroupSizeUnfit.
+    """
     out_features, in_features = weight_OI.shape
-    weight_OGS = weight_OI.reshape(out_features, -1, group_width(in_features, config, name))
-    grid = fit_grid(weight_OGS, config, storage_dtype)
+    width = group_width(in_features, config, name)
+    weight_OGS = weight_OI.reshape(out_features, -1, width)
+    importance_GS = None if importance_I is None else importance_I.view(-1, width)
+    grid = fit_grid(weight_OGS, config, storage_dtype, importance_GS)
     return quantized_linear(grid.codes(weight_OGS).flatten(1), grid, config)
 
 

@@ -49,7 +49,7 @@ def stored(model: ModelReader, name: str) -> Tensor:
     """One parameter outside the blocks as the artifact gives it back."""
     storage = model.source.storage
     if name in storage.coded and storage.code is not None:
-        return storage.code(model.tensor(name))
+        return storage.code(name, model.tensor(name))
     return model.tensor(name).to(model.storage_dtype)
 
 
@@ -162,7 +162,7 @@ class Storage:
     scale_dtype: torch.dtype | None = None
     wide: bool = False
     coded: frozenset[str] = frozenset()
-    code: Callable[[Tensor], Tensor] | None = None
+    code: Callable[[str, Tensor], Tensor] | None = None
 
 
 class ModelFiles:

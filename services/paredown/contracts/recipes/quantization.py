@@ -25,7 +25,7 @@ class Quantizer(Stage):
     embeddings: Literal[4, 5, 8, 16] = Field(
         16,
         description="Bits of the embeddings and the head: 16 leaves them as they are; 8 stores them as float8_e4m3, "
-        "which runtimes turn into 16 bits as they load. GGUF stores them as Q8_0 in both cases, and as Q5_0 or Q4_0 "
+        "which runtimes turn into 16 bits as they load. GGUF stores them as Q8_0 in both cases, and as Q5_0 or Q4_1 "
         "with 5 or 4, which no other format can hold.",
     )
 

@@ -59,33 +59,44 @@ def prepared(files: ModelFiles, recipe: Recipe) -> ModelFiles:
     coded: frozenset[str] = frozenset()
     code = None
     if (kind := contract.embedding_type(grid, config.hidden_size)) is not None:
-        names = Names(config)
-        coded = frozenset(name for name in files.names if names.is_embedding(name))
-        code = Embeddings(GGMLQuantizationType[kind])
+        code = Embeddings(files, GGMLQuantizationType[kind])
+        coded = code.names
     return files.stored_by(Storage(scale_dtype=torch.float16, wide=True, coded=coded, code=code))
 
 
-@dataclass(frozen=True)
 class Embeddings:
-    """Codes embeddings and head, in `kind`; called, it gives a tensor as it is read back."""
+    """Codes a model's embeddings and head in one type; called, it gives a tensor as it is read back.
 
-    kind: GGMLQuantizationType
+    What enters the head was multiplied by the last norm's weights, so an error counts as much as their squares say. On
+    the packaged model, whose head is tied, that took a fifth off what 4 bits cost.
+    """
 
-    def __call__(self, tensor: Tensor) -> Tensor:
-        return torch.from_numpy(dequantize(self.rows(tensor), self.kind))
+    def __init__(self, files: ModelFiles, kind: GGMLQuantizationType) -> None:
+        names = Names(files.config)
+        self.kind = kind
+        self.names = frozenset(name for name in files.names if names.is_embedding(name))
+        # A tied head is the embedding, which is then the only one.
+        self._head = next((name for name in self.names if names(name) == "output.weight"), None) or min(self.names)
+        [norm] = [name for name in files.names if names(name) == "output_norm.weight"]
+        squares_I = files.tensor(norm).float().square()
+        self._importance_I = squares_I / squares_I.mean()
 
-    def rows(self, tensor: Tensor) -> Bytes:
+    def __call__(self, name: str, tensor: Tensor) -> Tensor:
+        return torch.from_numpy(dequantize(self.rows(name, tensor), self.kind))
+
+    def rows(self, name: str, tensor: Tensor) -> Bytes:
         """The tensor's rows as ggml's blocks."""
         step = max(1, _CODED_AT_ONCE // tensor.shape[-1])
-        return np.concatenate([self._coded(part.float()) for part in torch.split(tensor, step)])
+        importance_I = self._importance_I if name == self._head else None
+        return np.concatenate([self._coded(part.float(), importance_I) for part in torch.split(tensor, step)])
 
-    def _coded(self, weight_OI: Tensor) -> Bytes:
+    def _coded(self, weight_OI: Tensor, importance_I: Tensor | None) -> Bytes:
         if self.kind is GGMLQuantizationType.Q8_0:
             coded: Bytes = quantize(weight_OI.numpy(), self.kind)
             return coded
-        [(bits, _)] = [grid for grid, kind in contract.GRID_TYPES.items() if kind == self.kind.name]
-        grid = Rtn(bits=bits, group_size=contract.BLOCK_WEIGHTS)
-        return packed(nearest(weight_OI, grid, torch.float16, "the embeddings"))
+        [(bits, symmetric)] = [grid for grid, kind in contract.GRID_TYPES.items() if kind == self.kind.name]
+        grid = Rtn(bits=bits, symmetric=symmetric, group_size=contract.BLOCK_WEIGHTS)
+        return packed(nearest(weight_OI, grid, torch.float16, "the embeddings", importance_I))
 
 
 class Names:
@@ -229,7 +240,7 @@ def _packed_in_order(model: Writable, linear_name: str, order: Sequence[int] | N
 
 
 def _coded(model: Writable, name: str, code: "Embeddings") -> Bytes:
-    return code.rows(model.uncoded(name))
+    return code.rows(name, model.uncoded(name))
 
 
 def _dense_in_order(
