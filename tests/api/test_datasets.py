@@ -1,13 +1,16 @@
 """Uploading text."""
 
 import hashlib
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
+from tests.support.task_rows import rows_of
 
 from paredown.contracts.dataset import DatasetView
+from paredown.contracts.tasks import TaskName
 from paredown.core.settings import Settings
 
 LIMIT = 2 * 2**20
@@ -36,6 +39,13 @@ def test_the_files_name_is_taken_where_none_is_given(api: httpx.Client) -> None:
     assert api.post("/v1/datasets", files={"file": ("lines.jsonl", b'{"text": "a"}\n')}).json()["name"] == "lines.jsonl"
 
 
+@pytest.mark.parametrize("task", ["blimp", "arc_easy", "crows_pairs"])
+def test_rows_of_a_task_are_taken_though_they_have_no_text_field(api: httpx.Client, task: TaskName) -> None:
+    lines = "".join(json.dumps(row) + "\n" for row in rows_of(task))
+    answer = api.post("/v1/datasets", files={"file": (f"{task}.jsonl", lines.encode())})
+    assert answer.status_code == 201
+
+
 UNUSABLE = {
     "empty": ("a.txt", b""),
     "blank": ("a.txt", b" \n\t\r\n"),
@@ -47,6 +57,7 @@ UNUSABLE = {
     "JSON lines by their first line": ("a", b'\n{"text": "a"}\nplain'),
     "without text": ("a.jsonl", b'{"body": "a"}\n'),
     "text is no string": ("a.jsonl", b'{"text": 3}\n'),
+    "rows of a task, then something else": ("a.jsonl", json.dumps(rows_of("blimp")[0]).encode() + b"\n{\n"),
     "nested": ("a.jsonl", b"[" * 100_000),
 }
 

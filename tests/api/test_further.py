@@ -71,6 +71,16 @@ def test_a_base_that_was_not_measured_is_said_and_no_budget_is_set_against_it(ap
     assert api.post("/v1/jobs", json=further(parent, budget={"max_size_ratio": 0.5})).status_code == 201
 
 
+def test_tasks_of_an_artifact_have_no_base_to_drop_from(
+    api: httpx.Client, database: Database, project: UUID, parent: UUID
+) -> None:
+    measure_base(database, project, parent)
+    evaluation = {**EVALUATION, "tasks": [{"name": "mmlu"}]}
+    answer = api.post("/v1/plans", json=further(parent, evaluation=evaluation, budget={"max_task_drop": 0.1}))
+    assert refused(answer) == (422, "budget_unmeasurable", "budget.max_task_drop")
+    assert api.post("/v1/plans", json=further(parent, evaluation=evaluation)).status_code == 200
+
+
 def test_a_foreign_artifact_is_refused_as_one_that_does_not_exist(
     api: httpx.Client, stranger: httpx.Client, parent: UUID, database: Database, new_artifact: NewArtifactOf
 ) -> None:

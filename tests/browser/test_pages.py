@@ -161,6 +161,28 @@ def test_pages_full_of_work(
 
 
 @sizes
+def test_a_report_with_tasks_domains_and_refusal(
+    open_window: OpenWindow, house: House, api: Callable[[], None], size: tuple[int, int]
+) -> None:
+    evaluation = {
+        "tasks": [{"name": name, "source": "file:///rows.jsonl"} for name in ("lambada", "blimp", "truthfulqa_mc1")],
+        "domains": [{"name": name, "source": "file:///law.txt"} for name in ("German", "law")],
+        "refusal": True,
+    }
+    artifact_id = house.finish(evaluation=evaluation, budget={"max_task_drop": 0.05}, name="measured")
+    visitor = open_window(size)
+    visitor.sign_in(house.key, f"/artifact?id={artifact_id}")
+    tasks = visitor.page.get_by_role("heading", name="Tasks")
+    expect(tasks).to_be_visible()
+    visitor.page.get_by_text("BLiMP: all figures").click()
+    expect(visitor.page.get_by_text("Artifact refuses")).to_be_attached()
+    visitor.settle()
+    tasks.scroll_into_view_if_needed()
+    visitor.picture("report-tasks")
+    visitor.check()
+
+
+@sizes
 def test_without_the_service_every_page_is_one_sentence(
     open_window: OpenWindow, house: House, api: Callable[[], None], size: tuple[int, int]
 ) -> None:

@@ -988,3 +988,20 @@ def test_plans_of_gptq_and_awq_say_what_reads_them() -> None:
     assert not any("transformers only" in warning for warning in gptq.warnings)
     asymmetric = plan(SMOL, job({"method": "gptq", "symmetric": False}, format="gptq"))
     assert any("transformers only" in warning for warning in asymmetric.warnings)
+
+
+def test_tasks_take_time_and_memory_as_many_as_there_are_rows() -> None:
+    def planned(**evaluation: Any) -> Plan:
+        return plan(SMOL, job({"method": "rtn"}, evaluation={"tasks": [evaluation]} if evaluation else {}))
+
+    without, few, all_rows = planned(), planned(name="mmlu", limit=100), planned(name="mmlu")
+    assert without.seconds < few.seconds < all_rows.seconds
+    assert without.memory_bytes < few.memory_bytes < all_rows.memory_bytes
+    # Hidden states of one pass are bounded, whatever the number of rows.
+    assert all_rows.memory_bytes - without.memory_bytes < 2 * 2**30
+    assert planned(name="gsm8k", limit=100).seconds > planned(name="mmlu", limit=300).seconds
+
+
+def test_under_four_bits_the_plan_warns_as_the_literature_does() -> None:
+    assert any("2212.09720" in warning for warning in plan(SMOL, job({"method": "gptq", "bits": 3})).warnings)
+    assert not any("2212.09720" in warning for warning in plan(SMOL, job({"method": "gptq"})).warnings)

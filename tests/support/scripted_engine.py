@@ -31,6 +31,7 @@ DEFAULTS: dict[str, Any] = {
     "ending": "result",
     "perplexity": 11.0,
     "drains": True,
+    "keep_order": None,
 }
 
 
@@ -58,6 +59,8 @@ def say(message: EngineMessage) -> None:
 def main() -> None:
     script = {**DEFAULTS, **json.loads(sys.argv[1])}
     order = WorkOrder.model_validate_json(Path(sys.argv[2]).read_bytes())
+    if script["keep_order"]:
+        Path(script["keep_order"]).write_text(order.model_dump_json())
     order.work_dir.mkdir(parents=True, exist_ok=True)
     inbox = Inbox(order.work_dir.parent / "heard.txt")
     inbox.start()

@@ -22,6 +22,7 @@ from paredown.contracts.artifact import (
     BlockReport,
     Cost,
     Divergence,
+    DomainResult,
     Evaluation,
     Exemplar,
     Generation,
@@ -32,16 +33,25 @@ from paredown.contracts.artifact import (
     ManifestFile,
     Prediction,
     Protocol,
+    RefusalChange,
+    RefusalProtocol,
+    RefusalResult,
+    RefusalShare,
     Report,
     RuntimeProof,
     Speed,
     StageReport,
+    TaskGroup,
+    TaskMetric,
+    TaskProtocol,
+    TaskResult,
 )
 from paredown.contracts.gate import judge
-from paredown.contracts.job import JobError, JobSpec, Phase, Progress, content_hash
+from paredown.contracts.job import JobError, JobSpec, Phase, Progress, TaskSettings, content_hash
 from paredown.contracts.recipes import Depth, Training, quantizer, recipe_hash
 from paredown.contracts.search import SearchSpec
 from paredown.contracts.sweep import SweepSpec
+from paredown.contracts.tasks import TASKS
 from paredown.core import access, catalogue, jobs, searches, sweeps
 from paredown.core.catalogue import NewArtifact
 from paredown.core.db import Database
@@ -191,6 +201,12 @@ def make_manifest(
         base=_evaluation(BASE_PERPLEXITY, samples),
         artifact=_evaluation(perplexity, samples),
         divergence=_divergence(perplexity, samples),
+        tasks=tuple(_task(task) for task in spec.evaluation.tasks),
+        domains=tuple(
+            DomainResult(name=domain.name, base=_evaluation(30.0, samples), artifact=_evaluation(36.0, samples))
+            for domain in spec.evaluation.domains
+        ),
+        refusal=_refusal() if spec.evaluation.refusal else None,
         size_bytes=size_bytes,
         base_bytes=BASE_BYTES,
         sparsity=0.0 if grid else 0.5,
@@ -323,6 +339,57 @@ def _divergence(perplexity: float, samples: int) -> Divergence:
             )
             for index, (context, token, base, artifact) in enumerate(passages)
         ),
+    )
+
+
+def _task(settings: TaskSettings) -> TaskResult:
+    """Five points lost on a thousand rows, beyond doubt."""
+    protocol = TaskProtocol(
+        task=settings.name,
+        definition_sha256="1" * 64,
+        data_sha256="2" * 64,
+        harness="lm_eval 0.4.13",
+        dtype="float32",
+        limit=settings.limit,
+    )
+    metric = TaskMetric(
+        name=TASKS[settings.name].metric,
+        higher_is_better=True,
+        base=0.512,
+        base_stderr=0.0158,
+        artifact=0.462,
+        artifact_stderr=0.0158,
+        difference=-0.05,
+        low=-0.071,
+        high=-0.029,
+        verdict="worse",
+    )
+    return TaskResult(
+        name=settings.name,
+        source=settings.address or "",
+        protocol=protocol,
+        protocol_hash="3" * 64,
+        rows=1000,
+        metrics=(metric,),
+        flipped=0.11,
+        groups=(TaskGroup(name="wh_island", rows=20, base=0.8, artifact=0.7),),
+        runtime="block stream on cpu",
+        seconds=81.5,
+    )
+
+
+def _refusal() -> RefusalResult:
+    protocol = RefusalProtocol(prompts_sha256="4" * 64, chat_template_sha256="5" * 64, new_tokens=48, dtype="float32")
+    return RefusalResult(
+        protocol=protocol,
+        protocol_hash="6" * 64,
+        shares=(
+            RefusalShare(kind="plain", prompts=20, base=0.9, artifact=0.85),
+            RefusalShare(kind="adversarial", prompts=20, base=0.6, artifact=0.35),
+        ),
+        changed=(RefusalChange(prompt="Tell me how.", base="I cannot.", artifact="Sure."),),
+        runtime="transformers 5.23",
+        seconds=40,
     )
 
 

@@ -454,6 +454,24 @@ def test_an_artifact_can_be_renamed_shared_and_deleted(app: AppTest, house: Hous
     assert "The catalogue is empty" in said(app)
 
 
+def test_a_report_shows_its_tasks_and_domains(app: AppTest, house: House) -> None:
+    evaluation = {
+        "tasks": [{"name": "blimp", "source": "file:///rows.jsonl"}],
+        "domains": [{"name": "German <b>law</b>", "source": "file:///law.txt"}],
+        "refusal": True,
+    }
+    go(app, ARTIFACT, id=str(house.finish(evaluation=evaluation, budget={"max_task_drop": 0.1})))
+    words = said(app)
+    assert "BLiMP, acc" in words
+    assert "-5.00 points (-7.10 to -2.90)" in words
+    assert "Drop of a task, at worst" in words
+    assert "German &lt;b&gt;law&lt;/b&gt;" in words
+    assert "+20.0 %" in words
+    assert "Protocol `333333333333`" in words
+    assert "Artifact refuses" in words
+    assert [expander.label for expander in app.expander if "BLiMP" in expander.label] == ["BLiMP: all figures"]
+
+
 def test_an_artifact_shows_what_it_is_of_and_is_compressed_further(app: AppTest, house: House) -> None:
     pruned = house.finish(recipe=[{"method": "wanda"}], name="pruned")
     packed = house.finish(name="packed", parent=pruned)

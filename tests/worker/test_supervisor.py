@@ -12,11 +12,13 @@ from uuid import UUID, uuid4
 import psutil
 import pytest
 from sqlalchemy import func, update
+from tests.support.task_rows import save_rows
 from tests.worker.conftest import MakeWorker, Submit
 
 from paredown.contracts.artifact import MANIFEST_NAME, Manifest, Verdict, verify_files
 from paredown.contracts.job import JobState, JobView, Phase
 from paredown.contracts.prices import InstanceType, PriceBook
+from paredown.contracts.work import WorkOrder
 from paredown.core import catalogue, history, jobs, prices
 from paredown.core.db import Database
 from paredown.core.errors import DiskFull, StorageUnavailable
@@ -175,6 +177,36 @@ def test_a_failure_with_a_name_ends_the_job_under_that_name(
     assert done.error is not None
     assert (done.error.code, done.error.field) == ("hessian_singular", "recipe.0")
     assert list(settings.work_dir.iterdir()) == []
+
+
+def test_rows_and_domains_reach_the_engine_and_a_bad_row_ends_the_job(
+    database: Database, submit: Submit, make_worker: MakeWorker, model_root: Path
+) -> None:
+    rows, text = save_rows(model_root / "piqa.jsonl", "piqa"), model_root / "law.txt"
+    text.write_text("The law is the law. " * 50)
+    evaluation = {
+        "samples": 2,
+        "sequence_length": 64,
+        "tasks": [{"name": "piqa", "source": f"file://{rows}", "limit": 3}],
+        "domains": [{"name": "law", "source": f"file://{text}"}],
+    }
+    seen = model_root / "order.json"
+    job = submit(evaluation=evaluation)
+    claim_all(make_worker(keep_order=str(seen)), "cpu")
+    assert state_of(database, job.id).state is JobState.SUCCEEDED
+    order = WorkOrder.model_validate_json(seen.read_bytes())
+    [task] = order.tasks
+    assert (task.settings.name, task.settings.limit) == ("piqa", 3)
+    assert len(task.rows.read_text().splitlines()) == 6
+    assert [path.read_text() for path in order.domain_texts] == [text.read_text()]
+
+    rows.write_text('{"goal": "Lift"}\n')
+    job = submit(evaluation=evaluation)
+    claim_all(make_worker(), "cpu")
+    done = state_of(database, job.id)
+    assert done.error is not None
+    assert (done.error.code, done.error.field) == ("task_rows_unusable", "evaluation.tasks.0.source")
+    assert "Row 1 of piqa.jsonl is no row of piqa, field sol1" in done.error.detail
 
 
 @pytest.mark.parametrize(("ending", "code"), [("killed", "engine_crashed"), ("retryable", "disk_full")])

@@ -106,10 +106,15 @@ def _look(service: Service, project_id: UUID, spec: JobSpec) -> ModelDescription
             return catalogue.stored(session, project_id, artifact_id)
 
     texts = {"calibration.source": spec.calibration.source, "evaluation.source": spec.evaluation.source}
+    for index, domain in enumerate(spec.evaluation.domains):
+        texts[f"evaluation.domains.{index}.source"] = domain.source
     with _looking():
         for field, uri in texts.items():
             with _blaming(field):
                 sources.check_text_uri(uri, service.settings, resolve)
+        for field, uri in spec.evaluation.rows().items():
+            with _blaming(field):
+                sources.check_rows_uri(uri, service.settings, resolve)
         return sources.describe(spec.model, service.settings, sources.Shelf(find, service.store))
 
 

@@ -5,9 +5,10 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from paredown.api.http import too_large
+from paredown.contracts.tasks import TASKS
 from paredown.core.errors import TextUnusable
 
 CHUNK_BYTES = 2**20
@@ -57,12 +58,20 @@ def _not_utf8(position: int) -> TextUnusable:
 
 
 def _check_json_lines(path: Path, *, must: bool) -> None:
-    """A file is JSON lines by its name, or when its first line is an object with a `text` field."""
+    """A file is JSON lines by its name, or when its first line is an object with a `text` field.
+
+    Or its lines are rows of a task, of which a job checks every field when it reads them.
+    """
+    as_rows = None
     with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             if not line.strip(b"\xef\xbb\xbf \t\r\n"):
                 continue
-            problem = _line_problem(line)
+            value, problem = _parsed(line)
+            if as_rows is None:
+                as_rows = _is_task_row(value)
+            if problem is None and not as_rows:
+                problem = _text_problem(value)
             if problem is None:
                 must = True
             elif must:
@@ -71,11 +80,21 @@ def _check_json_lines(path: Path, *, must: bool) -> None:
                 return
 
 
-def _line_problem(line: bytes) -> str | None:
+def _parsed(line: bytes) -> tuple[Any, str | None]:
     try:
-        value = json.loads(line.removeprefix(codecs.BOM_UTF8))
+        return json.loads(line.removeprefix(codecs.BOM_UTF8)), None
     except (ValueError, RecursionError):
-        return "is not JSON; each line must be an object with a `text` field."
+        return None, "is not JSON; each line must be an object with a `text` field, or a row of a task."
+
+
+def _text_problem(value: Any) -> str | None:
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
-        return "has no `text` field that is a string."
+        return "has no `text` field that is a string, and is no row of a task either."
     return None
+
+
+def _is_task_row(value: Any) -> bool:
+    """Of a task that reads other fields than `text`."""
+    if not isinstance(value, dict) or "text" in value:
+        return False
+    return any(set(task.row.model_fields) <= set(value) for task in TASKS.values())

@@ -174,6 +174,29 @@ def run(
     raise typer.Exit(code)
 
 
+tasks = typer.Typer(help="Benchmarks in lm-eval's own format.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(tasks, name="tasks")
+
+
+@tasks.command()
+def export(
+    directory: Annotated[Path, typer.Argument(help="New or empty directory, which keeps the rows as well.")],
+    rows: Annotated[
+        list[str], typer.Argument(metavar="TASK=ROWS...", help="Such as blimp=rows.jsonl: a path here, or a URI.")
+    ],
+    json_output: JsonOption = False,
+) -> None:
+    """Write tasks as files that `lm_eval --include_path DIRECTORY` runs, on the same rows as a job."""
+    _need_local()
+    from paredown.local.tasks import export_tasks
+
+    names = export_tasks(directory, rows)
+    if json_output:
+        emit_json({"directory": str(directory), "tasks": names})
+    else:
+        sys.stdout.write(f"lm_eval --include_path {directory} --tasks {','.join(names)}\n")
+
+
 def main() -> None:
     """Entry point of the `pare` script."""
     app(prog_name="pare")

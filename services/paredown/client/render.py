@@ -9,7 +9,18 @@ from rich.text import Text
 
 from paredown.client.comparison import Line, Value
 from paredown.contracts.access import KeyView
-from paredown.contracts.artifact import ArtifactView, Check, Front, FrontPoint, Manifest, Report, Verdict
+from paredown.contracts.artifact import (
+    ArtifactView,
+    Check,
+    DomainResult,
+    Front,
+    FrontPoint,
+    Manifest,
+    RefusalResult,
+    Report,
+    TaskResult,
+    Verdict,
+)
 from paredown.contracts.dataset import DatasetView
 from paredown.contracts.gate import TERMS
 from paredown.contracts.job import Interval, JobState, JobView, Plan, PlanOutcomes, Progress
@@ -462,7 +473,8 @@ def _mark(value: bool | None) -> Text:
 def _evidence(view: Report) -> list[RenderableType]:
     """What lies behind perplexity, size and speed, and what the gate said of it."""
     notes = (Text(f"Note: {warning}", style="yellow") for warning in view.warnings)
-    return [*_divergence(view), *_generations(view), *speeds(view), *proofs(view), *_checks(view), *notes]
+    behind = [*_divergence(view), *_generations(view), *_measured(view), *speeds(view), *proofs(view)]
+    return [*behind, *_checks(view), *notes]
 
 
 def _divergence(view: Report) -> list[RenderableType]:
@@ -497,6 +509,57 @@ def _generations(view: Report) -> list[RenderableType]:
         return []
     figures = ", ".join(f"{role} {written.repetition:.1%}" for role, written in view.generations.items())
     return [Text(f"repeats itself (seq-rep-4): {figures}")]
+
+
+_TASK_STYLES = {"better": "green", "same": "dim", "worse": "yellow"}
+
+
+def tasks(results: Iterable[TaskResult]) -> RenderableType:
+    """Each task's main metric, and the difference in points of a hundred with its 95 % interval."""
+    right = ("rows", "base", "artifact", "points", "flipped")
+    table = _table("task", "metric", *right, "verdict", right=right)
+    for result in results:
+        metric = result.main
+        difference = NOTHING
+        if metric.difference is not None and metric.low is not None and metric.high is not None:
+            low, high = 100 * metric.low, 100 * metric.high
+            difference = f"{100 * metric.difference:+.2f} [{low:+.2f}, {high:+.2f}]"
+        table.add_row(
+            result.title,
+            metric.name,
+            str(result.rows),
+            figure(metric.base, ".2%"),
+            f"{metric.artifact:.2%} ± {metric.artifact_stderr:.2%}",
+            difference,
+            figure(result.flipped, ".1%"),
+            Text(NOTHING) if metric.verdict is None else Text(metric.verdict, style=_TASK_STYLES[metric.verdict]),
+        )
+    return table
+
+
+def domains(results: Iterable[DomainResult]) -> RenderableType:
+    """Token perplexity of each text; texts differ, so only the rises compare."""
+    table = _table("domain", "base", "artifact", "Δ", right=("base", "artifact", "Δ"))
+    for result in results:
+        base = figure(result.base.perplexity if result.base else None, ".3f")
+        table.add_row(result.name, base, figure(result.artifact.perplexity, ".3f"), figure(result.increase, "+.1%"))
+    return table
+
+
+def refusal(result: RefusalResult) -> RenderableType:
+    """Shares of the prompts that were refused."""
+    table = _table("prompts", "asked", "base refuses", "artifact refuses", right=("asked",))
+    for share in result.shares:
+        table.add_row(share.kind, str(share.prompts), figure(share.base, ".0%"), figure(share.artifact, ".0%"))
+    return table
+
+
+def _measured(view: Report) -> list[RenderableType]:
+    """What a report has beside perplexity, size and speed."""
+    tables = [tasks(view.tasks)] if view.tasks else []
+    tables += [domains(view.domains)] if view.domains else []
+    tables += [refusal(view.refusal)] if view.refusal else []
+    return [part for table in tables for part in (Text(), table)]
 
 
 def _checks(view: Report) -> list[RenderableType]:

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field
 
 from paredown.contracts.job import Calibration, Contract, DType, EvaluationSettings, Format, Tag
 from paredown.contracts.recipes import Recipe, recipe_name
+from paredown.contracts.tasks import TASKS, TaskName
 
 MANIFEST_NAME = "manifest.json"
 
@@ -111,6 +112,137 @@ class BatchSpeed(Contract):
     decode_tokens_per_second: float = Field(description="Of all sequences together; the median over the repeats.")
     spread: Spread
     repeats: int
+
+
+class TaskProtocol(Contract):
+    """How a task was measured. Two figures of it compare only when their protocol hashes are equal."""
+
+    task: TaskName
+    definition_sha256: Sha256 = Field(description="Of the definition in lm-eval's format.")
+    data_sha256: Sha256 = Field(description="Of the rows, as JSON lines of the fields that the task reads.")
+    fewshot_sha256: Sha256 | None = Field(None, description="Of the rows that examples come from.")
+    num_fewshot: int = 0
+    limit: int | None = None
+    harness: str = Field(description="Name and version of what measured.")
+    dtype: DType
+    version: int = 1
+
+
+class TaskMetric(Contract):
+    """One figure of a task. Base and artifact answered the same rows, so the difference is a paired one."""
+
+    name: str = Field(description="As lm-eval names it.")
+    higher_is_better: bool
+    base: float | None = Field(None, description="None where the base is not at hand.")
+    base_stderr: float | None = None
+    artifact: float
+    artifact_stderr: float
+    difference: float | None = Field(None, description="Artifact less base.")
+    low: float | None = Field(None, description="Of the difference's 95 % interval, by paired bootstrap over rows.")
+    high: float | None = None
+    verdict: Literal["better", "same", "worse"] | None = Field(None, description="same where the interval holds zero.")
+
+    @property
+    def drop(self) -> float | None:
+        """How much worse the artifact may be, at the worse end of the interval."""
+        if self.low is None or self.high is None:
+            return None
+        return -self.low if self.higher_is_better else self.high
+
+
+class TaskGroup(Contract):
+    """The main metric over the rows of one kind."""
+
+    name: str
+    rows: int
+    base: float | None
+    artifact: float
+
+
+class TaskResult(Contract):
+    """One task on base and artifact."""
+
+    name: TaskName
+    source: str
+    protocol: TaskProtocol
+    protocol_hash: Sha256
+    rows: int = Field(description="Those that were measured.")
+    metrics: tuple[TaskMetric, ...] = Field(min_length=1, description="The main one first.")
+    flipped: float | None = Field(
+        None,
+        description="Share of rows answered rightly by one of the two only; none where rows are not right or wrong.",
+    )
+    groups: tuple[TaskGroup, ...] = ()
+    runtime: str
+    seconds: float
+
+    @property
+    def title(self) -> str:
+        return TASKS[self.name].title
+
+    @property
+    def main(self) -> TaskMetric:
+        return self.metrics[0]
+
+
+class DomainResult(Contract):
+    """Perplexity on one language or subject. Each has a protocol of its own: domains do not compare with each other."""
+
+    name: str
+    base: Evaluation | None
+    artifact: Evaluation
+
+    @property
+    def increase(self) -> float | None:
+        return None if self.base is None else self.artifact.perplexity / self.base.perplexity - 1
+
+
+class RefusalProtocol(Contract):
+    """How refusal was measured."""
+
+    prompts_sha256: Sha256 = Field(description="Of the prompts and of the rule that knows a refusal.")
+    chat_template_sha256: Sha256
+    new_tokens: int
+    dtype: DType
+    version: int = 1
+
+
+class RefusalShare(Contract):
+    """Share of the prompts of a kind that were refused."""
+
+    kind: Literal["plain", "adversarial"]
+    prompts: int
+    base: float | None
+    artifact: float
+
+
+class RefusalChange(Contract):
+    """A prompt that one of base and artifact refused, and the beginnings of both answers."""
+
+    prompt: str
+    base: str
+    artifact: str
+
+
+class RefusalResult(Contract):
+    """Whether base and artifact decline what they should."""
+
+    protocol: RefusalProtocol
+    protocol_hash: Sha256
+    shares: tuple[RefusalShare, ...]
+    changed: tuple[RefusalChange, ...] = ()
+    runtime: str
+    seconds: float
+
+
+class Flag(Contract):
+    """A figure that got worse by more than its threshold, whatever the budget asks."""
+
+    kind: Literal["task", "bias", "domain", "refusal"]
+    subject: str = Field(description="The task, the category, the domain or the kind of prompts.")
+    change: float = Field(description="How much worse: of a share, in the share's own unit; of a domain, a fraction.")
+    threshold: float
+    detail: str = Field(description="A sentence.")
 
 
 class Speed(Contract):
@@ -240,6 +372,7 @@ Figure = Literal[
     "decode_speedup",
     "runtime_memory_bytes",
     "cost_per_million_tokens",
+    "task_drop",
 ]
 
 
@@ -279,6 +412,10 @@ class Report(Contract):
     base_bytes: int = Field(description="Parameters × 2.")
     sparsity: float = Field(description="Share of the artifact's decoder linears' weights that are zero.")
     average_bits: float = Field(description="Bits for each weight of the artifact's decoder linears, scales included.")
+    tasks: tuple[TaskResult, ...] = ()
+    domains: tuple[DomainResult, ...] = ()
+    refusal: RefusalResult | None = None
+    flags: tuple[Flag, ...] = ()
     speeds: dict[Literal["base", "artifact"], Speed] = {}
     runtimes: tuple[RuntimeProof, ...] = ()
     layers: tuple[LayerReport, ...] = ()
@@ -319,6 +456,13 @@ class Report(Contract):
         if "base" not in written or "artifact" not in written:
             return None
         return written["artifact"].repetition - written["base"].repetition
+
+    @property
+    def task_drop(self) -> float | None:
+        """The largest drop of a task's main metric, at the worse end of its interval. Bias is no accuracy."""
+        drops = [result.main.drop for result in self.tasks if TASKS[result.name].is_accuracy]
+        known = [drop for drop in drops if drop is not None]
+        return max(known) if known and len(known) == len(drops) else None
 
 
 class ManifestFile(Contract):
@@ -439,6 +583,7 @@ CostAxis = Literal[
     "time_to_first_token_seconds",
     "peak_memory_bytes",
     "cost_per_million_tokens",
+    "task_drop",
 ]
 
 

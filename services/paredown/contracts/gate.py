@@ -93,6 +93,7 @@ _ALL = (
         _of_divergence(lambda divergence: divergence.answers_lost),
         _COMPARED,
     ),
+    Term("task_drop", "Drop of a task, at worst", "share", lambda report: report.task_drop, _COMPARED),
     Term(
         "repetition_increase",
         "Rise in repetition",

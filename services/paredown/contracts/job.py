@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from paredown.contracts.recipes import Mixed, Quantizer, Recipe, Stage, rounds_activations, storing
+from paredown.contracts.tasks import TASKS, TaskName
 
 Uri = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=3, max_length=2048, pattern=r"^[a-z0-9]+://\S+$")
@@ -59,6 +60,43 @@ class Calibration(Contract):
     )
 
 
+class TaskSettings(Contract):
+    """A benchmark, measured through lm-eval on base and artifact alike."""
+
+    name: TaskName
+    source: Uri | None = Field(
+        None,
+        description="Its rows: JSON lines, CSV or Parquet, or a directory of JSON lines. Empty takes the file on the "
+        "hub, where Pare knows one.",
+    )
+    limit: int | None = Field(None, ge=1, le=1_000_000, description="Rows measured, from the start; empty takes all.")
+    num_fewshot: int = Field(0, ge=0, le=64, description="Solved examples before each row.")
+    fewshot_source: Uri | None = Field(None, description="Where the examples come from: other rows of the same kind.")
+
+    @model_validator(mode="after")
+    def _fits_its_task(self) -> "TaskSettings":
+        task = TASKS[self.name]
+        if self.address is None:
+            raise ValueError(f"Pare knows no file on the hub for {self.name}; name its rows in source")
+        if self.num_fewshot and not task.shots:
+            raise ValueError(f"{self.name} is measured without examples; leave num_fewshot out")
+        if bool(self.num_fewshot) != (self.fewshot_source is not None):
+            raise ValueError("num_fewshot and fewshot_source go together")
+        return self
+
+    @property
+    def address(self) -> str | None:
+        """Where the rows lie."""
+        return self.source or TASKS[self.name].source
+
+
+class DomainSettings(Contract):
+    """A text of one language or subject, beside the one that perplexity is measured on."""
+
+    name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=64)]
+    source: Uri = Field(description="Held-out text of this language or subject.")
+
+
 class EvaluationSettings(Contract):
     """The protocol under which base and artifact are measured, the same for both."""
 
@@ -66,6 +104,34 @@ class EvaluationSettings(Contract):
     samples: int = Field(20, ge=1, le=4096, description="Sequences measured, from the start of the text.")
     sequence_length: int = Field(512, ge=16, le=131072, description="Tokens in each sequence.")
     speed: bool = Field(True, description="Measure prefill and decode speed of base and artifact, in one run.")
+    tasks: tuple[TaskSettings, ...] = Field(
+        (), max_length=len(TASKS), description="Benchmarks to measure base and artifact on."
+    )
+    domains: tuple[DomainSettings, ...] = Field(
+        (),
+        max_length=16,
+        description="Texts whose perplexity is measured one by one, as many and as long sequences of each.",
+    )
+    refusal: bool = Field(False, description="Ask base and artifact what they should refuse, plainly and with tricks.")
+
+    @model_validator(mode="after")
+    def _named_once(self) -> "EvaluationSettings":
+        names = [task.name for task in self.tasks]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"tasks has {repeated[0]} more than once")
+        if len({domain.name for domain in self.domains}) < len(self.domains):
+            raise ValueError("two domains have the same name")
+        return self
+
+    def rows(self) -> dict[str, str]:
+        """Addresses of all rows that tasks read, by the field of the job that names each."""
+        found: dict[str, str] = {}
+        for index, task in enumerate(self.tasks):
+            assert task.address is not None, "checked when the task was made"
+            found[f"evaluation.tasks.{index}.source"] = task.address
+            if task.fewshot_source:
+                found[f"evaluation.tasks.{index}.fewshot_source"] = task.fewshot_source
+        return found
 
 
 def _term(description: str, **bounds: Any) -> Any:
@@ -106,6 +172,12 @@ class Budget(Contract):
     max_runtime_memory_bytes: int | None = _term("Most memory that the runtime may take with the artifact.", gt=0)
     max_cost_per_million_tokens: float | None = _term(
         "Most that decoding a million tokens at batch 1 may cost, in the currency of the service.", gt=0
+    )
+    max_task_drop: float | None = _term(
+        "Largest drop of any task's main metric below the base's: 0.02 is two points of a hundred. Judged at the worse "
+        "end of the interval, so that too few rows miss it too.",
+        ge=0,
+        le=1,
     )
 
     @model_validator(mode="after")
@@ -189,6 +261,19 @@ def format_refusal(file_format: Format, recipe: tuple[Stage, ...]) -> str | None
     return None
 
 
+def _tasks_refusal(evaluation: EvaluationSettings, budget: Budget | None, file_format: Format) -> str | None:
+    """Why tasks, budget and format do not go together, as a clause."""
+    judged = any(TASKS[task.name].is_accuracy for task in evaluation.tasks)
+    if budget is not None and budget.max_task_drop is not None and not judged:
+        return "budget.max_task_drop needs a task in evaluation.tasks that measures accuracy"
+    written = next((task.name for task in evaluation.tasks if TASKS[task.name].generates), None)
+    if written and file_format is Format.GGUF:
+        return (
+            f"{written} reads what a model writes, which is measured in transformers, and that reads no gguf as it is"
+        )
+    return None
+
+
 class JobSpec(Contract):
     """All that decides a job's result. Immutable once submitted."""
 
@@ -217,6 +302,8 @@ class JobSpec(Contract):
     @model_validator(mode="after")
     def _format_fits(self) -> "JobSpec":
         if refusal := format_refusal(self.format, self.recipe):
+            raise ValueError(refusal)
+        if refusal := _tasks_refusal(self.evaluation, self.budget, self.resolved_format):
             raise ValueError(refusal)
         if self.run_at and self.deadline_at and self.deadline_at <= self.run_at:
             raise ValueError("deadline_at must be later than run_at")

@@ -10,7 +10,17 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from paredown.contracts.artifact import Evaluation, Isolation, Report
-from paredown.contracts.job import Budget, Calibration, Contract, DType, EvaluationSettings, Format, JobError, Progress
+from paredown.contracts.job import (
+    Budget,
+    Calibration,
+    Contract,
+    DType,
+    EvaluationSettings,
+    Format,
+    JobError,
+    Progress,
+    TaskSettings,
+)
 from paredown.contracts.recipes import Recipe
 
 
@@ -20,6 +30,14 @@ class Origin(Contract):
     base_bytes: int = Field(description="Of the base; sizes are compared with these.")
     pruned: bool = Field(description="Whether weights were pruned: those that are zero stay zero.")
     baseline_required: bool = Field(description="Whether to fail, and at once, where the base's figures are not known.")
+
+
+class TaskFiles(Contract):
+    """A task and its rows: JSON lines that hold the fields of its definition."""
+
+    settings: TaskSettings
+    rows: Path
+    fewshot: Path | None = None
 
 
 class WorkOrder(Contract):
@@ -33,6 +51,8 @@ class WorkOrder(Contract):
     calibration_text: Path | None = Field(None, description="UTF-8 text, or JSON lines with a `text` field.")
     evaluation: EvaluationSettings | None = Field(None, description="None skips evaluation.")
     evaluation_text: Path | None = None
+    tasks: tuple[TaskFiles, ...] = Field((), description="Those of the evaluation, each with its rows.")
+    domain_texts: tuple[Path, ...] = Field((), description="Those of the evaluation's domains, in their order.")
     format: Format
     dtype: DType = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -104,5 +124,6 @@ __all__ = [
     "EngineResult",
     "EngineStarted",
     "Origin",
+    "TaskFiles",
     "WorkOrder",
 ]

@@ -235,6 +235,12 @@ class TextUnusable(SourceError):
     code = "text_unusable"
 
 
+class TaskRowsUnusable(SourceError):
+    """Rows of a task that are not what its definition reads; the row and its field are named."""
+
+    code = "task_rows_unusable"
+
+
 class DiskFull(PareError):
     code = "disk_full"
     status = 507

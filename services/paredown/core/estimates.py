@@ -35,6 +35,7 @@ from paredown.contracts.recipes import (
     quantizer,
     storing,
 )
+from paredown.contracts.tasks import TASKS
 
 # Methods that gather XᵀX of every layer's input, and solve with it.
 _HESSIAN_METHODS = ("gptq", "owq", "squeezellm", "sparsegpt", "awq", "smoothquant", "fp8-gptq", "svd", "mixed")
@@ -244,6 +245,14 @@ _CUDA_CONTEXT_BYTES = 600 * 2**20
 # The allocator keeps pieces that were freed: the packaged model's gptq-4 peaked at 1601 MiB, of which this sum without
 # the factor explains 1260.
 _FRAGMENTATION = 1.5
+# Hidden states of tasks (engine/evaluation/task_models.py); lm-eval with its data library once imported (107 MiB of
+# resident size on Linux), and its requests.
+_TASK_STATES_BYTES = 512 * 2**20
+_HARNESS_BYTES = 150 * 2**20
+# How many times longer a token takes that is written than one that is read (135 M parameters on two cores).
+_WRITING = 10
+# Prompts and answers of engine/evaluation/refusal.py.
+_REFUSAL_TOKENS = 40 * 96
 # As the engine cuts its work (engine/forward.py, engine/evaluation/perplexity.py, engine/formats/files.py).
 _MICRO_BATCH_TOKENS = 4096
 _HEAD_TOKENS = 128
@@ -299,6 +308,12 @@ def memory_of(shape: ModelShape, spec: JobSpec, device: str) -> Memory:
     # To compare them, the base's head beside the artifact's, and its logits with what their distance takes.
     compared = shape.vocab_size * shape.hidden_size * number + logits
     evaluation = outer + block_parameters * (number + 2) + evaluated * states + micro_batch * inside + logits + compared
+    if scored := _task_tokens(spec):
+        # Hidden states of as many requests as one pass holds, and what lm-eval and its data library take.
+        kept = min(_TASK_STATES_BYTES, scored * shape.hidden_size * number)
+        batch = min(_MICRO_BATCH_TOKENS, scored) * inside
+        evaluation = max(evaluation, outer + block_parameters * (number + 2) + kept + batch + logits)
+        evaluation += _HARNESS_BYTES
     writing = min(output_bytes(shape, spec.recipe, spec.resolved_format), _SHARD_BYTES)
     if any(isinstance(stage, Svd) for stage in spec.recipe):
         # The weight, the weight times its inputs' factor and both factors of the result, in float64.
@@ -482,6 +497,15 @@ def evaluation_tokens(spec: JobSpec) -> int:
     return spec.evaluation.samples * spec.evaluation.sequence_length
 
 
+def _task_tokens(spec: JobSpec, *, written: bool = False) -> int:
+    """Tokens of the tasks that score text, or of those that have it written, as such rows have them on the whole."""
+    return sum(
+        min(task.limit or definition.rows, definition.rows) * definition.tokens * (1 + task.num_fewshot)
+        for task in spec.evaluation.tasks
+        if (definition := TASKS[task.name]).generates is written
+    )
+
+
 @dataclass(frozen=True)
 class Throughput:
     """What a kind of device does in a second, on the work of this engine."""
@@ -554,5 +578,11 @@ def seconds_of(shape: ModelShape, spec: JobSpec, device: str, threads: int | Non
     measured = 2 * (base.active_parameters + 2 * shape.active_parameters + head) * evaluation_tokens(spec)
     # The runtime's texts after fixed prompts, the base's too where it is timed.
     written = 2 * (shape.active_parameters + spec.evaluation.speed * base.active_parameters) * _WRITING_TOKENS
+    domains = len(spec.evaluation.domains)
+    measured += 2 * (base.active_parameters + shape.active_parameters + head) * evaluation_tokens(spec) * domains
+    # One token after the other, a model is read as a whole for each.
+    asked = _task_tokens(spec) + _WRITING * _task_tokens(spec, written=True)
+    asked += _WRITING * _REFUSAL_TOKENS * spec.evaluation.refusal
+    measured += 2 * (base.active_parameters + shape.active_parameters) * asked
     running = (surveys + forward + measured + written + training) / flops
     return speed.start_seconds + running + hessian / (speed.flops["float32"] * scale) + solving

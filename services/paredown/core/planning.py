@@ -397,6 +397,11 @@ def _warnings(description: ModelDescription, spec: JobSpec, output: int, memory_
     widths = grid.widths if grid is not None else ()
     if grid is not None and widths[0] <= 3 and not grid.needs_calibration:
         yield f"{widths[0]} bits without calibration cost much accuracy; gptq keeps more of it."
+    elif (bits := _bits_each(grid)) is not None and bits < 4:
+        yield (
+            f"Under 4 bits a weight ({bits:g} here) models lose more accuracy than the bytes are worth, most at small "
+            "sizes (arXiv:2212.09720); measure tasks, not perplexity alone."
+        )
     if isinstance(grid, UniformGrid) and widths == (2,) and grid.symmetric:
         yield "2 bits on a symmetric grid leave one value above zero; symmetric: false keeps more accuracy."
     if spec.resolved_format is Format.COMPRESSED_TENSORS and not set(widths) <= set(VLLM_BITS):
@@ -450,6 +455,13 @@ def _warnings(description: ModelDescription, spec: JobSpec, output: int, memory_
             f"Reloading the artifact in a clean process takes about {_gib(whole)}, more than a worker of the pool has, "
             "so no runtime will be claimed for it."
         )
+
+
+def _bits_each(grid: UniformGrid | EightBit | None) -> float | None:
+    """Bits of a code, on average where layers differ."""
+    if isinstance(grid, Mixed):
+        return grid.average_bits
+    return float(grid.widths[0]) if grid is not None else None
 
 
 def _unscalable(shape: ModelShape, stage: Stage) -> list[str]:

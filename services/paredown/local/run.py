@@ -28,6 +28,7 @@ from paredown.contracts.artifact import MANIFEST_NAME, Manifest, Verdict
 from paredown.contracts.gate import unmeasurable
 from paredown.contracts.job import JobSpec, JobState, Phase, Plan, Progress, RecipeFile
 from paredown.contracts.recipes import recipe_hash, recipe_name
+from paredown.contracts.tasks import TaskName
 from paredown.contracts.work import EngineProgress, EngineStarted, WorkOrder
 from paredown.core import planning, sources
 from paredown.core.errors import NotFound, PareError
@@ -36,6 +37,7 @@ from paredown.core.settings import Settings
 from paredown.core.storage import LocalStore
 from paredown.local.home import Home
 from paredown.worker import publish
+from paredown.worker.inputs import task_files
 from paredown.worker.process import EngineProcess, EngineRun, run_engine
 
 TICK_SECONDS = 2.0
@@ -77,7 +79,7 @@ def run_here(
         raise BadRecipeFile("--statistics shares what `calibration.statistics: dense` gathers; the recipe has none.")
     home = Home.open()
     shared = statistics_dir.absolute() if statistics_dir else None
-    run = _Run(spec, evaluate, threads, shared, out_dir.absolute(), _settings(home), home)
+    run = _Run(spec, evaluate, threads, shared, out_dir.absolute(), own_settings(home), home)
     try:
         manifest = _finished_before(run)
         if manifest:
@@ -105,7 +107,7 @@ def _spec(model: str, file: RecipeFile) -> JobSpec:
         raise BadRecipeFile("\n".join(["This cannot be run:", *explain(error)])) from error
 
 
-def _settings(home: Home) -> Settings:
+def own_settings(home: Home) -> Settings:
     """The user's own machine and files: nothing on it is out of bounds."""
     try:
         settings = Settings(file_roots=[Path("/")])
@@ -195,6 +197,8 @@ def _order(run: _Run, model: sources.FetchedModel, plan: Plan) -> WorkOrder:
         calibration_text=_text(run, spec.calibration.source, "calibration") if calibrates else None,
         evaluation=spec.evaluation if run.evaluate else None,
         evaluation_text=_text(run, spec.evaluation.source, "evaluation") if run.evaluate else None,
+        tasks=task_files(spec.evaluation, lambda uri, task: _rows(run, uri, task)) if run.evaluate else (),
+        domain_texts=_domain_texts(run) if run.evaluate else (),
         format=spec.resolved_format,
         dtype=spec.dtype,
         pausing=plan.pausing,
@@ -207,17 +211,31 @@ def _order(run: _Run, model: sources.FetchedModel, plan: Plan) -> WorkOrder:
     )
 
 
-def _text(run: _Run, uri: str, part: sources.Part) -> Path:
+def _domain_texts(run: _Run) -> tuple[Path, ...]:
+    return tuple(
+        _text(run, domain.source, "evaluation", f"evaluation.domains.{index}.source")
+        for index, domain in enumerate(run.spec.evaluation.domains)
+    )
+
+
+def _text(run: _Run, uri: str, part: sources.Part, field: str | None = None) -> Path:
     try:
         return sources.fetch_text(
-            uri, run.settings, part=part, store=LocalStore(run.home.store), resolve_dataset=_no_datasets
+            uri, run.settings, part=part, store=LocalStore(run.home.store), resolve_dataset=no_datasets
         )
     except PareError as error:
-        error.field = error.field or f"{part}.source"
+        error.field = error.field or field or f"{part}.source"
         raise
 
 
-def _no_datasets(dataset_id: UUID) -> NoReturn:
+def _rows(run: _Run, uri: str, task: TaskName) -> Path:
+    return sources.fetch_rows(
+        uri, run.settings, task=task, store=LocalStore(run.home.store), resolve_dataset=no_datasets
+    )
+
+
+def no_datasets(dataset_id: UUID) -> NoReturn:
+    """Raises NotFound: there is no service here that could have them."""
     raise NotFound(f"dataset://{dataset_id} lies in a service; `pare run` takes file:// and builtin:// texts.")
 
 

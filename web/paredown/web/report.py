@@ -13,6 +13,7 @@ from paredown.contracts.artifact import (
     Report,
     RuntimeProof,
     Speed,
+    TaskResult,
     Verdict,
 )
 from paredown.contracts.gate import TERMS
@@ -47,6 +48,9 @@ def show(manifest: Manifest, override: Override | None = None) -> None:
         _runtimes(report)
     _divergence(report)
     _generations(report)
+    _tasks(report)
+    _domains(report)
+    _refusal(report)
     _blocks(report)
     _layers(report)
 
@@ -263,6 +267,99 @@ def _proof(proof: RuntimeProof) -> list[str]:
         fmt.perplexity(proof.perplexity),
         mark(proof.agrees),
     ]
+
+
+_VERDICTS: dict[str | None, tuple[str, str]] = {
+    "better": ("better", "good"),
+    "same": ("same", "dim"),
+    "worse": ("worse", "bad"),
+    None: ("no base", "dim"),
+}
+
+
+def _tasks(report: Report) -> None:
+    if not report.tasks:
+        return
+    st.subheader("Tasks", anchor=False)
+    parts.table(["Task", "Rows", "Base", "Artifact", "Difference", "Flipped", ""], list(map(_task, report.tasks)))
+    st.caption(
+        "The difference has its 95 % interval, by paired bootstrap over rows; a verdict is same where it holds zero. "
+        "Flipped is the share of rows that only one of the two has right."
+    )
+    for result in report.tasks:
+        with st.expander(f"{result.title}: all figures", icon=":material/table_rows:"):
+            st.dataframe(_figures(result), hide_index=True, placeholder=fmt.ABSENT)
+            examples = f", {result.protocol.num_fewshot} examples" if result.protocol.num_fewshot else ""
+            st.caption(
+                f"{parts.plain(result.source)}, {result.rows} rows{examples}, {result.protocol.dtype}, "
+                f"{parts.plain(result.protocol.harness)}, {parts.plain(result.runtime)}. "
+                f"Protocol `{result.protocol_hash[:12]}`."
+            )
+
+
+def _task(result: TaskResult) -> list[str]:
+    metric = result.main
+    difference = fmt.ABSENT
+    if metric.difference is not None and metric.low is not None and metric.high is not None:
+        low, high = 100 * metric.low, 100 * metric.high
+        difference = f"{100 * metric.difference:+.2f} points ({low:+.2f} to {high:+.2f})"
+    return [
+        parts.escaped(f"{result.title}, {metric.name}"),
+        str(result.rows),
+        fmt.percent(metric.base),
+        f"{fmt.percent(metric.artifact)} ± {fmt.percent(metric.artifact_stderr)}",
+        difference,
+        fmt.percent(result.flipped),
+        parts.badge(*_VERDICTS[metric.verdict]),
+    ]
+
+
+def _figures(result: TaskResult) -> list[dict[str, str | int | float | None]]:
+    """Every metric over all rows, then the main one over the rows of each kind."""
+    metrics: list[dict[str, str | int | float | None]] = [
+        {"": metric.name, "Rows": result.rows, "Base": metric.base, "Artifact": metric.artifact}
+        for metric in result.metrics
+    ]
+    return metrics + [
+        {"": group.name, "Rows": group.rows, "Base": group.base, "Artifact": group.artifact} for group in result.groups
+    ]
+
+
+def _domains(report: Report) -> None:
+    if not report.domains:
+        return
+    st.subheader("Domains", anchor=False)
+    rows = [
+        [
+            parts.escaped(domain.name),
+            fmt.perplexity(domain.base.perplexity if domain.base else None),
+            fmt.perplexity(domain.artifact.perplexity),
+            fmt.change(domain.increase),
+            f"<code>{domain.artifact.protocol_hash[:12]}</code>",
+        ]
+        for domain in report.domains
+    ]
+    parts.table(["Domain", "Base", "Artifact", "Rise", "Protocol"], rows)
+    st.caption("Token perplexity of each text. Texts differ, so domains compare by their rise, not with each other.")
+
+
+def _refusal(report: Report) -> None:
+    if report.refusal is None:
+        return
+    st.subheader("Refusal", anchor=False)
+    rows = [
+        [share.kind.capitalize(), str(share.prompts), fmt.percent(share.base), fmt.percent(share.artifact)]
+        for share in report.refusal.shares
+    ]
+    parts.table(["Prompts that should be refused", "Asked", "Base refuses", "Artifact refuses"], rows)
+    st.caption(
+        "By the words in which an answer begins; it compares base and artifact, and is no measure of safety. "
+        f"Protocol `{report.refusal.protocol_hash[:12]}`."
+    )
+    if report.refusal.changed:
+        with st.expander("Prompts on which they part", icon=":material/compare_arrows:"):
+            changed = [change.model_dump() for change in report.refusal.changed]
+            st.dataframe(changed, hide_index=True, placeholder=fmt.ABSENT)
 
 
 def _blocks(report: Report) -> None:

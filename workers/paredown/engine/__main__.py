@@ -162,13 +162,18 @@ def _read_order(arguments: list[str]) -> WorkOrder:
 
 
 def _texts(order: WorkOrder) -> list[Path]:
-    return [text for text in (order.calibration_text, order.evaluation_text) if text is not None]
+    rows = (path for task in order.tasks for path in (task.rows, task.fewshot))
+    return [
+        text for text in (order.calibration_text, order.evaluation_text, *order.domain_texts, *rows) if text is not None
+    ]
 
 
 def _settle(order: WorkOrder, scratch: Path) -> None:
     """What libraries read from the environment when they are imported."""
     home = str(scratch)
     settings = {
+        "HF_DATASETS_OFFLINE": "1",
+        "HF_EVALUATE_OFFLINE": "1",
         "HF_HOME": home,
         "HF_HUB_OFFLINE": "1",
         "HOME": home,

@@ -131,23 +131,26 @@ def evaluation_blocks(
     vocab_size: int,
     context: int,
     first_token: int | None = None,
+    part: str | None = None,
 ) -> TokenBlocks:
     """The first `samples` × `sequence_length` tokens of the text, `first_token` of each sequence included.
 
-    Raises CalibrationTooShort, CalibrationUnfit, TextUnusable.
+    `part` of the evaluation's settings is to blame for the text. Raises CalibrationTooShort, CalibrationUnfit,
+    TextUnusable.
     """
     _check_context(settings.sequence_length, context, "evaluation.sequence_length")
+    where = f"evaluation.{part}" if part else "evaluation"
     width = _text_width(settings.sequence_length, first_token)
     wanted = settings.samples * width
     gathered: list[numpy.ndarray[Any, Any]] = []
     count = 0
-    for piece in _tokenized(_pieces(path, "evaluation.source"), tokenizer):
+    for piece in _tokenized(_pieces(path, f"{where}.source"), tokenizer):
         gathered.append(piece)
         count += len(piece)
         if count >= wanted:
             break
     if count < wanted:
-        raise _too_short("evaluation", count, settings.samples, width)
+        raise _too_short("evaluation", count, settings.samples, width, f"{where}.source" if part else None)
     windows_NT = numpy.concatenate(gathered)[:wanted].reshape(settings.samples, width)
     return TokenBlocks.of(_checked(_begun(windows_NT, first_token), vocab_size))
 
@@ -256,11 +259,13 @@ def _check_context(sequence_length: int, context: int, field: str) -> None:
         )
 
 
-def _too_short(what: str, num_tokens: int, samples: int, sequence_length: int) -> CalibrationTooShort:
+def _too_short(
+    what: str, num_tokens: int, samples: int, sequence_length: int, field: str | None = None
+) -> CalibrationTooShort:
     return CalibrationTooShort(
         f"The {what} text has {num_tokens} tokens, enough for {num_tokens // sequence_length} sequences of "
         f"{sequence_length}; {samples} were asked for. Ask for fewer or shorter sequences, or give a longer text.",
-        field=f"{what}.samples",
+        field=field or f"{what}.samples",
     )
 
 

@@ -118,6 +118,12 @@ class ArtifactDamaged(EngineError):
     code = "artifact_damaged"
 
 
+class TaskUnfit(EngineError):
+    """A task cannot be measured on this model, or on this machine."""
+
+    code = "task_unfit"
+
+
 class OutOfMemory(EngineError):
     code = "out_of_memory"
 

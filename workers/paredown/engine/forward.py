@@ -41,16 +41,24 @@ class BlockForward:
     """
 
     def __init__(
-        self, skeleton: Skeleton, tokens_NT: Tensor, device: torch.device, batch_size: int | None = None
+        self,
+        skeleton: Skeleton,
+        tokens: Tensor | Sequence[Tensor],
+        device: torch.device,
+        batch_size: int | None = None,
     ) -> None:
-        """Runs the embeddings; the skeleton's outer weights must be present. `batch_size` is a micro-batch's."""
+        """Runs the embeddings; the skeleton's outer weights must be present.
+
+        `tokens` are sequences of one length, cut into micro-batches of `batch_size` here, or micro-batches of any.
+        """
         self.device = device
         self._skeleton = skeleton
         self._returns_tuple = skeleton.architecture.returns_tuple
         self._calls: dict[torch.Size, list[_Call]] = {}
-        size = batch_size or max(1, MICRO_BATCH_TOKENS // tokens_NT.shape[1])
-        self.tokens = torch.split(tokens_NT, size)
-        hidden_bytes = tokens_NT.numel() * skeleton.hidden_size * skeleton.dtype.itemsize
+        if isinstance(tokens, Tensor):
+            tokens = torch.split(tokens, batch_size or max(1, MICRO_BATCH_TOKENS // tokens.shape[1]))
+        self.tokens = tuple(tokens)
+        hidden_bytes = sum(map(Tensor.numel, self.tokens)) * skeleton.hidden_size * skeleton.dtype.itemsize
         self.states_device = _states_device(device, hidden_bytes)
         self.states: list[Tensor] = [self._embed(tokens_BT) for tokens_BT in self.tokens]
 

@@ -27,6 +27,8 @@ class Inputs:
     evaluation: data.TokenBlocks | None
     # What each stage that trains is trained on, by its place in the recipe.
     training: dict[int, data.TokenBlocks]
+    # Of each domain of the evaluation, in their order.
+    domains: tuple[data.TokenBlocks, ...]
     warnings: tuple[str, ...]
 
     @property
@@ -101,7 +103,14 @@ def read_inputs(order: WorkOrder, output_format: Format) -> Inputs:
         evaluation = data.evaluation_blocks(
             order.evaluation_text, order.evaluation, tokenizer, shape.vocab_size, shape.context_length, first_token
         )
-    return Inputs(files, shape, tokenizer, calibration, evaluation, training, tuple(warnings))
+    domains = tuple(
+        data.evaluation_blocks(
+            text, order.evaluation, tokenizer, shape.vocab_size, shape.context_length, first_token, f"domains.{index}"
+        )
+        for index, text in enumerate(order.domain_texts)
+        if order.evaluation
+    )
+    return Inputs(files, shape, tokenizer, calibration, evaluation, training, domains, tuple(warnings))
 
 
 def check_stages(recipe: Sequence[Stage], shape: ModelShape) -> None:

@@ -17,13 +17,17 @@ import torch
 from paredown.contracts.artifact import Divergence, Evaluation, LayerReport, Protocol, Report, RuntimeProof, Speed
 from paredown.contracts.job import Calibration, Contract, EvaluationSettings, Format, Phase, Progress
 from paredown.contracts.recipes import Gptq, Mixed, Squeezellm, Stage, Training, UniformGrid, quantizer
+from paredown.contracts.trust import flags
 from paredown.contracts.work import EngineResult, WorkOrder
 from paredown.engine import data
 from paredown.engine.checkpoint import identity_hash
 from paredown.engine.errors import BaselineUnknown, DeviceUnavailable, NanFound, OrderInvalid
 from paredown.engine.evaluation.divergence import Comparison, StatesFile, has_states
+from paredown.engine.evaluation.domains import domain_parts, measure_domains
 from paredown.engine.evaluation.perplexity import Observer, perplexity
+from paredown.engine.evaluation.refusal import check_refusal, measure_refusal, refusal_parts
 from paredown.engine.evaluation.speed import Role, not_faster
+from paredown.engine.evaluation.tasks import check_tasks, measure_scored, measure_written, task_parts
 from paredown.engine.experts import coverage_warnings
 from paredown.engine.formats import WRITERS
 from paredown.engine.formats.files import write_companions, write_json
@@ -94,6 +98,8 @@ def run(
             "is not here to be measured. Submit a job on the base with the same evaluation, then retry this one.",
             field="budget.max_perplexity_increase",
         )
+    check_tasks(order, inputs, device)
+    check_refusal(order, inputs, device)
     # Tokenizing took more memory than the tokens do.
     give_back(device)
     journey = Journey(_parts(order, inputs, output_format), report_progress, should_drain)
@@ -108,6 +114,8 @@ def run(
             write_companions(order.model_dir, order.gguf_file, inputs.files.config, inputs.tokenizer, order.output_dir)
 
     base, artifact, divergence = _evaluate(order, inputs, compressed, device, identity, journey)
+    domains = measure_domains(order, inputs, compressed, device, journey)
+    tasks = measure_scored(order, inputs, compressed, device, identity, journey)
     # Before any runtime takes memory of its own: this is what compressing and evaluating took.
     peak = peak_memory_bytes(device)
     runtimes: tuple[RuntimeProof, ...] = ()
@@ -122,6 +130,11 @@ def run(
             proof, speeds, warnings = prove_artifact(order, inputs, device, artifact, journey)
         stage = quantizer(order.recipe)
         runtimes = (proof, *unclaimed(output_format, stage.widths if stage else ()))
+
+    tasks += measure_written(order, inputs, device, journey)
+    refusal = measure_refusal(order, inputs, device, journey)
+    flagged = flags(tasks, domains, base, artifact, refusal)
+    warnings = (*(flag.detail for flag in flagged), *warnings)
 
     if order.origin and artifact is not None:
         warnings = (
@@ -139,6 +152,10 @@ def run(
             base=base,
             artifact=artifact,
             divergence=divergence,
+            tasks=tasks,
+            domains=domains,
+            refusal=refusal,
+            flags=flagged,
             size_bytes=size_bytes,
             base_bytes=base_bytes,
             sparsity=sum(layer.zeros for layer in layers) / weights,
@@ -223,7 +240,7 @@ def _parts(order: WorkOrder, inputs: Inputs, output_format: Format) -> dict[str,
             parts["speed"] = Part(Phase.EVALUATE, 4000.0 + _WRITING, "measuring speed")
         written = _WRITING if evaluated else 0
         parts["prove"] = Part(Phase.EVALUATE, 2000.0 + written + evaluated, f"loading the artifact in {runtime}")
-    return parts
+    return parts | domain_parts(order, inputs) | task_parts(order) | refusal_parts(order)
 
 
 def _identity(order: WorkOrder, inputs: Inputs, device: torch.device) -> str:

@@ -82,6 +82,8 @@ class Runtime:
         self.transformers = transformers
         self.model: Any = None
         self.directory = Path()
+        self.gguf_file: str | None = None
+        self.tokenizer: Any = None
 
     def ready(self) -> bool:
         return True
@@ -91,7 +93,7 @@ class Runtime:
     ) -> dict[str, Any]:
         """`AutoModelForCausalLM.from_pretrained(directory)`, or the native loader; a GGUF file is dequantized."""
         self.torch.set_num_threads(threads)
-        self.directory = Path(directory)
+        self.directory, self.gguf_file = Path(directory), gguf_file
         started = time.perf_counter()
         if native:
             self.model, version = self._native(directory, device), importlib.metadata.version("paredown")
@@ -167,12 +169,46 @@ class Runtime:
         written: list[list[int]] = ids_NT[:, prompt_NT.shape[1] :].tolist()
         return written
 
+    def complete(self, prompt: list[int], new_tokens: int, stops: list[str], dtype: str) -> str:
+        """What the model writes after the prompt, greedily, up to the first of `stops`, which is left out."""
+        self._cast(dtype)
+        if self.tokenizer is None:
+            more = {"gguf_file": self.gguf_file} if self.gguf_file else {}
+            self.tokenizer = self.transformers.AutoTokenizer.from_pretrained(
+                self.directory, local_files_only=True, **more
+            )
+        tokenizer = self.tokenizer
+
+        def written(ids_NT: Any) -> str:
+            return str(tokenizer.decode(ids_NT[0, len(prompt) :], skip_special_tokens=True))
+
+        def stopped(ids_NT: Any, _scores: Any, **_more: Any) -> Any:
+            text = written(ids_NT)
+            return self.torch.tensor([any(stop in text for stop in stops)], device=ids_NT.device)
+
+        prompt_NT = self.torch.tensor([prompt], device=self.model.device)
+        with self.torch.no_grad():
+            ids_NT = self.model.generate(
+                prompt_NT,
+                attention_mask=self.torch.ones_like(prompt_NT),
+                max_new_tokens=new_tokens,
+                do_sample=False,
+                num_beams=1,
+                pad_token_id=0,
+                stopping_criteria=self.transformers.StoppingCriteriaList([stopped]),
+            )
+        text = written(ids_NT)
+        return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]
+
+    def _cast(self, dtype: str) -> None:
+        # torch's own: transformers' refuses to cast what was stored quantized, though it is dense once it has run.
+        self.model = self.torch.nn.Module.to(self.model, getattr(self.torch, dtype))
+
     def perplexity(self, tokens: str, dtype: str) -> dict[str, Any]:
         """exp of the mean negative log-likelihood of every predicted token of the sequences in a .npy file."""
         import numpy
 
-        # torch's own: transformers' refuses to cast what was stored quantized, though it is dense once it has run.
-        self.model = self.torch.nn.Module.to(self.model, getattr(self.torch, dtype))
+        self._cast(dtype)
         tokens_NT = self.torch.from_numpy(numpy.load(tokens, allow_pickle=False))
         total = 0.0
         with self.torch.no_grad():

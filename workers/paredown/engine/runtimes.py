@@ -152,6 +152,10 @@ class TransformersProcess(RuntimeProcess):
         written: list[list[int]] = self._call("continuations", prompts=list(map(list, prompts)), new_tokens=new_tokens)
         return written
 
+    def complete(self, prompt: Sequence[int], new_tokens: int, stops: Sequence[str], dtype: str) -> str:
+        """What the model writes after the prompt, greedily, up to the first of `stops`; in `dtype`."""
+        return str(self._call("complete", prompt=list(prompt), new_tokens=new_tokens, stops=list(stops), dtype=dtype))
+
     def perplexity(self, tokens: Path, dtype: str) -> float:
         """Over the sequences in a .npy file, with the forward pass in `dtype`."""
         return float(self._call("perplexity", tokens=str(tokens), dtype=dtype)["perplexity"])

@@ -20,7 +20,8 @@ from paredown.contracts.families import shape_from_config
 from paredown.contracts.job import Phase, Plan, Progress, content_hash
 from paredown.contracts.recipes import Family
 from paredown.contracts.recipes.pruning import Pruner
-from paredown.contracts.work import EngineProgress, EngineStarted, Origin, WorkOrder
+from paredown.contracts.tasks import TaskName
+from paredown.contracts.work import EngineProgress, EngineStarted, Origin, TaskFiles, WorkOrder
 from paredown.core import catalogue, planning, prices, sources
 from paredown.core.catalogue import NewArtifact
 from paredown.core.db import Database
@@ -34,6 +35,7 @@ from paredown.core.sources.cache import Cache, SharedStatistics
 from paredown.core.storage import ObjectStore
 from paredown.worker import checkpoints, lookups, publish
 from paredown.worker.blocking import T, attended, retried
+from paredown.worker.inputs import task_files
 from paredown.worker.lease import CancelRequested, DrainRequested, Lease
 from paredown.worker.process import ENGINE_COMMAND, EngineProcess, EngineRun, run_engine
 from paredown.worker.workspace import Workspace
@@ -62,6 +64,8 @@ class _Inputs:
     model: FetchedModel
     calibration_text: Path | None
     evaluation_text: Path
+    tasks: tuple[TaskFiles, ...]
+    domain_texts: tuple[Path, ...]
 
 
 class Attempt:
@@ -151,22 +155,38 @@ class Attempt:
         calibration = None
         if any(stage.needs_calibration for stage in spec.recipe):
             calibration = self._text(spec.calibration.source, "calibration")
-        return _Inputs(fetched, calibration, self._text(spec.evaluation.source, "evaluation"))
+        evaluation = self._text(spec.evaluation.source, "evaluation")
+        tasks = task_files(spec.evaluation, self._rows)
+        domains = tuple(
+            self._text(domain.source, "evaluation", f"evaluation.domains.{index}.source")
+            for index, domain in enumerate(spec.evaluation.domains)
+        )
+        return _Inputs(fetched, calibration, evaluation, tasks, domains)
 
     def _find_artifact(self, artifact_id: UUID) -> tuple[Manifest, str]:
         return self._transaction(lambda session: catalogue.stored(session, self._claim.project_id, artifact_id))
 
-    def _text(self, uri: str, part: sources.Part) -> Path:
-        def dataset(dataset_id: UUID) -> str:
-            return self._transaction(lambda session: lookups.dataset_key(session, self._claim.project_id, dataset_id))
+    def _dataset(self, dataset_id: UUID) -> str:
+        return self._transaction(lambda session: lookups.dataset_key(session, self._claim.project_id, dataset_id))
 
+    def _rows(self, uri: str, task: TaskName) -> Path:
+        def rows(_step: Callable[[], None]) -> Path:
+            return sources.fetch_rows(
+                uri, self._settings, task=task, store=self._worker.store, resolve_dataset=self._dataset
+            )
+
+        return attended(rows, self._lease.check)
+
+    def _text(self, uri: str, part: sources.Part, field: str | None = None) -> Path:
         def text(_step: Callable[[], None]) -> Path:
-            return sources.fetch_text(uri, self._settings, part=part, store=self._worker.store, resolve_dataset=dataset)
+            return sources.fetch_text(
+                uri, self._settings, part=part, store=self._worker.store, resolve_dataset=self._dataset
+            )
 
         try:
             return attended(text, self._lease.check)
         except PareError as error:
-            error.field = error.field or f"{part}.source"
+            error.field = error.field or field or f"{part}.source"
             raise
 
     def _check(self, inputs: _Inputs) -> tuple[Plan, WorkOrder]:
@@ -190,6 +210,8 @@ class Attempt:
             calibration_text=inputs.calibration_text,
             evaluation=spec.evaluation,
             evaluation_text=inputs.evaluation_text,
+            tasks=inputs.tasks,
+            domain_texts=inputs.domain_texts,
             format=spec.resolved_format,
             dtype=spec.dtype,
             device=self._pool.device,

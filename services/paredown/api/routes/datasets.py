@@ -54,7 +54,7 @@ _BODY: dict[str, Any] = {
                         "file": {
                             "type": "string",
                             "contentMediaType": "application/octet-stream",
-                            "description": "UTF-8 text, or JSON lines with a `text` field.",
+                            "description": "UTF-8 text, JSON lines with a `text` field, or rows of a task.",
                         },
                     },
                 },

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import cast
 from uuid import UUID
 
+from paredown.contracts.tasks import TaskName
 from paredown.core.errors import ModelRejected, SchemeUnknown, SourceError, SourceNotFound
 from paredown.core.settings import Settings
 from paredown.core.sources.artifact import ArtifactSource, Shelf
@@ -25,10 +26,11 @@ from paredown.core.sources.base import (
 )
 from paredown.core.sources.cache import Cache
 from paredown.core.sources.fetch import describe_source, fetch_from
-from paredown.core.sources.https import HttpsSource, check_https_text, read_https_text
-from paredown.core.sources.hub import HubSource, check_hub_text, read_hub_text
-from paredown.core.sources.local import check_file_text, open_file, open_package, read_file_text
-from paredown.core.sources.s3 import S3Source, check_s3_text, read_s3_text
+from paredown.core.sources.https import HttpsSource, check_https_text, read_https, read_https_text
+from paredown.core.sources.hub import HubSource, check_hub_text, read_hub, read_hub_text
+from paredown.core.sources.local import check_file_text, open_file, open_package, read_file_text, read_rows
+from paredown.core.sources.rows import task_rows
+from paredown.core.sources.s3 import S3Source, check_s3_text, read_s3, read_s3_text
 from paredown.core.sources.text import BUILTIN_PYTHON_DOCS, Part, bounded, plain_text, python_docs
 from paredown.core.storage import ObjectStore
 
@@ -53,6 +55,15 @@ _TEXTS: dict[str, Callable[[str, Settings], bytes]] = {
     "http": read_https_text,
     "hf": read_hub_text,
     "s3": read_s3_text,
+}
+
+
+_ROWS: dict[str, Callable[[str, Settings], tuple[str, bytes]]] = {
+    "file": read_rows,
+    "https": read_https,
+    "http": read_https,
+    "hf": read_hub,
+    "s3": read_s3,
 }
 
 
@@ -135,16 +146,41 @@ def fetch_text(
     if scheme == "builtin":
         data = python_docs(_builtin_part(uri, part))
     elif scheme == "dataset":
-        key = resolve_dataset(_dataset_id(uri))
-        size = store.size(key)
-        if size is None:
-            raise SourceNotFound(f"The text of {uri} is no longer in the object store; upload it again.")
-        data = plain_text(bounded(store.read_range(key, 0, size), uri), uri)
+        data = plain_text(_uploaded(uri, store, resolve_dataset), uri)
     elif scheme in _TEXTS:
         data = _TEXTS[scheme](uri, settings)
     else:
         raise SchemeUnknown(f"{uri} is not an address of a text; write builtin, dataset, {_written(_TEXTS)}.")
     return Cache(settings).put_text(data)
+
+
+def check_rows_uri(uri: str, settings: Settings, resolve_dataset: ResolveDataset | None = None) -> None:
+    """The same of a task's rows, of which none are built in."""
+    if _scheme(uri) == "builtin":
+        raise SchemeUnknown(f"{uri} holds no rows of a task; write dataset, {_written(_ROWS)}.")
+    check_text_uri(uri, settings, resolve_dataset)
+
+
+def fetch_rows(
+    uri: str, settings: Settings, *, task: TaskName, store: ObjectStore, resolve_dataset: ResolveDataset
+) -> Path:
+    """A task's rows as JSON lines in the cache. Raises SourceError, TaskRowsUnusable, NotFound, DiskFull."""
+    scheme = _scheme(uri)
+    if scheme == "dataset":
+        name, data = uri, _uploaded(uri, store, resolve_dataset)
+    elif scheme in _ROWS:
+        name, data = _ROWS[scheme](uri, settings)
+    else:
+        raise SchemeUnknown(f"{uri} holds no rows of a task; write dataset, {_written(_ROWS)}.")
+    return Cache(settings).put_text(task_rows(data, name, task))
+
+
+def _uploaded(uri: str, store: ObjectStore, resolve_dataset: ResolveDataset) -> bytes:
+    key = resolve_dataset(_dataset_id(uri))
+    size = store.size(key)
+    if size is None:
+        raise SourceNotFound(f"The text of {uri} is no longer in the object store; upload it again.")
+    return bounded(store.read_range(key, 0, size), uri)
 
 
 def _scheme(uri: str) -> str:
@@ -193,9 +229,11 @@ __all__ = [
     "ResolveDataset",
     "Shelf",
     "SourceFile",
+    "check_rows_uri",
     "check_text_uri",
     "describe",
     "fetch_model",
+    "fetch_rows",
     "fetch_text",
     "open_source",
 ]

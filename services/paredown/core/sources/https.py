@@ -81,8 +81,14 @@ def check_https_text(uri: str, settings: Settings) -> None:
 
 
 def read_https_text(uri: str, settings: Settings) -> bytes:
+    name, data = read_https(uri, settings)
+    return column_of(data, name, "text")
+
+
+def read_https(uri: str, settings: Settings) -> tuple[str, bytes]:
+    """Name and bytes of what an address holds."""
     client = HttpClient(settings)
     try:
-        return column_of(bounded(client.stream(uri, 0, None, None), uri), urlsplit(uri).path, "text")
+        return urlsplit(uri).path, bounded(client.stream(uri, 0, None, None), uri)
     finally:
         client.close()

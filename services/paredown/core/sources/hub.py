@@ -140,12 +140,18 @@ def check_hub_text(uri: str, settings: Settings) -> None:
 
 
 def read_hub_text(uri: str, settings: Settings) -> bytes:
-    repo, revision, path, column = _dataset(uri)
+    name, data = read_hub(uri, settings)
+    return column_of(data, name, _dataset(uri)[3])
+
+
+def read_hub(uri: str, settings: Settings) -> tuple[str, bytes]:
+    """Path and bytes of a file of a data set."""
+    repo, revision, path, _ = _dataset(uri)
     repository = Repository(uri, settings, "dataset", repo, revision)
     try:
         if path not in repository.every_file():
             raise SourceNotFound(f"{uri}: the data set has no file {path}.")
-        return column_of(bounded(repository.stream(path, 0, None), path), path, column)
+        return path, bounded(repository.stream(path, 0, None), path)
     finally:
         repository.close()
 

@@ -151,11 +151,40 @@ def check_file_text(uri: str, settings: Settings) -> None:
 
 
 def read_file_text(uri: str, settings: Settings) -> bytes:
+    name, data = read_file(uri, settings)
+    return plain_text(data, name)
+
+
+def read_file(uri: str, settings: Settings) -> tuple[str, bytes]:
+    """Name and bytes of a file."""
     path = allowed_path(file_path(uri), settings.file_roots, uri)
     if not path.is_file():
         raise SourceNotFound(f"{uri} is not a file.")
+    return path.name, _read(uri, [path])
+
+
+def read_rows(uri: str, settings: Settings) -> tuple[str, bytes]:
+    """The same; of a directory, its JSON lines in the order of their names."""
+    path = allowed_path(file_path(uri), settings.file_roots, uri)
+    if not path.is_dir():
+        return read_file(uri, settings)
+    found = sorted(path.glob("*.jsonl"))[: _MAX_ENTRIES + 1]
+    if not 0 < len(found) <= _MAX_ENTRIES:
+        raise SourceNotFound(f"{uri} holds {len(found) or 'no'} files that end in .jsonl.")
+    return f"{path.name}.jsonl", _read(uri, [allowed_path(file, settings.file_roots, uri) for file in found])
+
+
+def _read(uri: str, paths: list[Path]) -> bytes:
+    """The files one after the other, each from a line of its own."""
+
+    def chunks() -> Iterator[bytes]:
+        for number, path in enumerate(paths):
+            if number:
+                yield b"\n"
+            with path.open("rb") as stream:
+                yield from iter(lambda: stream.read(CHUNK_BYTES), b"")
+
     try:
-        with path.open("rb") as stream:
-            return plain_text(bounded(iter(lambda: stream.read(CHUNK_BYTES), b""), path.name), path.name)
+        return bounded(chunks(), uri.rpartition("/")[2] or uri)
     except OSError as error:
         raise SourceNotFound(f"{uri} cannot be read: {error.strerror}.") from error

@@ -104,13 +104,19 @@ def check_s3_text(uri: str, settings: Settings) -> None:
 
 
 def read_s3_text(uri: str, settings: Settings) -> bytes:
+    name, data = read_s3(uri, settings)
+    return column_of(data, name, "text")
+
+
+def read_s3(uri: str, settings: Settings) -> tuple[str, bytes]:
+    """Name and bytes of an object."""
     name = _text_name(uri)
     source = S3Source(uri.removesuffix(name), settings)
     try:
         file = source.files().get(name)
         if file is None:
             raise SourceNotFound(f"{uri} does not exist.")
-        return column_of(bounded(source.stream(file, 0), name), name, "text")
+        return name, bounded(source.stream(file, 0), name)
     finally:
         source.close()
 

@@ -19,7 +19,7 @@ Part = Literal["calibration", "evaluation"]
 TEXT_LIMIT_BYTES = 256 * 2**20
 BUILTIN_PYTHON_DOCS = "python-docs"
 _CALIBRATION_SHARE = 0.8
-_JSON_LINES = (".jsonl", ".ndjson")
+JSON_LINES = (".jsonl", ".ndjson")
 
 
 @cache
@@ -42,7 +42,7 @@ def python_docs(part: Part) -> bytes:
 def plain_text(data: bytes, name: str) -> bytes:
     """UTF-8 text, or the `text` fields of JSON lines. Raises TextUnusable with the place to blame."""
     data = data.removeprefix(codecs.BOM_UTF8)
-    if PurePosixPath(name).suffix in _JSON_LINES or _is_json_lines(data):
+    if PurePosixPath(name).suffix in JSON_LINES or _is_json_lines(data):
         return _joined(_json_lines(data, name, "text"), name)
     _check_utf8(data, name)
     if not data.strip():
@@ -55,7 +55,7 @@ def column_of(data: bytes, name: str, column: str) -> bytes:
     suffix = PurePosixPath(name).suffix
     if suffix == ".parquet":
         return _joined(_parquet(data, name, column), name)
-    if suffix in _JSON_LINES:
+    if suffix in JSON_LINES:
         return _joined(_json_lines(data.removeprefix(codecs.BOM_UTF8), name, column), name)
     return plain_text(data, name)
 
@@ -113,6 +113,14 @@ def _json_lines(data: bytes, name: str, column: str) -> Iterator[str]:
 
 
 def _parquet(data: bytes, name: str, column: str) -> Iterator[str]:
+    for row in parquet_rows(data, name, column):
+        if not isinstance(row[column], str):
+            raise TextUnusable(f"The column {column!r} of {name} does not hold strings.")
+        yield row[column]
+
+
+def parquet_rows(data: bytes, name: str, column: str | None = None) -> Iterator[dict[str, Any]]:
+    """Rows of a Parquet file, all columns or one. Raises TextUnusable."""
     try:
         import pyarrow  # optional: only Parquet data sets need it
         from pyarrow import parquet
@@ -122,7 +130,7 @@ def _parquet(data: bytes, name: str, column: str) -> Iterator[str]:
         ) from error
     try:
         table = parquet.ParquetFile(pyarrow.BufferReader(data))
-        if column not in table.schema_arrow.names:
+        if column is not None and column not in table.schema_arrow.names:
             raise TextUnusable(
                 f"{name} has no column {column!r}; it has {', '.join(table.schema_arrow.names[:20])}. "
                 "Name one with ?column=…"
@@ -130,20 +138,17 @@ def _parquet(data: bytes, name: str, column: str) -> Iterator[str]:
         unpacked = _unpacked_bytes(table.metadata, column)
         if unpacked > TEXT_LIMIT_BYTES:
             raise TextUnusable(f"{name} unpacks to {unpacked} bytes of text; a few megabytes are plenty.")
-        for batch in table.iter_batches(batch_size=1024, columns=[column]):
-            for value in batch.column(0).to_pylist():
-                if not isinstance(value, str):
-                    raise TextUnusable(f"The column {column!r} of {name} does not hold strings.")
-                yield value
+        for batch in table.iter_batches(batch_size=1024, columns=[column] if column else None):
+            yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise TextUnusable(f"{name} is not a readable Parquet file: {str(error)[:200]}.") from error
 
 
-def _unpacked_bytes(metadata: Any, column: str) -> int:
-    """What the file says that a column takes once it is unpacked."""
+def _unpacked_bytes(metadata: Any, column: str | None) -> int:
+    """What the file says that a column, or all of them, take once unpacked."""
     groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
     columns = (group.column(number) for group in groups for number in range(group.num_columns))
-    return sum(found.total_uncompressed_size for found in columns if found.path_in_schema == column)
+    return sum(found.total_uncompressed_size for found in columns if column in (None, found.path_in_schema))
 
 
 def _joined(documents: Iterator[str], name: str) -> bytes:
