@@ -55,7 +55,7 @@ def fill_in(page: Page, model: str) -> None:
             field.press("Enter")
             expect(field).to_have_value(value)
     # Random weights have nothing to keep: what the default budget asks for is not theirs to meet.
-    page.get_by_text("Budget: ").click()
+    page.get_by_text("Budget: what the result must meet").click()
     page.get_by_text("No budget").click()
     page.get_by_text("Output: ").click()
     name = page.get_by_role("textbox", name="Name")

@@ -15,6 +15,9 @@ from paredown.contracts.artifact import (
     Report,
     RuntimeProof,
     Speed,
+    TaskMetric,
+    TaskProtocol,
+    TaskResult,
     Verdict,
 )
 from paredown.contracts.gate import TERMS, judge, unmeasurable
@@ -28,6 +31,7 @@ VALUES: dict[Figure, float] = {
     "p99_divergence": 0.6,
     "top1_agreement": 0.9,
     "answers_lost": 0.04,
+    "task_drop": 0.03,
     "repetition_increase": 0.125,
     "decode_speedup": 1.5,
     "runtime_memory_bytes": 8e8,
@@ -75,7 +79,24 @@ def report(**changes: Any) -> Report:
         for role, repetition in (("base", 0.25), ("artifact", 0.375))
     }
     proof = RuntimeProof(runtime="transformers", version="5", loads=True, generations=generations)
+    accuracy = TaskMetric(
+        name="acc", higher_is_better=True, base=0.5, artifact=0.49, artifact_stderr=0.01, low=-0.03, high=0.01
+    )
+    protocol = TaskProtocol(
+        task="lambada", definition_sha256="c" * 64, data_sha256="d" * 64, harness="lm-eval 0", dtype="float32"
+    )
+    task = TaskResult(
+        name="lambada",
+        source="file:///rows",
+        protocol=protocol,
+        protocol_hash="e" * 64,
+        rows=100,
+        metrics=(accuracy,),
+        runtime="transformers",
+        seconds=1,
+    )
     whole: dict[str, Any] = {
+        "tasks": (task,),
         "base": evaluation(20),
         "artifact": evaluation(22),
         "divergence": divergence,
@@ -110,7 +131,7 @@ def test_a_term_is_met_on_its_limit_and_missed_beyond_it(figure: Figure) -> None
 
 @pytest.mark.parametrize("figure", [figure for figure in VALUES if figure != "size_ratio"])
 def test_what_was_not_measured_is_missed_and_said(figure: Figure) -> None:
-    bare = report(base=None, artifact=None, divergence=None, speeds={}, runtimes=(), cost=None)
+    bare = report(tasks=(), base=None, artifact=None, divergence=None, speeds={}, runtimes=(), cost=None)
     [check] = judge(Budget(**{TERMS[figure].field: 1}), bare).checks
     assert (check.value, check.passed) == (None, False)
     assert check.detail is not None
@@ -147,6 +168,7 @@ def test_what_cannot_be_measured_is_known_before_the_work() -> None:
     assert fields() == set()
     timed = {"min_decode_speedup", "max_runtime_memory_bytes", "max_cost_per_million_tokens"}
     compared = {"max_mean_divergence", "max_p99_divergence", "min_top1_agreement", "max_answers_lost"}
+    compared |= {"max_task_drop"}
     assert fields(speed=False) == timed | {"max_repetition_increase"}
     assert fields(base_is_here=False) == compared | {"max_repetition_increase", "min_decode_speedup"}
     assert fields(evaluated=False) == fields(speed=False) | compared | {"max_perplexity_increase"}

@@ -87,7 +87,7 @@ class Machine(RuleBasedStateMachine):
         self.holders: list[Holder] = []
         self.read: list[tuple[UUID, int]] = []
         with database.transaction() as session:
-            session.execute(text("TRUNCATE jobs, idempotency_keys, artifacts, job_events"))
+            session.execute(text("TRUNCATE jobs, idempotency_keys, artifacts, job_events CASCADE"))
         with database.transaction() as session:
             _, self.cursor = jobs.new_events(session, None)
 

@@ -164,7 +164,7 @@ def test_a_run_speaks_messages_only_and_ends_with_the_result(
         assert min(speed.prefill_tokens_per_second, speed.decode_tokens_per_second, speed.load_seconds) > 0
         assert speed.peak_memory_bytes > 100 * 2**20
     assert not list(tmp_path.glob("engine-*")), "the scratch directory stayed behind"
-    assert {path.suffix for path in (tmp_path / "work").iterdir()} <= {".json", ".safetensors"}
+    assert {path.suffix for path in (tmp_path / "work").iterdir()} <= {".json", ".safetensors", ".npy"}
 
 
 def test_what_libraries_print_goes_to_the_log() -> None:
