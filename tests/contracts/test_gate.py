@@ -4,14 +4,13 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from tests.core.builders import make_evaluation, make_speed
 
 from paredown.contracts.artifact import (
     Cost,
     Divergence,
-    Evaluation,
     Figure,
     Generation,
-    Protocol,
     Report,
     RuntimeProof,
     Speed,
@@ -39,26 +38,8 @@ VALUES: dict[Figure, float] = {
 }
 
 
-def evaluation(perplexity: float) -> Evaluation:
-    protocol = Protocol(source="file:///t", tokens_sha256="a" * 64, samples=1, sequence_length=16, dtype="float32")
-    return Evaluation(
-        protocol=protocol, protocol_hash="b" * 64, perplexity=perplexity, predicted_tokens=15, device="cpu", seconds=1
-    )
-
-
 def speed(decode: float) -> Speed:
-    return Speed(
-        runtime="transformers",
-        device="cpu",
-        prefill_tokens_per_second=1,
-        decode_tokens_per_second=decode,
-        prompt_tokens=1,
-        new_tokens=1,
-        repeats=1,
-        load_seconds=1,
-        peak_memory_bytes=800_000_000,
-        threads=1,
-    )
+    return make_speed(decode).model_copy(update={"peak_memory_bytes": 800_000_000})
 
 
 def report(**changes: Any) -> Report:
@@ -97,8 +78,8 @@ def report(**changes: Any) -> Report:
     )
     whole: dict[str, Any] = {
         "tasks": (task,),
-        "base": evaluation(20),
-        "artifact": evaluation(22),
+        "base": make_evaluation(20),
+        "artifact": make_evaluation(22),
         "divergence": divergence,
         "size_bytes": 40,
         "base_bytes": 100,
@@ -139,7 +120,7 @@ def test_what_was_not_measured_is_missed_and_said(figure: Figure) -> None:
 
 
 def test_a_figure_that_is_not_finite_is_missed() -> None:
-    broken = report(artifact=evaluation(float("inf")))
+    broken = report(artifact=make_evaluation(float("inf")))
     assert judge(Budget(max_perplexity_increase=100), broken).verdict is Verdict.MISSED
     nothing = report(divergence=report().divergence.model_copy(update={"mean": float("nan")}))  # type: ignore[union-attr]
     assert judge(Budget(max_mean_divergence=100), nothing).verdict is Verdict.MISSED
@@ -208,5 +189,5 @@ def test_the_default_budget_on_figures_of_the_packaged_model(
     divergence = report().divergence
     assert divergence is not None
     changed = divergence.model_copy(update={"mean": mean, "top1_agreement": agreement})
-    measured = report(artifact=evaluation(20 * perplexity), divergence=changed)
+    measured = report(artifact=make_evaluation(20 * perplexity), divergence=changed)
     assert judge(BUDGET_PRESETS["default"], measured).verdict is verdict

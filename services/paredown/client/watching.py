@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from types import TracebackType
+from typing import TypeVar
 from uuid import UUID
 
 from pydantic import ValidationError
@@ -18,9 +19,14 @@ from paredown.client.downloads import DownloadProgress
 from paredown.client.errors import ExitCode
 from paredown.client.output import say, stderr
 from paredown.contracts.job import JobEvent, JobState, JobView, Progress
+from paredown.contracts.search import SearchDetails
+from paredown.contracts.sweep import SweepDetails
 
 # Without a terminal, a job says something new at most this often within one phase.
 LINE_SECONDS = 10.0
+# Sweeps and searches have no stream of events of their own.
+POLL_SECONDS = 2.0
+Many = TypeVar("Many", SweepDetails, SearchDetails)
 _STATE_OF_EVENT = {
     "queued": JobState.QUEUED,
     "claimed": JobState.RUNNING,
@@ -128,6 +134,24 @@ def watch(client: PareClient, job: JobView, on_event: Callable[[JobEvent], None]
                 board.show(job.id, job.recipe_name, state, progress_of(event))
 
         return client.wait(job.id, follow)
+
+
+def follow(what: str, view: Many, again: Callable[[UUID], Many], spoken: Callable[[Many], str]) -> Many:
+    """A sweep or a search to its end; a line on standard error whenever it has something new to say."""
+    said = ""
+    try:
+        while True:
+            line = f"{view.progress:.0%}  {spoken(view)}"
+            if line != said:
+                say(line)
+                said = line
+            if view.state.terminal:
+                return view
+            time.sleep(POLL_SECONDS)
+            view = again(view.id)
+    except KeyboardInterrupt:
+        say(f"The {what} goes on. Follow it: pare {what} watch {view.id}; stop it: pare {what} cancel {view.id}")
+        raise
 
 
 def progress_of(event: JobEvent) -> Progress | None:

@@ -5,6 +5,7 @@ epoch: the number of the claim. `_held` is the fence through which each of its w
 one event to the job's history. All times are the database's.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -53,6 +54,7 @@ __all__ = [
     "release",
     "replay",
     "request_cancel",
+    "request_cancels",
     "rescue",
     "retry",
     "submit",
@@ -102,6 +104,15 @@ def request_cancel(session: Session, project_id: UUID, job_id: UUID) -> JobView:
     elif not row.cancel_requested:
         _write(session, row, "cancel_requested", {}, cancel_requested=True)
     return get(session, project_id, job_id)
+
+
+def request_cancels(session: Session, project_id: UUID, job_ids: Iterable[UUID]) -> None:
+    """Of each that has not ended; always in the same order, so that two who cancel never wait for each other's jobs."""
+    for job_id in sorted(job_ids):
+        try:
+            request_cancel(session, project_id, job_id)
+        except StateConflict:
+            continue  # it has ended since
 
 
 def retry(session: Session, project_id: UUID, job_id: UUID) -> JobView:

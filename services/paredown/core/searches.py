@@ -257,12 +257,7 @@ def end(session: Session, row: SearchRow, state: SearchState, chosen: int | None
 def cancel_jobs(session: Session, row: SearchRow) -> None:
     """Ask every job of the search that has not ended to stop."""
     query = select(TrialRow.job_id).where(TrialRow.search_id == row.id, TrialRow.figures.is_(None))
-    # Always in the same order, so that two who cancel never wait for each other's jobs.
-    for job_id in sorted(job_id for job_id in session.scalars(query) if job_id):
-        try:
-            jobs.request_cancel(session, row.project_id, job_id)
-        except StateConflict:
-            continue  # it has ended since
+    jobs.request_cancels(session, row.project_id, [job_id for job_id in session.scalars(query) if job_id])
 
 
 # Choosing

@@ -136,12 +136,8 @@ def cancel(session: Session, project_id: UUID, sweep_id: UUID) -> SweepDetails:
     before = get(session, project_id, sweep_id)
     if before.state.terminal:
         raise StateConflict(f"The sweep is {before.state}; there is no job left to cancel.")
-    # Always in the same order, so that two who cancel never wait for each other's jobs.
-    for job_id in sorted(member.job_id for member in before.members if member.job_id and not member.state.terminal):
-        try:
-            jobs.request_cancel(session, project_id, job_id)
-        except StateConflict:
-            continue  # it has ended since
+    going = [member.job_id for member in before.members if member.job_id and not member.state.terminal]
+    jobs.request_cancels(session, project_id, going)
     cancelled = update(SweepRow).where(SweepRow.id == sweep_id, SweepRow.cancelled_at.is_(None))
     session.execute(cancelled.values(cancelled_at=func.now()).execution_options(synchronize_session=False))
     return get(session, project_id, sweep_id)

@@ -9,8 +9,7 @@ from paredown.web import session
 
 def chart(front: Front, key: str) -> bool:
     """Whether there was anything to draw."""
-    families = {view.method: view.family.value for view in session.remembered("methods", 60, session.client().methods)}
-    shown = front_chart.points(front, families)
+    shown = front_chart.points(front, session.families())
     if shown:
         no_budget = front_chart.budget_lines(front, {})
         st.vega_lite_chart(

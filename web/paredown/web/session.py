@@ -12,7 +12,7 @@ from typing import TypeVar, cast
 
 import streamlit as st
 
-from paredown.client.client import PareClient
+from paredown.client.client import Page, PareClient
 from paredown.client.credentials import find_credentials
 from paredown.client.errors import UNREACHABLE, PareApiError
 from paredown.contracts.access import Me
@@ -104,6 +104,22 @@ def remembered(name: str, seconds: float, load: Callable[[], T]) -> T:
     value = load()
     cache[name] = (now, value)
     return value
+
+
+def families() -> dict[str, str]:
+    """Method → the family that it belongs to."""
+    return {view.method: view.family.value for view in remembered("methods", 60, client().methods)}
+
+
+def first(page: Callable[[str | None, int], Page[T]], count: int) -> tuple[list[T], bool]:
+    """So many items of a list, by `page(after, limit)`, and whether there are more."""
+    items: list[T] = []
+    after, has_more = None, True
+    while has_more and len(items) < count:
+        part = page(after, min(100, count - len(items)))
+        items += part.items
+        after, has_more = part.after, part.has_more
+    return items, has_more
 
 
 def forget(*names: str) -> None:

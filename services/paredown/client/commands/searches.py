@@ -1,6 +1,5 @@
 """pare search submit, list, show, watch, cancel."""
 
-import time
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -15,9 +14,8 @@ from paredown.client.credentials import connect
 from paredown.client.errors import ExitCode
 from paredown.client.output import JsonOption, emit_json, say, stdout
 from paredown.client.recipe_files import read_request
+from paredown.client.watching import follow
 from paredown.contracts.search import SearchDetails, SearchSpec, SearchState
-
-POLL_SECONDS = 2.0
 
 SearchId = Annotated[UUID, typer.Argument(help="The search's id.", metavar="SEARCH")]
 
@@ -88,20 +86,7 @@ def cancel(search_id: SearchId, json_output: JsonOption = False) -> None:
 
 
 def _followed(client: PareClient, view: SearchDetails) -> SearchDetails:
-    said = ""
-    try:
-        while True:
-            line = f"{view.progress:.0%}  {view.state}, {view.trials} trials"
-            if line != said:
-                say(line)
-                said = line
-            if view.state.terminal:
-                return view
-            time.sleep(POLL_SECONDS)
-            view = client.search(view.id)
-    except KeyboardInterrupt:
-        say(f"The search goes on. Follow it: pare search watch {view.id}; stop it: pare search cancel {view.id}")
-        raise
+    return follow("search", view, client.search, lambda view: f"{view.state}, {view.trials} trials")
 
 
 def _exit_code(view: SearchDetails) -> ExitCode:

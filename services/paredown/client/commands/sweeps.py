@@ -1,6 +1,5 @@
 """pare sweep submit, list, show, watch, cancel."""
 
-import time
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -15,10 +14,9 @@ from paredown.client.credentials import connect
 from paredown.client.errors import ExitCode
 from paredown.client.output import JsonOption, emit_json, say, stdout
 from paredown.client.recipe_files import read_request
+from paredown.client.watching import follow
 from paredown.contracts.job import JobState
 from paredown.contracts.sweep import SweepDetails, SweepSpec, SweepState
-
-POLL_SECONDS = 2.0
 
 SweepId = Annotated[UUID, typer.Argument(help="The sweep's id.", metavar="SWEEP")]
 
@@ -93,20 +91,7 @@ def cancel(sweep_id: SweepId, json_output: JsonOption = False) -> None:
 
 
 def _followed(client: PareClient, view: SweepDetails) -> SweepDetails:
-    said = ""
-    try:
-        while True:
-            line = f"{view.progress:.0%}  {render.sweep_counts(view)}"
-            if line != said:
-                say(line)
-                said = line
-            if view.state.terminal:
-                return view
-            time.sleep(POLL_SECONDS)
-            view = client.sweep(view.id)
-    except KeyboardInterrupt:
-        say(f"The sweep goes on. Follow it: pare sweep watch {view.id}; stop it: pare sweep cancel {view.id}")
-        raise
+    return follow("sweep", view, client.sweep, render.sweep_counts)
 
 
 def _exit_code(view: SweepDetails) -> ExitCode:

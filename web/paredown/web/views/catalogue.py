@@ -18,14 +18,12 @@ def page() -> None:
         st.session_state[_WANTED], st.session_state[_SHOWN] = wanted, PAGE_SIZE
     shown = int(st.session_state.get(_SHOWN, PAGE_SIZE))
     search, tag, verdict, method = wanted
-    views: list[ArtifactView] = []
-    after, has_more = None, True
-    while has_more and len(views) < shown:
-        part = session.client().artifacts_page(
-            search=search, tag=tag, verdict=verdict, method=method, after=after, limit=min(100, shown - len(views))
-        )
-        views += part.items
-        after, has_more = part.after, part.has_more
+    views, has_more = session.first(
+        lambda after, limit: session.client().artifacts_page(
+            search=search, tag=tag, verdict=verdict, method=method, after=after, limit=limit
+        ),
+        shown,
+    )
     if not views:
         if any(wanted):
             parts.empty_state("No artifact fits. Take some of the filters away.", icon="filter_alt_off")

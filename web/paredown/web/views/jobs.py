@@ -56,14 +56,12 @@ def _filters() -> tuple[tuple[JobState, ...], str | None, str | None]:
 
 
 def _list(states: tuple[JobState, ...], model: str | None, method: str | None, shown: int) -> None:
-    jobs: list[JobView] = []
-    after, has_more = None, True
-    while has_more and len(jobs) < shown:
-        part = session.client().jobs_page(
-            states=states, model=model, method=method, after=after, limit=min(100, shown - len(jobs))
-        )
-        jobs += part.items
-        after, has_more = part.after, part.has_more
+    jobs, has_more = session.first(
+        lambda after, limit: session.client().jobs_page(
+            states=states, model=model, method=method, after=after, limit=limit
+        ),
+        shown,
+    )
     if not jobs:
         if states or model or method:
             parts.empty_state("No job fits these filters. Take some of them away.", icon="filter_alt_off")

@@ -24,12 +24,9 @@ def page() -> None:
 
 
 def _list(shown: int) -> None:
-    searches: list[SearchView] = []
-    after, has_more = None, True
-    while has_more and len(searches) < shown:
-        part = session.client().searches_page(after=after, limit=min(100, shown - len(searches)))
-        searches += part.items
-        after, has_more = part.after, part.has_more
+    searches, has_more = session.first(
+        lambda after, limit: session.client().searches_page(after=after, limit=limit), shown
+    )
     if not searches:
         parts.empty_state("No search yet. Write a file with a model and a limit, and send it with", icon="search")
         parts.copyable("pare search submit search.yaml", "bash")

@@ -24,12 +24,7 @@ def page() -> None:
 
 
 def _list(shown: int) -> None:
-    sweeps: list[SweepView] = []
-    after, has_more = None, True
-    while has_more and len(sweeps) < shown:
-        part = session.client().sweeps_page(after=after, limit=min(100, shown - len(sweeps)))
-        sweeps += part.items
-        after, has_more = part.after, part.has_more
+    sweeps, has_more = session.first(lambda after, limit: session.client().sweeps_page(after=after, limit=limit), shown)
     if not sweeps:
         parts.empty_state("No sweep yet. Write a file with recipes or a grid, and send it with", icon="grid_view")
         parts.copyable("pare sweep submit sweep.yaml", "bash")

@@ -89,8 +89,7 @@ def _protocol_label(entry: FrontEntry) -> str:
 
 
 def _show(front: Front) -> None:
-    families = {view.method: view.family.value for view in session.remembered("methods", 60, session.client().methods)}
-    shown = front_chart.points(front, families)
+    shown = front_chart.points(front, session.families())
     axis = front_chart.AXES[front.cost_axis]
     if not shown:
         parts.empty_state(
