@@ -177,6 +177,28 @@ def test_artifacts_are_compared(house: House) -> None:
         assert "Two to 6 different artifacts" in result.stderr
 
 
+def test_an_alias_stands_for_an_artifact_in_every_command(house: House, tmp_path: Path) -> None:
+    first, second = (str(house.finish(Verdict.PASSED)) for _ in range(2))
+    assert pare("aliases", "set", "team/prod", first, "--protected", "--reason", "best of [three]").exit_code == 0
+    shown = pare("aliases", "show", "team/prod")
+    assert first in shown.stdout
+    assert "best of [three]" in shown.stdout
+    assert told(pare("download", "@team/prod", str(tmp_path / "got"), "--json"))["artifact_id"] == first
+    assert told(pare("artifacts", "show", "@team/prod", "--json"))["artifact_id"] == first
+    assert told(pare("verify", "@team/prod", "--json"))["artifact_id"] == first
+    assert told(pare("artifacts", "compare", "@team/prod", second, "--json"))["artifacts"] == [first, second]
+    missed = str(house.finish(Verdict.MISSED))
+    refused = pare("aliases", "set", "team/prod", missed, "--json")
+    assert (refused.exit_code, told(refused)["error"]["code"]) == (1, "alias_protected")
+    [alias] = told(pare("aliases", "list", "--json"))["items"]
+    assert (alias["artifact_id"], alias["protected"]) == (first, True)
+    assert pare("aliases", "remove", "team/prod").exit_code == 0
+    gone = pare("download", "@team/prod", str(tmp_path / "none"))
+    assert (gone.exit_code, "not_found" in gone.stderr) == (1, True)
+    nonsense = pare("download", "prod", str(tmp_path / "none"))
+    assert nonsense.exit_code == 2
+
+
 def test_the_price_book_is_kept_from_the_command_line(house: House) -> None:
     assert pare("prices", "set", "small", "0.1", "--memory-gb", "2", "--currency", "EUR").exit_code == 0
     assert pare("prices", "set", "large", "0.4", "--memory-gb", "16", "--as-of", "2026-11-01").exit_code == 0

@@ -85,11 +85,12 @@ def test_upgrade_and_downgrade_with_data(database: Database, project: UUID, sett
         assert access.bootstrap(session, settings)
 
 
-def test_whoever_could_do_all_before_may_override_verdicts(
+def test_whoever_could_do_all_before_may_override_verdicts_and_promote(
     database: Database, project: UUID, settings: Settings
 ) -> None:
-    """A key gives no scope that it lacks: without this, nobody could ever be given the new one."""
-    earlier = [scope for scope in access.Scope if scope is not access.Scope.ARTIFACTS_OVERRIDE]
+    """A key gives no scope that it lacks: without this, nobody could ever be given the new ones."""
+    new = (access.Scope.ARTIFACTS_OVERRIDE, access.Scope.ARTIFACTS_PROMOTE)
+    earlier = [scope for scope in access.Scope if scope not in new]
     migrate.downgrade(settings, "0002")
     with database.transaction() as session:
         _, secret = access.create_key(session, project, "first", earlier, None, settings)

@@ -11,7 +11,7 @@ from tests.web.house import MODEL, House
 from paredown.client.front_chart import AXES
 from paredown.contracts.job import BUDGET_PRESETS
 from paredown.contracts.prices import InstanceType, PriceBook
-from paredown.core import access, catalogue, jobs
+from paredown.core import access, aliases, catalogue, jobs
 from paredown.dispatcher.searching import advance
 
 SEARCHES, SEARCH = "views/searches.py", "views/search.py"
@@ -452,6 +452,30 @@ def test_an_artifact_can_be_renamed_shared_and_deleted(app: AppTest, house: Hous
     assert not app.exception
     go(app, CATALOGUE)
     assert "The catalogue is empty" in said(app)
+
+
+def test_an_alias_is_set_and_removed_on_the_page(app: AppTest, house: House) -> None:
+    missed = house.finish(perplexity=40.0, name="worse", budget={"max_perplexity_increase": 0.2})
+    go(app, ARTIFACT, id=str(missed))
+
+    def send(name: str, *, protected: bool | None = None) -> None:
+        app.text_input(key=f"alias.name.{missed}").set_value(name)
+        app.radio(key=f"alias.protected.{missed}").set_value(protected)
+        next(button for button in app.button if button.label == "Point it here").click()
+        app.run()
+        assert not app.exception
+
+    send("prod", protected=True)
+    assert "rise in perplexity" in app.error[0].value
+    send("not a name")
+    assert "name" in app.error[0].value
+    send("drafts")
+    assert "@drafts" in said(app)
+    with house.database.transaction() as session:
+        assert aliases.get(session, house.project, "drafts").artifact_id == missed
+    app.button(key="alias.remove.drafts").click().run()
+    app.button(key="confirm-remove").click().run()
+    assert "None points at this artifact." in [caption.value for caption in app.caption]
 
 
 def test_a_report_shows_its_tasks_and_domains(app: AppTest, house: House) -> None:

@@ -12,6 +12,7 @@ from paredown.api.events import EventHub
 from paredown.api.http import RequestContext
 from paredown.api.metrics import Metrics
 from paredown.api.routes import (
+    aliases,
     artifacts,
     datasets,
     files,
@@ -76,6 +77,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         datasets,
         artifacts,
         files,
+        aliases,
         keys,
         prices,
         system,

@@ -29,6 +29,7 @@ TAGS = [
     {"name": "prices", "description": "What machines cost, by which jobs and serving are reckoned."},
     {"name": "datasets", "description": "Uploaded text to calibrate and evaluate on."},
     {"name": "artifacts", "description": "The catalogue of results."},
+    {"name": "aliases", "description": "Names that point at artifacts and can be moved."},
     {"name": "keys", "description": "API keys of the project."},
     {"name": "service", "description": "For operators and monitors; no key."},
 ]

@@ -8,6 +8,7 @@ from fastapi.openapi.models import Example
 from pydantic import Field, StringConstraints
 
 from paredown.contracts.access import KeyView
+from paredown.contracts.alias import AliasName, AliasRequest, AliasView
 from paredown.contracts.artifact import ArtifactView, FrontEntry, Page
 from paredown.contracts.dataset import DatasetView
 from paredown.contracts.job import Contract, JobEvent, JobSpec, JobView, Tag
@@ -35,6 +36,10 @@ class EventPage(Page):
 
 class ArtifactPage(Page):
     items: tuple[ArtifactView, ...]
+
+
+class AliasPage(Page):
+    items: tuple[AliasView, ...]
 
 
 class DatasetPage(Page):
@@ -95,6 +100,7 @@ SweepId = Annotated[UUID, Path(description="The sweep's id.")]
 SearchId = Annotated[UUID, Path(description="The search's id.")]
 JobId = Annotated[UUID, Path(description="The job's id.")]
 ArtifactId = Annotated[UUID, Path(description="The artifact's id.")]
+AliasInPath = Annotated[AliasName, Path(description="The alias's name.")]
 DatasetId = Annotated[UUID, Path(description="The data set's id.")]
 KeyId = Annotated[UUID, Path(description="The key's id; not its secret.")]
 
@@ -161,3 +167,15 @@ SEARCH_EXAMPLES: dict[str, Example] = {
     },
 }
 SubmittedSearch = Annotated[SearchSpec, Body(openapi_examples=SEARCH_EXAMPLES)]
+
+ALIAS_EXAMPLES: dict[str, Example] = {
+    "promote": {
+        "summary": "Protected, with a reason",
+        "value": {
+            "artifact_id": "0d0bb1a2-0000-4000-8000-000000000000",
+            "protected": True,
+            "reason": "The best of this week's sweep.",
+        },
+    },
+}
+SubmittedAlias = Annotated[AliasRequest, Body(openapi_examples=ALIAS_EXAMPLES)]

@@ -6,6 +6,7 @@ Looking at the model may go over the network, so it happens before the transacti
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 from uuid import UUID
 
 from paredown.api.service import Service
@@ -13,13 +14,15 @@ from paredown.contracts.artifact import Manifest
 from paredown.contracts.job import JobSpec, JobView, Plan
 from paredown.contracts.search import Rung, SearchDetails, SearchSpec, recipe_of
 from paredown.contracts.sweep import SweepDetails, SweepSpec
-from paredown.core import catalogue, history, jobs, planning, searches, sources, sweeps
+from paredown.core import aliases, catalogue, history, jobs, planning, searches, sources, sweeps
 from paredown.core.errors import NotFound, PareError, ServiceBusy, SourceError, SourceNotFound
 from paredown.core.sources import ModelDescription
 
 # Of the 40 threads that requests run in; those that wait are some of the rest, so they wait briefly.
 _LOOKERS = threading.BoundedSemaphore(12)
 _LOOK_WAIT_SECONDS = 2.0
+
+Spec = TypeVar("Spec", JobSpec, SweepSpec, SearchSpec)
 
 
 def submit(service: Service, project_id: UUID, spec: JobSpec, idempotency_key: str | None) -> tuple[JobView, bool]:
@@ -29,9 +32,10 @@ def submit(service: Service, project_id: UUID, spec: JobSpec, idempotency_key: s
         with service.database.transaction() as session:
             if first := jobs.replay(session, project_id, spec, idempotency_key):
                 return first, False
-    pool = plan(service, project_id, spec).pool
+    meant = _without_alias(service, project_id, spec)
+    pool = plan(service, project_id, meant).pool
     with service.database.transaction() as session:
-        return jobs.submit(session, project_id, spec, pool=pool, idempotency_key=idempotency_key)
+        return jobs.submit(session, project_id, meant, pool=pool, idempotency_key=idempotency_key, asked=spec)
 
 
 def submit_sweep(
@@ -43,8 +47,8 @@ def submit_sweep(
         with service.database.transaction() as session:
             if first := sweeps.replay(session, project_id, spec, idempotency_key):
                 return first, False
-    recipes = spec.all_recipes()
-    specs = [sweeps.job_of(spec, index, recipe) for index, recipe in enumerate(recipes)]
+    meant = _without_alias(service, project_id, spec)
+    specs = [sweeps.job_of(meant, index, recipe) for index, recipe in enumerate(meant.all_recipes())]
     description = _look(service, project_id, specs[0])
     planned = []
     for index, job in enumerate(specs):
@@ -57,11 +61,12 @@ def submit_sweep(
         return sweeps.submit(
             session,
             project_id,
-            spec,
+            meant,
             planned,
             revision=description.revision,
             settings=service.settings,
             idempotency_key=idempotency_key,
+            asked=spec,
         )
 
 
@@ -74,24 +79,33 @@ def submit_search(
         with service.database.transaction() as session:
             if first := searches.replay(session, project_id, spec, idempotency_key):
                 return first, False
-    some = spec.job(recipe_of(spec.space.combinations()[0]), Rung.FULL)
+    meant = _without_alias(service, project_id, spec)
+    some = meant.job(recipe_of(meant.space.combinations()[0]), Rung.FULL)
     description = _look(service, project_id, some)
-    candidates, ruled_out = searches.candidates_of(spec, lambda job: _plan_from_sizes(service, job, description))
+    candidates, ruled_out = searches.candidates_of(meant, lambda job: _plan_from_sizes(service, job, description))
     with service.database.transaction() as session:
         return searches.submit(
             session,
             project_id,
-            spec,
+            meant,
             candidates,
             ruled_out,
             revision=description.revision,
             idempotency_key=idempotency_key,
+            asked=spec,
         )
 
 
 def plan(service: Service, project_id: UUID, spec: JobSpec) -> Plan:
     """What the job would need. Raises what is wrong with its model, its texts, its recipe or its pool."""
-    return _plan(service, spec, _look(service, project_id, spec))
+    meant = _without_alias(service, project_id, spec)
+    return _plan(service, meant, _look(service, project_id, meant))
+
+
+def _without_alias(service: Service, project_id: UUID, spec: Spec) -> Spec:
+    """What is kept names the artifact that the alias points at now, so that a later move changes no job."""
+    with service.database.transaction() as session:
+        return spec.model_copy(update={"model": aliases.resolved(session, project_id, spec.model)})
 
 
 def _look(service: Service, project_id: UUID, spec: JobSpec) -> ModelDescription:

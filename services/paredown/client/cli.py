@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from paredown.client.commands import access, catalogue, jobs, prices, searches, sweeps
+from paredown.client.commands import access, aliases, catalogue, jobs, prices, searches, sweeps
 from paredown.client.commands.options import BudgetPreset, MaxPerplexityIncrease, MaxSizeRatio, RecipePath, load_recipe
 from paredown.client.errors import UNREACHABLE, CommandFailed, ExitCode, PareApiError
 from paredown.client.output import JsonOption, emit_json, say
@@ -76,6 +76,7 @@ jobs.register(app)
 sweeps.register(app)
 searches.register(app)
 catalogue.register(app)
+aliases.register(app)
 prices.register(app)
 access.register(app)
 

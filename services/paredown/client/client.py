@@ -5,6 +5,7 @@ from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar
+from urllib.parse import quote
 from uuid import UUID, uuid4
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
@@ -15,6 +16,7 @@ from paredown.client.errors import PareApiError
 from paredown.client.events import PATIENCE_SECONDS, follow
 from paredown.client.transport import MAX_TRIES, Transport
 from paredown.contracts.access import KeyCreated, KeyView, Me, Scope
+from paredown.contracts.alias import SIGN, AliasDetails, AliasView
 from paredown.contracts.artifact import ArtifactView, CostAxis, Front, FrontEntry, Manifest, Verdict
 from paredown.contracts.dataset import DatasetView
 from paredown.contracts.job import JobEvent, JobSpec, JobState, JobView, Plan, PlanOutcomes
@@ -56,6 +58,8 @@ _DATASET = TypeAdapter(DatasetView)
 _DATASETS = TypeAdapter(Page[DatasetView])
 _ARTIFACT = TypeAdapter(ArtifactView)
 _ARTIFACTS = TypeAdapter(Page[ArtifactView])
+_ALIAS = TypeAdapter(AliasDetails)
+_ALIASES = TypeAdapter(Page[AliasView])
 _MANIFEST = TypeAdapter(Manifest)
 _PRICES = TypeAdapter(PriceBook)
 _FILES = TypeAdapter(Page[FileLink])
@@ -373,6 +377,37 @@ class PareClient:
         """Read every stored byte and compare it with the manifest: one sentence for each file that differs."""
         return list(stored_problems(self._transport, self.manifest(artifact_id), progress))
 
+    # Aliases
+
+    def aliases_page(self, *, after: str | None = None, limit: int = 50) -> Page[AliasView]:
+        """Newest first."""
+        return self._transport.read(_ALIASES, "GET", "/v1/aliases", params=_parameters(after=after, limit=limit))
+
+    def aliases(self) -> Iterator[AliasView]:
+        return _all_pages(self.aliases_page, {})
+
+    def alias(self, name: str) -> AliasDetails:
+        return self._transport.read(_ALIAS, "GET", _alias_path(name))
+
+    def set_alias(
+        self, name: str, artifact_id: UUID | str, *, protected: bool | None = None, reason: str | None = None
+    ) -> AliasDetails:
+        """Make the alias, or move it; `protected` None leaves that as it is.
+
+        Raises PareApiError `alias_protected` where it takes no artifact that missed its budget.
+        """
+        body = {"artifact_id": str(artifact_id), "protected": protected, "reason": reason}
+        return self._transport.read(_ALIAS, "PUT", _alias_path(name), idempotent=True, json=body)
+
+    def remove_alias(self, name: str) -> None:
+        self._transport.call("DELETE", _alias_path(name))
+
+    def artifact_id(self, reference: UUID | str) -> UUID:
+        """The artifact that an id or @NAME of an alias stands for now. Raises PareApiError, or ValueError."""
+        if isinstance(reference, str) and reference.startswith(SIGN):
+            return self.alias(reference.removeprefix(SIGN)).artifact_id
+        return UUID(str(reference))
+
     # Access
 
     def create_key(self, name: str, scopes: Sequence[Scope], expires_at: datetime | None = None) -> KeyCreated:
@@ -393,6 +428,10 @@ class PareClient:
     def me(self) -> Me:
         """Whom this key speaks for."""
         return self._transport.read(_ME, "GET", "/v1/me")
+
+
+def _alias_path(name: str) -> str:
+    return f"/v1/aliases/{quote(name, safe='')}"
 
 
 def _parameters(**values: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from paredown.client.comparison import Line, Value
 from paredown.contracts.access import KeyView
+from paredown.contracts.alias import AliasDetails, AliasView
 from paredown.contracts.artifact import (
     ArtifactView,
     Check,
@@ -350,7 +351,16 @@ def methods(items: Iterable[MethodView]) -> RenderableType:
 
 def artifacts(items: Iterable[ArtifactView]) -> RenderableType:
     table = _table(
-        "id", "name", "recipe", "perplexity", "size", "ratio", "verdict", "tags", right=("perplexity", "size", "ratio")
+        "id",
+        "name",
+        "recipe",
+        "perplexity",
+        "size",
+        "ratio",
+        "verdict",
+        "aliases",
+        "tags",
+        right=("perplexity", "size", "ratio"),
     )
     for item in items:
         table.add_row(
@@ -361,9 +371,47 @@ def artifacts(items: Iterable[ArtifactView]) -> RenderableType:
             size(item.size_bytes),
             f"{item.size_ratio:.1%}",
             verdict(item.verdict),
+            " ".join(item.aliases),
             " ".join(item.tags),
         )
     return table
+
+
+def aliases(items: Iterable[AliasView]) -> RenderableType:
+    table = _table("alias", "artifact", "name", "verdict", "protected", "moved")
+    for item in items:
+        table.add_row(
+            item.name,
+            str(item.artifact_id),
+            item.artifact_name,
+            verdict(item.verdict),
+            "yes" if item.protected else "no",
+            item.moved_at.isoformat(timespec="seconds"),
+        )
+    return table
+
+
+def alias(view: AliasDetails) -> RenderableType:
+    """Where it points, and below that where it pointed before."""
+    facts = _facts(
+        [
+            ("alias", view.name),
+            ("artifact", f"{view.artifact_id} ({view.artifact_name})"),
+            ("verdict", verdict(view.verdict)),
+            ("protected", "yes" if view.protected else "no"),
+        ]
+    )
+    table = _table("moved", "from", "to", "protected", "key", "reason")
+    for move in view.moves:
+        table.add_row(
+            move.at.isoformat(timespec="seconds"),
+            str(move.from_id or NOTHING),
+            str(move.to_id or NOTHING),
+            "yes" if move.protected else "no",
+            move.key_name,
+            move.reason or "",
+        )
+    return Group(facts, Text(), table)
 
 
 def artifact(view: ArtifactView, measured: Report) -> RenderableType:
@@ -393,6 +441,7 @@ def artifact(view: ArtifactView, measured: Report) -> RenderableType:
                 else None,
             ),
             ("visibility", view.visibility),
+            ("aliases", " ".join(view.aliases)),
             ("tags", " ".join(view.tags)),
             ("job", view.job_id),
             ("created", view.created_at.isoformat(timespec="seconds")),

@@ -17,6 +17,7 @@ class Scope(StrEnum):
     ARTIFACTS_READ = "artifacts:read"
     ARTIFACTS_WRITE = "artifacts:write"
     ARTIFACTS_OVERRIDE = "artifacts:override"
+    ARTIFACTS_PROMOTE = "artifacts:promote"
     DATASETS_READ = "datasets:read"
     DATASETS_WRITE = "datasets:write"
     KEYS_ADMIN = "keys:admin"

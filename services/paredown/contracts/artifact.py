@@ -573,6 +573,7 @@ class ArtifactView(Contract):
     verdict: Verdict | None
     override: Override | None = Field(None, description="Where the verdict was overridden: by whom, when and why.")
     visibility: Literal["project", "everyone"]
+    aliases: tuple[str, ...] = Field((), description="Names of its project that point at it.")
     tags: tuple[Tag, ...]
     created_at: datetime
 

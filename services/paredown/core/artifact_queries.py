@@ -5,10 +5,11 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Select, Text, cast, func, or_, select
+from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.orm import Session, defer
 
 from paredown.contracts.artifact import ArtifactView
-from paredown.core.tables import ArtifactRow, ProjectRow
+from paredown.core.tables import AliasRow, ArtifactRow, ProjectRow
 
 JsonObject = dict[str, Any]
 
@@ -39,11 +40,25 @@ def report_number(*path: str) -> ColumnElement[float | None]:
 DECODE_SPEED = report_number("speeds", "artifact", "decode_tokens_per_second")
 BASE_DECODE_SPEED = report_number("speeds", "base", "decode_tokens_per_second")
 TOKEN_COST = report_number("cost", "artifact_per_million_tokens")
+_ALIASES = (
+    select(func.array_agg(aggregate_order_by(AliasRow.name, AliasRow.name)))
+    .where(AliasRow.artifact_id == ArtifactRow.id)
+    .correlate(ArtifactRow)
+    .scalar_subquery()
+)
 _CURRENCY = cast(func.jsonb_extract_path_text(ArtifactRow.manifest, "report", "cost", "currency"), Text)
 
 
 def select_views() -> Select[
-    ArtifactRow, str, list[JsonObject], list[JsonObject] | None, float | None, float | None, float | None, str | None
+    ArtifactRow,
+    str,
+    list[JsonObject],
+    list[JsonObject] | None,
+    float | None,
+    float | None,
+    float | None,
+    str | None,
+    list[str] | None,
 ]:
     # The manifest itself may have thousands of layers; a list needs a few of its figures.
     return (
@@ -56,6 +71,7 @@ def select_views() -> Select[
             BASE_DECODE_SPEED,
             TOKEN_COST,
             _CURRENCY,
+            _ALIASES,
         )
         .join(ProjectRow, ProjectRow.id == ArtifactRow.project_id)
         .options(defer(ArtifactRow.manifest, raiseload=True))
@@ -71,6 +87,7 @@ def view(
     base_decode_speed: float | None,
     token_cost: float | None,
     currency: str | None,
+    aliases: list[str] | None,
 ) -> ArtifactView:
     return ArtifactView.model_validate(
         {
@@ -103,6 +120,7 @@ def view(
             if row.overridden_at
             else None,
             "visibility": row.visibility,
+            "aliases": aliases or (),
             "tags": row.tags,
             "created_at": row.created_at,
         }

@@ -16,7 +16,7 @@ from paredown.contracts.artifact import ArtifactView, Manifest, Verdict
 from paredown.contracts.job import JobState, content_hash
 from paredown.core import history
 from paredown.core.artifact_queries import of_model, readable, select_views, view
-from paredown.core.errors import Forbidden, NotFound, PreconditionFailed, StateConflict
+from paredown.core.errors import ArtifactAliased, Forbidden, NotFound, PreconditionFailed, StateConflict
 from paredown.core.etags import matches
 from paredown.core.front import front, front_among, fronts
 from paredown.core.inputs import (
@@ -32,7 +32,7 @@ from paredown.core.inputs import (
 )
 from paredown.core.paging import Place, encode_cursor, page
 from paredown.core.storable import check_storable, storable
-from paredown.core.tables import ArtifactRow, DatasetRow, JobRow
+from paredown.core.tables import AliasRow, ArtifactRow, DatasetRow, JobRow
 
 __all__ = [
     "NewArtifact",
@@ -53,6 +53,7 @@ __all__ = [
     "list_artifacts",
     "list_datasets",
     "list_models",
+    "lock_own",
     "manifest",
     "mark_swept",
     "new_dataset",
@@ -206,7 +207,7 @@ def update_artifact(
 
     Raises PreconditionFailed, NotFound, or Forbidden for an artifact that another project shows.
     """
-    _lock_own(session, project_id, artifact_id)
+    lock_own(session, project_id, artifact_id)
     if if_match is not None and not matches(if_match, etag(get_artifact(session, project_id, artifact_id))):
         raise PreconditionFailed("The artifact was changed meanwhile; read it again.", field="If-Match")
     values: dict[str, Any] = {}
@@ -230,7 +231,7 @@ def override_verdict(
 
     Raises StateConflict where its verdict is another, NotFound, or Forbidden for an artifact of another project.
     """
-    _lock_own(session, project_id, artifact_id)
+    lock_own(session, project_id, artifact_id)
     check_storable(reason, "reason")
     verdict = get_artifact(session, project_id, artifact_id).verdict
     if verdict is not Verdict.MISSED:
@@ -247,8 +248,17 @@ def override_verdict(
 
 
 def delete_artifact(session: Session, project_id: UUID, artifact_id: UUID) -> None:
-    """Take it out of the catalogue; its files go with the next sweep. Raises NotFound or Forbidden."""
-    _lock_own(session, project_id, artifact_id)
+    """Take it out of the catalogue; its files go with the next sweep.
+
+    Raises NotFound, Forbidden, or ArtifactAliased.
+    """
+    lock_own(session, project_id, artifact_id)
+    pointing = select(AliasRow.name).where(AliasRow.artifact_id == artifact_id).order_by(AliasRow.name)
+    if names := list(session.scalars(pointing)):
+        raise ArtifactAliased(
+            f"{'The alias' if len(names) == 1 else 'The aliases'} {', '.join(names)} "
+            f"{'points' if len(names) == 1 else 'point'} at this artifact; move or remove what points here first."
+        )
     session.execute(_change(artifact_id).values(deleted_at=func.now()))
 
 
@@ -309,7 +319,8 @@ def _no_artifact(artifact_id: UUID) -> NotFound:
     return NotFound(f"There is no artifact {artifact_id}.")
 
 
-def _lock_own(session: Session, project_id: UUID, artifact_id: UUID) -> None:
+def lock_own(session: Session, project_id: UUID, artifact_id: UUID) -> None:
+    """Until the transaction ends, nobody else changes this artifact of this project. Raises NotFound, Forbidden."""
     query = select(ArtifactRow.project_id).where(ArtifactRow.id == artifact_id, *readable(project_id))
     owner = session.scalar(query.with_for_update())
     if owner is None:

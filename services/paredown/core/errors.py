@@ -70,6 +70,20 @@ class StateConflict(PareError):
     status = 409
 
 
+class AliasProtected(PareError):
+    """A protected alias takes no artifact that missed its budget, or has none."""
+
+    code = "alias_protected"
+    status = 409
+
+
+class ArtifactAliased(PareError):
+    """An alias points at the artifact that was to be deleted."""
+
+    code = "artifact_aliased"
+    status = 409
+
+
 class PreconditionFailed(PareError):
     code = "precondition_failed"
     status = 412

@@ -103,8 +103,11 @@ def submit(
     *,
     revision: str,
     idempotency_key: str | None,
+    asked: SearchSpec | None = None,
 ) -> tuple[SearchDetails, bool]:
     """Enter a search, which the dispatcher takes up; the second value tells whether it is new.
+
+    `asked` is the spec as it was sent, where an alias in it was resolved.
 
     Raises IdempotencyMismatch, IdempotencyBusy.
     """
@@ -112,7 +115,9 @@ def submit(
     check_storable(body, "spec")
     search_id = uuid4()
     if idempotency_key is not None:
-        first = idempotency.reserve(session, project_id, idempotency_key, _request_hash(spec), search_id=search_id)
+        first = idempotency.reserve(
+            session, project_id, idempotency_key, _request_hash(asked or spec), search_id=search_id
+        )
         if first != search_id:
             return get(session, project_id, first), False
     session.execute(

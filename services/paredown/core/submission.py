@@ -35,17 +35,20 @@ def submit(
     pool: str,
     idempotency_key: str | None,
     membership: Membership | None = None,
+    asked: JobSpec | None = None,
 ) -> tuple[JobView, bool]:
     """Queue a job; the second value tells whether it is new. With a key that was used before, the first job comes back.
 
-    A concurrent create with the same key is waited for. Raises IdempotencyMismatch when the key came with another spec,
+    A concurrent create with the same key is waited for. `asked` is the spec as it was sent, where an alias in it was
+    resolved: the key stands for that. Raises IdempotencyMismatch when the key came with another spec,
     IdempotencyBusy when the wait took longer than the lock timeout.
     """
     body = spec.model_dump(mode="json")
     check_storable(body, "spec")
     job_id = uuid4()
     if idempotency_key is not None:
-        first = idempotency.reserve(session, project_id, idempotency_key, content_hash(body), job_id=job_id)
+        request_hash = _request_hash(asked or spec)
+        first = idempotency.reserve(session, project_id, idempotency_key, request_hash, job_id=job_id)
         if first != job_id:
             return get(session, project_id, first), False
     now = database_now(session)
@@ -87,5 +90,9 @@ def replay(session: Session, project_id: UUID, spec: JobSpec, idempotency_key: s
 
     Raises IdempotencyMismatch when the key came with another spec.
     """
-    first = idempotency.known(session, project_id, idempotency_key, content_hash(spec.model_dump(mode="json")))
+    first = idempotency.known(session, project_id, idempotency_key, _request_hash(spec))
     return None if first is None else get(session, project_id, first)
+
+
+def _request_hash(spec: JobSpec) -> str:
+    return content_hash(spec.model_dump(mode="json"))

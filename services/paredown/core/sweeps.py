@@ -73,8 +73,10 @@ def submit(
     revision: str,
     settings: Settings,
     idempotency_key: str | None,
+    asked: SweepSpec | None = None,
 ) -> tuple[SweepDetails, bool]:
-    """Queue a sweep; the second value tells whether it is new. `revision` is the model's, as it was described.
+    """Queue a sweep; the second value tells whether it is new. `revision` is the model's, as it was described; `asked`
+    the spec as it was sent, where an alias in it was resolved.
 
     Raises IdempotencyMismatch, IdempotencyBusy, RequestInvalid as the submission of a job does.
     """
@@ -82,7 +84,9 @@ def submit(
     check_storable(body, "spec")
     sweep_id = uuid4()
     if idempotency_key is not None:
-        first = idempotency.reserve(session, project_id, idempotency_key, _request_hash(spec), sweep_id=sweep_id)
+        first = idempotency.reserve(
+            session, project_id, idempotency_key, _request_hash(asked or spec), sweep_id=sweep_id
+        )
         if first != sweep_id:
             return get(session, project_id, first), False
     found = [reusable(session, project_id, each.spec, revision) if spec.reuse else None for each in planned]

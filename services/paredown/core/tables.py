@@ -15,6 +15,7 @@ from sqlalchemy import (
     DateTime,
     Float,
     ForeignKey,
+    Identity,
     Index,
     Integer,
     LargeBinary,
@@ -271,6 +272,43 @@ class ArtifactRow(Base):
     deleted_at: Mapped[datetime | None]
     # When the files of a deleted artifact were removed from the store.
     swept_at: Mapped[datetime | None]
+
+
+class AliasRow(Base):
+    """A name that points at an artifact of its project. A protected one takes no artifact that missed its budget."""
+
+    __tablename__ = "aliases"
+    __table_args__ = (
+        UniqueConstraint("project_id", "name", name="aliases_once"),
+        Index("aliases_by_artifact", "artifact_id"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str]
+    artifact_id: Mapped[UUID] = mapped_column(ForeignKey("artifacts.id"))
+    protected: Mapped[bool] = mapped_column(Boolean, server_default="false")
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    moved_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class AliasMoveRow(Base):
+    """Where an alias pointed, from when on, and by whose key. It names the alias, which may be gone by now."""
+
+    __tablename__ = "alias_moves"
+    __table_args__ = (Index("alias_moves_by_alias", "project_id", "alias", text("id DESC")),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"))
+    alias: Mapped[str]
+    # None where the alias was new.
+    from_id: Mapped[UUID | None] = mapped_column(ForeignKey("artifacts.id"))
+    # None where it was removed.
+    to_id: Mapped[UUID | None] = mapped_column(ForeignKey("artifacts.id"))
+    protected: Mapped[bool] = mapped_column(Boolean)
+    key_name: Mapped[str]
+    reason: Mapped[str | None]
+    at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class ModelRow(Base):

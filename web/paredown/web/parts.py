@@ -12,6 +12,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from paredown.client.errors import PareApiError
+from paredown.contracts.alias import SIGN
 from paredown.contracts.artifact import Verdict
 from paredown.contracts.job import JobState
 from paredown.contracts.search import SearchState
@@ -93,6 +94,10 @@ def verdict_badge(verdict: Verdict | None) -> str:
 
 def tag_badges(tags: Iterable[str]) -> str:
     return "".join(badge(tag, "tag") for tag in tags)
+
+
+def alias_badges(names: Iterable[str]) -> str:
+    return "".join(badge(f"{SIGN}{name}", "good") for name in names)
 
 
 def bar(fraction: float) -> str:

@@ -12,15 +12,14 @@ import typer
 from pydantic import ValidationError
 
 from paredown.client import comparison, render
-from paredown.client.commands.options import Limit, MaxPerplexityIncrease, MaxSizeRatio
+from paredown.client.commands.options import ArtifactReference, Limit, MaxPerplexityIncrease, MaxSizeRatio, reference_of
 from paredown.client.comparison import MOST_COMPARED
 from paredown.client.credentials import connect
 from paredown.client.errors import CommandFailed, ExitCode
 from paredown.client.output import JsonOption, emit_json, say, stdout
 from paredown.client.watching import DownloadBars
+from paredown.contracts.alias import SIGN
 from paredown.contracts.artifact import MANIFEST_NAME, CostAxis, Front, Manifest, Verdict, verify_files
-
-ArtifactId = Annotated[UUID, typer.Argument(help="The artifact's id.", metavar="ARTIFACT")]
 
 datasets = typer.Typer(help="Calibration texts that were uploaded.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -131,9 +130,10 @@ def list_artifacts(
 
 
 @artifacts.command("show")
-def artifact(artifact_id: ArtifactId, json_output: JsonOption = False) -> None:
+def artifact(reference: ArtifactReference, json_output: JsonOption = False) -> None:
     """Show one artifact and its report; with --json, its whole manifest."""
     with connect() as client:
+        artifact_id = client.artifact_id(reference)
         manifest = client.manifest(artifact_id)
         view = client.artifact(artifact_id)
     if json_output:
@@ -144,12 +144,13 @@ def artifact(artifact_id: ArtifactId, json_output: JsonOption = False) -> None:
 
 @artifacts.command()
 def override(
-    artifact_id: ArtifactId,
+    reference: ArtifactReference,
     reason: Annotated[str, typer.Option(help="Why it may be used all the same; it stays with the artifact.")],
     json_output: JsonOption = False,
 ) -> None:
     """Override the verdict of an artifact that missed its budget. Needs the scope artifacts:override."""
     with connect() as client:
+        artifact_id = client.artifact_id(reference)
         view = client.override_verdict(artifact_id, reason)
         manifest = client.manifest(artifact_id)
     if json_output:
@@ -160,18 +161,21 @@ def override(
 
 @artifacts.command()
 def compare(
-    artifact_ids: Annotated[list[UUID], typer.Argument(metavar="ARTIFACT ARTIFACT…", help="Two to six ids.")],
+    references: Annotated[
+        list[str],
+        typer.Argument(metavar="ARTIFACT ARTIFACT…", help="Two to six ids, or @NAMEs of aliases.", parser=reference_of),
+    ],
     json_output: JsonOption = False,
 ) -> None:
     """Put two to six artifacts side by side: what was done differently, and what came of it."""
-    chosen = list(dict.fromkeys(artifact_ids))
-    if not 2 <= len(chosen) <= MOST_COMPARED:
-        raise CommandFailed(
-            f"Two to {MOST_COMPARED} different artifacts can be compared, not {len(chosen)}.",
-            code="usage",
-            exit_code=ExitCode.USAGE,
-        )
     with connect() as client:
+        chosen = list(dict.fromkeys(map(client.artifact_id, dict.fromkeys(references))))
+        if not 2 <= len(chosen) <= MOST_COMPARED:
+            raise CommandFailed(
+                f"Two to {MOST_COMPARED} different artifacts can be compared, not {len(chosen)}.",
+                code="usage",
+                exit_code=ExitCode.USAGE,
+            )
         names = comparison.labels([client.artifact(one) for one in chosen])
         manifests = [client.manifest(one) for one in chosen]
     settings, figures = comparison.settings(manifests), comparison.figures(manifests)
@@ -183,12 +187,13 @@ def compare(
 
 
 def download(
-    artifact_id: ArtifactId,
+    reference: ArtifactReference,
     directory: Annotated[Path, typer.Argument(help="Where the files go; run again, it resumes.")],
     json_output: JsonOption = False,
 ) -> None:
     """Download an artifact, every file checked by its hash."""
     with connect() as client, DownloadBars("Fetching") as bars:
+        artifact_id = client.artifact_id(reference)
         path = client.download(artifact_id, directory, bars.callback)
     if json_output:
         emit_json({"artifact_id": str(artifact_id), "directory": str(path)})
@@ -197,23 +202,27 @@ def download(
 
 
 def verify(
-    target: Annotated[str, typer.Argument(metavar="DIR_OR_ARTIFACT", help="A downloaded directory, or an id.")],
+    target: Annotated[
+        str, typer.Argument(metavar="DIR_OR_ARTIFACT", help="A downloaded directory, an id, or @NAME of an alias.")
+    ],
     json_output: JsonOption = False,
 ) -> None:
     """Compare every byte with the manifest's hashes: of a directory, or of what the service has stored."""
     directory = Path(target)
-    artifact_id = _uuid(target)
     if directory.is_dir():
         manifest = _read_manifest(directory)
         problems = list(verify_files(manifest, directory))
         unlisted = _unlisted(manifest, directory)
-    elif artifact_id:
+    elif target.startswith(SIGN) or _uuid(target):
         with connect() as client, DownloadBars("Reading") as bars:
+            artifact_id = client.artifact_id(target)
             manifest = client.manifest(artifact_id)
             problems, unlisted = client.verify(artifact_id, bars.callback), []
     else:
         raise CommandFailed(
-            f"{target} is neither a directory nor an artifact's id.", code="target_unknown", exit_code=ExitCode.USAGE
+            f"{target} is neither a directory nor an artifact's id or @NAME.",
+            code="target_unknown",
+            exit_code=ExitCode.USAGE,
         )
     if json_output:
         emit_json(

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 from typing import Annotated
+from uuid import UUID
 
 import typer
 
 from paredown.client.recipe_files import read_recipe_file, with_budget
+from paredown.contracts.alias import SIGN
 from paredown.contracts.job import RecipeFile
 
 ModelUri = Annotated[
@@ -24,6 +26,21 @@ MaxSizeRatio = Annotated[
 ]
 MaxPerplexityIncrease = Annotated[
     float | None, typer.Option(help="Budget: largest rise in perplexity as a fraction, such as 0.05.")
+]
+
+
+def reference_of(text: str) -> str:
+    if text.startswith(SIGN):
+        return text
+    try:
+        return str(UUID(text))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is neither an artifact's id nor {SIGN} and the name of an alias.") from None
+
+
+# PareClient.artifact_id says which artifact it stands for.
+ArtifactReference = Annotated[
+    str, typer.Argument(help="The artifact's id, or @NAME of an alias.", metavar="ARTIFACT", parser=reference_of)
 ]
 Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="Newest so many.")]
 

@@ -2,12 +2,12 @@
 
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
-from uuid import UUID
 
 import typer
 from pydantic import ValidationError
 
 from paredown.client import render
+from paredown.client.commands.options import ArtifactReference
 from paredown.client.credentials import connect
 from paredown.client.errors import CommandFailed, ExitCode
 from paredown.client.output import JsonOption, emit_json, say, stdout
@@ -79,7 +79,7 @@ def remove(
 
 
 def show_savings(
-    artifact_id: Annotated[UUID, typer.Argument(help="The artifact's id.", metavar="ARTIFACT")],
+    reference: ArtifactReference,
     tokens: Annotated[float, typer.Option(min=0, help="Tokens that it decodes in a month.")] = 1e9,
     loads: Annotated[
         float, typer.Option(min=0, help="Times in a month that its weights are downloaded or read.")
@@ -88,7 +88,7 @@ def show_savings(
 ) -> None:
     """What an artifact saves in a month against its base: bytes, and money by the price book."""
     with connect() as client:
-        book, report = client.prices(), client.manifest(artifact_id).report
+        book, report = client.prices(), client.manifest(client.artifact_id(reference)).report
     saved = savings(book, report, tokens=tokens, loads=loads)
     if json_output:
         emit_json(saved.model_dump(mode="json") | {"saved": saved.saved})

@@ -6,7 +6,7 @@ from paredown.contracts.access import Scope
 from paredown.contracts.artifact import ArtifactView, Manifest, Verdict
 from paredown.contracts.job import Format
 from paredown.contracts.recipes import recipe_name
-from paredown.web import draft, form, parts, report, serving, session, snippets
+from paredown.web import aliases, draft, form, parts, report, serving, session, snippets
 from paredown.web import format as fmt
 
 _CHILDREN = 20
@@ -29,7 +29,7 @@ def page() -> None:
     st.page_link(parts.CATALOGUE, label="Catalogue", icon=":material/arrow_back:")
     st.title(parts.plain(view.name), anchor=False)
     _head(view)
-    tabs = st.tabs(["Report", "Use it", "Lineage", "Files", "Manifest", "Edit"])
+    tabs = st.tabs(["Report", "Use it", "Lineage", "Files", "Manifest", "Aliases", "Edit"])
     with tabs[0], parts.problems_shown("report"):
         report.show(manifest, view.override)
         _override(view)
@@ -42,14 +42,19 @@ def page() -> None:
         _files(view)
     with tabs[4]:
         _manifest(manifest)
-    with tabs[5]:
+    with tabs[5], parts.problems_shown("aliases"):
+        aliases.show(view)
+    with tabs[6]:
         _edit(view)
 
 
 def _head(view: ArtifactView) -> None:
     with st.container(horizontal=True, key="artifact-head", vertical_alignment="center"):
         shared = parts.badge("shared by everyone", "tag") if view.visibility == "everyone" else ""
-        st.html(parts.verdict_badge(view.verdict) + shared + parts.tag_badges(view.tags), width="content")
+        st.html(
+            parts.verdict_badge(view.verdict) + shared + parts.alias_badges(view.aliases) + parts.tag_badges(view.tags),
+            width="content",
+        )
         if view.project == session.me().project:
             st.page_link(
                 parts.JOB, label="Open the job", icon=":material/monitoring:", query_params={"id": str(view.job_id)}

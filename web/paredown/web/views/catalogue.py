@@ -120,7 +120,7 @@ def _details(view: ArtifactView) -> str:
         f'<span class="pare-verdict">{parts.verdict_badge(view.verdict)}</span>'
         f'<span class="pare-grow">{parts.mono(view.model)}'
         f'<span class="pare-dim"> · {parts.escaped(view.recipe_name)} </span>'
-        f"{shared}{parts.tag_badges(view.tags)}</span>"
+        f"{shared}{parts.alias_badges(view.aliases)}{parts.tag_badges(view.tags)}</span>"
         f'<span class="pare-figure">{fmt.size(view.size_bytes)} ({fmt.percent(view.size_ratio)})</span>'
         f'<span class="pare-figure pare-wide">{quality}</span>'
         f'<span class="pare-figure">{fmt.speed(view.decode_tokens_per_second)}</span>'
