@@ -5,8 +5,8 @@ from uuid import uuid4
 from tests.client.conftest import make_manifest
 
 from paredown.client import comparison
-from paredown.contracts.artifact import Manifest
-from paredown.contracts.job import content_hash
+from paredown.contracts.artifact import Manifest, TaskMetric, TaskProtocol, TaskResult
+from paredown.contracts.job import EvaluationSettings, content_hash
 from paredown.contracts.recipes import Gptq, Rtn
 
 
@@ -50,3 +50,60 @@ def test_a_figure_that_nobody_has_is_no_line() -> None:
     names = [line.name for line in comparison.figures([manifest(), manifest()])]
     assert "Size" in names
     assert "Decode speed" not in names
+
+
+def task(protocol_hash: str, *, limit: int | None = None, difference: float | None = -0.05) -> TaskResult:
+    protocol = TaskProtocol(
+        task="blimp",
+        definition_sha256="1" * 64,
+        data_sha256="2" * 64,
+        harness="lm_eval 0.4.13",
+        dtype="float32",
+        limit=limit,
+    )
+    metric = TaskMetric(
+        name="acc",
+        higher_is_better=True,
+        artifact=0.75,
+        artifact_stderr=0.01,
+        difference=difference,
+        low=-0.08,
+        high=-0.02,
+    )
+    return TaskResult(
+        name="blimp",
+        source="dataset://rows",
+        protocol=protocol,
+        protocol_hash=protocol_hash,
+        rows=limit or 67000,
+        metrics=(metric,),
+        runtime="block stream on cpu",
+        seconds=1.0,
+    )
+
+
+def with_tasks(*results: TaskResult) -> Manifest:
+    one = manifest()
+    return one.model_copy(update={"report": one.report.model_copy(update={"tasks": results})})
+
+
+def test_a_task_measured_in_two_ways_is_two_lines() -> None:
+    whole, part = task("a" * 64), task("b" * 64, limit=100)
+    [line] = comparison.tasks([with_tasks(whole), with_tasks(whole), with_tasks()])
+    assert (line.name, line.metric, line.rows) == ("BLiMP", "acc", 67000)
+    assert [value.artifact if value else None for value in line.values] == [0.75, 0.75, None]
+    lines = comparison.tasks([with_tasks(whole), with_tasks(part)])
+    assert [[value is not None for value in line.values] for line in lines] == [[True, False], [False, True]]
+    assert lines[0].name != lines[1].name
+    assert "100 rows" in lines[1].name
+    assert comparison.tasks([with_tasks(), with_tasks()]) == []
+
+
+def test_switches_are_yes_or_no_and_tasks_have_their_names() -> None:
+    one = manifest(evaluation=EvaluationSettings())
+    settings = {"speed": False, "tasks": [{"name": "blimp", "source": "dataset://x", "limit": 7}]}
+    other = one.model_copy(update={"evaluation": EvaluationSettings.model_validate(settings)})
+    lines = {line.name: line.values for line in comparison.settings([one, other])}
+    assert lines["evaluation · speed"] == ("yes", "no")
+    assert lines["evaluation · tasks · blimp"] == (None, "yes")
+    assert lines["evaluation · tasks · blimp · limit"] == (None, "7")

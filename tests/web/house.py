@@ -368,7 +368,7 @@ def _task(settings: TaskSettings) -> TaskResult:
         name=settings.name,
         source=settings.address or "",
         protocol=protocol,
-        protocol_hash="3" * 64,
+        protocol_hash=content_hash(protocol.model_dump(mode="json")),
         rows=1000,
         metrics=(metric,),
         flipped=0.11,

@@ -3,13 +3,15 @@
 A figure that was measured in two ways is never one line: of two protocols each has its own.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
 
-from paredown.contracts.artifact import ArtifactView, Divergence, Manifest, Report, Speed
+from paredown.contracts.artifact import ArtifactView, Divergence, Manifest, Report, Speed, TaskMetric
 from paredown.contracts.recipes import Stage
+from paredown.contracts.tasks import TASKS
 
 MOST_COMPARED = 6
 
@@ -78,6 +80,17 @@ FIGURES = (
 )
 
 
+@dataclass(frozen=True)
+class TaskLine:
+    """The main metric of one task under one protocol; one value for each artifact, None where it has none."""
+
+    name: str
+    metric: str
+    rows: int
+    protocol_hash: str
+    values: tuple[TaskMetric | None, ...]
+
+
 def labels(views: Sequence[ArtifactView]) -> list[str]:
     """Their names; with the begin of the id where two are called the same."""
     names = [view.name for view in views]
@@ -99,6 +112,21 @@ def figures(manifests: Sequence[Manifest]) -> list[Line]:
         for figure in FIGURES
     ]
     return [line for line in (*_quality(manifests), *read) if any(value is not None for value in line.values)]
+
+
+def tasks(manifests: Sequence[Manifest]) -> list[TaskLine]:
+    """A line for each protocol of each task: figures of other rows, examples or harnesses do not compare."""
+    measured = [{result.protocol_hash: result for result in manifest.report.tasks} for manifest in manifests]
+    protocols = {hashed: result for found in measured for hashed, result in found.items()}
+    titles = Counter(result.name for result in protocols.values())
+    lines = []
+    for hashed, result in sorted(protocols.items(), key=lambda item: list(TASKS).index(item[1].name)):
+        shots = f", {result.protocol.num_fewshot} examples" if result.protocol.num_fewshot else ""
+        told_apart = f" ({result.rows} rows{shots}, {result.protocol.dtype}, {hashed[:8]})"
+        found = [results[hashed].main if hashed in results else None for results in measured]
+        name = result.title + (told_apart if titles[result.name] > 1 else "")
+        lines.append(TaskLine(name, result.main.name, result.rows, hashed, tuple(found)))
+    return lines
 
 
 def _quality(manifests: Sequence[Manifest]) -> Iterable[Line]:
@@ -135,5 +163,20 @@ def _flat(name: str, value: Any) -> Iterable[tuple[str, str]]:
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _flat(f"{name} · {key.replace('_', ' ')}", inner)
+    elif isinstance(value, list):
+        yield from _flat_list(name, value)
+    elif isinstance(value, bool):
+        yield name, "yes" if value else "no"
     elif value is not None:
         yield name, str(value)
+
+
+def _flat_list(name: str, items: list[Any]) -> Iterable[tuple[str, str]]:
+    """Tasks and domains by their names, so that one that only some have is a line; plain values are one line."""
+    if all(isinstance(item, dict) and "name" in item for item in items):
+        for item in items:
+            inner = {key: value for key, value in item.items() if key != "name"}
+            yield f"{name} · {item['name']}", "yes"
+            yield from _flat(f"{name} · {item['name']}", inner)
+    else:
+        yield name, ", ".join(map(str, items))

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from paredown.client.comparison import Line, Value
+from paredown.client.comparison import Line, TaskLine, Value
 from paredown.contracts.access import KeyView
 from paredown.contracts.alias import AliasDetails, AliasView
 from paredown.contracts.artifact import (
@@ -19,6 +19,7 @@ from paredown.contracts.artifact import (
     Manifest,
     RefusalResult,
     Report,
+    TaskMetric,
     TaskResult,
     Verdict,
 )
@@ -569,21 +570,23 @@ def tasks(results: Iterable[TaskResult]) -> RenderableType:
     table = _table("task", "metric", *right, "verdict", right=right)
     for result in results:
         metric = result.main
-        difference = NOTHING
-        if metric.difference is not None and metric.low is not None and metric.high is not None:
-            low, high = 100 * metric.low, 100 * metric.high
-            difference = f"{100 * metric.difference:+.2f} [{low:+.2f}, {high:+.2f}]"
         table.add_row(
             result.title,
             metric.name,
             str(result.rows),
             figure(metric.base, ".2%"),
             f"{metric.artifact:.2%} ± {metric.artifact_stderr:.2%}",
-            difference,
+            _points(metric),
             figure(result.flipped, ".1%"),
             Text(NOTHING) if metric.verdict is None else Text(metric.verdict, style=_TASK_STYLES[metric.verdict]),
         )
     return table
+
+
+def _points(metric: TaskMetric) -> str:
+    if metric.difference is None or metric.low is None or metric.high is None:
+        return NOTHING
+    return f"{100 * metric.difference:+.2f} [{100 * metric.low:+.2f}, {100 * metric.high:+.2f}]"
 
 
 def domains(results: Iterable[DomainResult]) -> RenderableType:
@@ -674,8 +677,10 @@ def _front_row(point: FrontPoint, base: FrontPoint | None, currency: str | None)
     ]
 
 
-def comparison(names: Sequence[str], settings: Sequence[Line], figures: Sequence[Line]) -> RenderableType:
-    """A column for each artifact; first what was done differently, then what was measured."""
+def comparison(
+    names: Sequence[str], settings: Sequence[Line], figures: Sequence[Line], tasks: Sequence[TaskLine]
+) -> RenderableType:
+    """A column for each artifact; first what was done differently, then what was measured, then the tasks."""
     table = _table("", *names)
     for line in settings:
         table.add_row(line.name, *(NOTHING if value is None else str(value) for value in line.values))
@@ -683,7 +688,24 @@ def comparison(names: Sequence[str], settings: Sequence[Line], figures: Sequence
     table.add_row()
     for line in figures:
         table.add_row(line.name, *(_compared(line, value) for value in line.values))
+    if tasks:
+        table.add_section()
+        table.add_row()
+        for task in tasks:
+            table.add_row(f"{task.name}, {task.metric}", *map(_task_value, task.values))
     return table
+
+
+def _task_value(metric: TaskMetric | None) -> Text:
+    """The figure; below it the difference from the base in points, with its 95 % interval and what that says."""
+    if metric is None:
+        return Text(NOTHING)
+    lines = Text(f"{metric.artifact:.2%}")
+    if metric.difference is not None:
+        lines.append(f"\n{_points(metric)}")
+    if metric.verdict is not None:
+        lines.append(f" {metric.verdict}", style=_TASK_STYLES[metric.verdict])
+    return lines
 
 
 def _compared(line: Line, value: Value) -> str:

@@ -1,10 +1,11 @@
 """Aliases on an artifact's page: which point at it, where they pointed before, and a form to set one."""
 
 import streamlit as st
+from pydantic import TypeAdapter, ValidationError
 
 from paredown.client.errors import PareApiError
 from paredown.contracts.access import Scope
-from paredown.contracts.alias import SIGN, AliasDetails, AliasMove
+from paredown.contracts.alias import SIGN, AliasDetails, AliasMove, AliasName
 from paredown.contracts.artifact import ArtifactView
 from paredown.web import format as fmt
 from paredown.web import parts, session
@@ -105,6 +106,12 @@ def _form(view: ArtifactView) -> None:
     if not name:
         st.error("An alias needs a name.", icon=":material/error:")
         return
+    if not _is_name(name):
+        st.error(
+            "A name is made of letters, digits and - . _ / without spaces; each part begins with a letter or digit.",
+            icon=":material/error:",
+        )
+        return
     try:
         session.client().set_alias(name, view.id, protected=protected, reason=reason.strip() or None)
     except PareApiError as error:
@@ -112,6 +119,14 @@ def _form(view: ArtifactView) -> None:
         return
     st.toast(f"{parts.plain(SIGN + name)} points here.", icon=":material/check:")
     st.rerun()
+
+
+def _is_name(text: str) -> bool:
+    try:
+        TypeAdapter(AliasName).validate_python(text)
+    except ValidationError:
+        return False
+    return True
 
 
 def _may_promote() -> bool:

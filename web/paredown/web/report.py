@@ -13,6 +13,7 @@ from paredown.contracts.artifact import (
     Report,
     RuntimeProof,
     Speed,
+    TaskMetric,
     TaskResult,
     Verdict,
 )
@@ -299,19 +300,26 @@ def _tasks(report: Report) -> None:
 
 def _task(result: TaskResult) -> list[str]:
     metric = result.main
-    difference = fmt.ABSENT
-    if metric.difference is not None and metric.low is not None and metric.high is not None:
-        low, high = 100 * metric.low, 100 * metric.high
-        difference = f"{100 * metric.difference:+.2f} points ({low:+.2f} to {high:+.2f})"
     return [
         parts.escaped(f"{result.title}, {metric.name}"),
         str(result.rows),
         fmt.percent(metric.base),
         f"{fmt.percent(metric.artifact)} ± {fmt.percent(metric.artifact_stderr)}",
-        difference,
+        task_difference(metric),
         fmt.percent(result.flipped),
-        parts.badge(*_VERDICTS[metric.verdict]),
+        task_badge(metric),
     ]
+
+
+def task_difference(metric: TaskMetric) -> str:
+    """`-5.00 points (-7.10 to -2.90)`, from the base."""
+    if metric.difference is None or metric.low is None or metric.high is None:
+        return fmt.ABSENT
+    return f"{100 * metric.difference:+.2f} points ({100 * metric.low:+.2f} to {100 * metric.high:+.2f})"
+
+
+def task_badge(metric: TaskMetric) -> str:
+    return parts.badge(*_VERDICTS[metric.verdict])
 
 
 def _figures(result: TaskResult) -> list[dict[str, str | int | float | None]]:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 import typer
@@ -19,7 +19,7 @@ from paredown.client.errors import CommandFailed, ExitCode
 from paredown.client.output import JsonOption, emit_json, say, stdout
 from paredown.client.watching import DownloadBars
 from paredown.contracts.alias import SIGN
-from paredown.contracts.artifact import MANIFEST_NAME, CostAxis, Front, Manifest, Verdict, verify_files
+from paredown.contracts.artifact import MANIFEST_NAME, CostAxis, Front, Manifest, TaskMetric, Verdict, verify_files
 
 datasets = typer.Typer(help="Calibration texts that were uploaded.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -179,11 +179,17 @@ def compare(
         names = comparison.labels([client.artifact(one) for one in chosen])
         manifests = [client.manifest(one) for one in chosen]
     settings, figures = comparison.settings(manifests), comparison.figures(manifests)
+    tasks = comparison.tasks(manifests)
     if json_output:
         lines = {"settings": [asdict(line) for line in settings], "figures": [asdict(line) for line in figures]}
+        lines["tasks"] = [asdict(line) | {"values": [_json(value) for value in line.values]} for line in tasks]
         emit_json({"artifacts": [str(one) for one in chosen], **lines})
     else:
-        stdout().print(render.comparison(names, settings, figures))
+        stdout().print(render.comparison(names, settings, figures, tasks))
+
+
+def _json(metric: TaskMetric | None) -> dict[str, Any] | None:
+    return metric.model_dump(mode="json") if metric else None
 
 
 def download(

@@ -7,9 +7,9 @@ from functools import partial
 import streamlit as st
 
 from paredown.client import comparison
-from paredown.client.comparison import MOST_COMPARED, Line, Value
-from paredown.contracts.artifact import Manifest
-from paredown.web import charts, parts, session
+from paredown.client.comparison import MOST_COMPARED, Line, TaskLine, Value
+from paredown.contracts.artifact import Manifest, TaskMetric
+from paredown.web import charts, parts, report, session
 from paredown.web import format as fmt
 
 _ALL = "mean of each block"
@@ -70,6 +70,29 @@ def _tables(names: Sequence[str], manifests: Sequence[Manifest]) -> None:
     protocols = {one.report.artifact.protocol_hash for one in manifests if one.report.artifact}
     if len(protocols) > 1:
         st.caption("Perplexities were measured under several protocols; figures on different lines do not compare.")
+    _tasks(names, comparison.tasks(manifests))
+
+
+def _tasks(names: Sequence[str], lines: Sequence[TaskLine]) -> None:
+    if not lines:
+        return
+    st.subheader("Tasks", anchor=False)
+    rows = [[parts.escaped(f"{line.name}, {line.metric}"), str(line.rows), *map(_task, line.values)] for line in lines]
+    parts.table(["", "Rows", *map(parts.escaped, names)], rows)
+    st.caption(
+        "Below each figure its difference from the base in points, with the 95 % interval by paired bootstrap over "
+        "rows. A task that was measured in several ways has a line for each; they do not compare."
+    )
+
+
+def _task(metric: TaskMetric | None) -> str:
+    if metric is None:
+        return fmt.ABSENT
+    verdict = report.task_badge(metric) if metric.verdict else ""
+    difference = (
+        f'<br><span class="pare-dim">{report.task_difference(metric)}</span>' if metric.difference is not None else ""
+    )
+    return f"{fmt.percent(metric.artifact)} {verdict}{difference}"
 
 
 def _table(names: Sequence[str], lines: Sequence[Line]) -> None:
