@@ -137,7 +137,9 @@ def write_random(config: Any, directory: Path) -> int:
         save_file(tensors, directory / file, {"format": "pt"})
         index |= dict.fromkeys(tensors, file)
         total += sum(2 * tensor.numel() for tensor in tensors.values())
-    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    (directory / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": total}, "weight_map": index})
+    )
     (directory / "config.json").write_text(json.dumps(config.to_dict() | {"architectures": ["LlamaForCausalLM"]}))
     return total
 

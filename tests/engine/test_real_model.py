@@ -191,7 +191,7 @@ ANY = ShortGpt(blocks=3, skip=("model.layers.[0-9].*", "model.layers.1[013-9].*"
 ORDER: dict[str, tuple[Recipe, Recipe]] = {
     "sparsegpt and wanda": ((Sparsegpt(),), (Wanda(),)),
     "wanda and magnitude": ((Wanda(),), (Magnitude(),)),
-    "e-sparse and wanda, 2:4": ((Esparse(),), (Wanda(pattern="2:4"),)),
+    "e-sparse and wanda, 2:4": ((Esparse(version=2),), (Wanda(pattern="2:4"),)),
     "one sweep and prune-then-round": ((Sparsegpt(), Gptq()), (Sparsegpt(), Rtn())),
     "shortgpt and the first blocks": ((ShortGpt(blocks=3),), (FIRST,)),
     "shortgpt and any blocks": ((ShortGpt(blocks=3),), (ANY,)),

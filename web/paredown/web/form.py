@@ -29,13 +29,13 @@ class Field:
 
 
 def fields(schema: Mapping[str, Any]) -> list[Field]:
-    """The settings a person may change: constants, lists that stay empty, and versions of which there is only one, are
-    left out."""
+    """The settings a person may change: constants and lists that stay empty are left out, and versions of defaults,
+    because a form shows every value."""
     definitions = schema.get("$defs", {})
     found = []
     for name, described in schema["properties"].items():
         field = _field(name, described, definitions)
-        if field:
+        if field and name != "version":
             found.append(field)
     return found
 
@@ -46,8 +46,7 @@ def _field(name: str, described: Mapping[str, Any], definitions: Mapping[str, An
     if len(kinds) != 1:
         raise ValueError(f"{name}: a form field needs one type, not {len(kinds)}")
     kind = kinds[0]
-    only_one = kind.get("minimum") is not None and kind.get("minimum") == kind.get("maximum")
-    if "const" in kind or only_one or kind.get("maxItems") == 0:
+    if "const" in kind or kind.get("maxItems") == 0:
         return None
     low, high = kind.get("minimum", kind.get("exclusiveMinimum")), kind.get("maximum", kind.get("exclusiveMaximum"))
     examples = kind.get("examples") or described.get("examples") or ()

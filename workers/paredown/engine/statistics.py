@@ -35,6 +35,7 @@ _BINS = 100
 # bfloat16 units take whole inputs into their layout for each panel, so fewer are faster there.
 _PANELS = 6
 _BFLOAT16_PANELS = 2
+_ENERGY_PANELS = 3
 # Triangles up to this size are inverted directly.
 _SMALL_TRIANGLE = 128
 
@@ -206,7 +207,16 @@ class InputStatistics:
 
     def output_energy(self, weight_OI: Tensor) -> float:
         """‖XWᵀ‖²: the sum of squares of what the weight makes of all tokens."""
-        return float(torch.vdot((weight_OI @ self.hessian_II).flatten(), weight_OI.flatten()))
+        hessian_II, total = self.hessian_II, 0.0
+        step = -(-len(hessian_II) // _ENERGY_PANELS)
+        for start in range(0, len(hessian_II), step):
+            end = min(start + step, len(hessian_II))
+            panel_OI = weight_OI[:, start:end]
+            # What lies below a diagonal block stands for what lies beside it too.
+            product_OI = (2 * weight_OI[:, end:]) @ hessian_II[end:, start:end]
+            product_OI.addmm_(panel_OI, hessian_II[start:end, start:end])
+            total += float(product_OI.mul_(panel_OI).sum(dtype=torch.float64))
+        return total
 
     def row_energy_O(self, weight_OI: Tensor) -> Tensor:
         """output_energy of each output row."""

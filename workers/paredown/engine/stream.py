@@ -24,6 +24,7 @@ from paredown.engine.dense import DenseStatistics
 from paredown.engine.errors import Drained
 from paredown.engine.evaluation.perplexity import perplexity
 from paredown.engine.forward import BlockForward
+from paredown.engine.memory import trim_heap
 from paredown.engine.method import ModelWork
 from paredown.engine.methods import ACROSS_BLOCKS, ASSIGNING_METHODS, METHODS, MODEL_METHODS
 from paredown.engine.statistics import Statistic
@@ -236,6 +237,8 @@ def compress_model(
             hidden = forward.states if forward and index + 1 < num_blocks else None
             checkpoint.save(index, block.dense, block.quantized, tuple(block.layers), hidden)
             skeleton.release_block(index)
+            # Or the heap falls into ever more pieces, and memory grows with the number of blocks.
+            trim_heap()
             passes.step(len(checkpoint.finished), num_blocks)
     return CompressedModel(files, outer, skeleton, checkpoint, tuple(reports))
 

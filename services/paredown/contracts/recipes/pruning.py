@@ -1,9 +1,9 @@
 """Settings of the methods that set weights to zero."""
 
 import re
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from paredown.contracts.recipes.stage import Family, Stage
 
@@ -98,15 +98,31 @@ class Esparse(Pruner):
     needs_calibration: ClassVar[bool] = True
 
     method: Literal["e-sparse"] = "e-sparse"
+    version: int = Field(
+        1, ge=1, le=2, description="Version of this stage's defaults: in 2, entropy_weight is 0.1 where none is given."
+    )
     pattern: Pattern = Field("2:4", description="N:M pattern such as 2:4: two of every four neighbours kept.")
     entropy_weight: float = Field(
         1.0,
         ge=0,
         le=100,
-        description="How much a channel's entropy counts beside its norm, both relative to their mean.",
+        description="How much a channel's entropy counts beside its norm, both relative to their mean; 0.1 does best on "
+        "the models tried.",
     )
     shuffle: bool = Field(
         True,
         description="Reorder the input channels of the MLP's and of attention's last linear so that channels that "
         "matter do not share a group; the rows of the linears before them follow.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_version(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("version") == 2:
+            return {"entropy_weight": 0.1, **given}
+        return given
+
+    def identity(self) -> dict[str, Any]:
+        own = super().identity()
+        # The field's own default is that of version 1.
+        return {**own, "entropy_weight": self.entropy_weight} if self.version > 1 else own

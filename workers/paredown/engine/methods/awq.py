@@ -4,10 +4,11 @@ Paper: Lin et al., "AWQ: Activation-aware Weight Quantization for LLM Compressio
 A channel's scale is its mean |x| to the power α, divided by the geometric mean of the largest and the smallest; of a
 grid of α the one is kept whose rounded weights change the output least. As in the paper's code α is judged on plain
 min-max grids, and what a group's range is cut to is searched afterwards by the error of its own share of the output.
-Here the linears that share an input are judged by the sum of their output errors, exact from the Hessian, where the
-code runs the whole attention or MLP; and queries and keys are cut like all others, which it leaves out.
+Here the linears that share an input are judged by the sum of their output errors, exact from the Hessian and on evenly
+spread rows, where the code runs the whole attention or MLP; and queries and keys are cut like all others, which it
+leaves out.
 What produces the input takes the scale's inverse (engine/scaling.py). Where nothing can, only the ranges are cut.
-Shapes: O out_features, I in_features, G groups along the input, S weights of a group, R rows of a part.
+Shapes: O out_features, I in_features, G groups along the input, S weights of a group, R rows that judge scales.
 """
 
 import torch
@@ -19,8 +20,8 @@ from paredown.engine.method import LinearMethod, LinearWeight
 from paredown.engine.scaling import Fold
 from paredown.engine.statistics import InputStatistics, Statistic
 
-# Weights rounded at once when a scale is tried, so that its temporaries stay small.
-_CHUNK = 2**20
+# Rows on which a scale is tried: at least so many where there are as many, and less than twice that.
+_JUDGED_ROWS = 256
 
 
 def compress(linear: LinearWeight, inputs: InputStatistics, config: Awq) -> None:
@@ -38,16 +39,13 @@ def best_scale(linear: LinearWeight, fold: Fold, inputs: InputStatistics, config
     """The candidate with the least output error; the first, which is 1 everywhere, where none has less."""
     magnitude_I = fold.shared(inputs.magnitude_I)
     plain = config.model_copy(update={"scale_search": "min_max"})
-    parts = torch.split(linear.weight_OI, max(1, _CHUNK // linear.weight_OI.shape[1]))
+    weight_RI = linear.weight_OI[:: max(1, len(linear.weight_OI) // _JUDGED_ROWS)]
 
     def error(scale_I: Tensor) -> float:
-        total = 0.0
-        for weight_RI in parts:
-            weight_RGS = (weight_RI * scale_I).view(weight_RI.shape[0], -1, width)
-            grid = fit_grid(weight_RGS, plain, linear.storage_dtype)
-            rounded = quantized_linear(grid.codes(weight_RGS).flatten(1), grid, plain)
-            total += inputs.output_energy(rounded.dequantized().float() / scale_I - weight_RI)
-        return total
+        weight_RGS = (weight_RI * scale_I).view(len(weight_RI), -1, width)
+        grid = fit_grid(weight_RGS, plain, linear.storage_dtype)
+        rounded = quantized_linear(grid.codes(weight_RGS).flatten(1), grid, plain)
+        return inputs.output_energy(rounded.dequantized().float() / scale_I - weight_RI)
 
     steps = range(config.scale_steps)
     return min((fold.storable(channel_scale(magnitude_I, step / len(steps))) for step in steps), key=error)
