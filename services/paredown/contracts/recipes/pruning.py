@@ -106,8 +106,8 @@ class Esparse(Pruner):
         1.0,
         ge=0,
         le=100,
-        description="How much a channel's entropy counts beside its norm, both relative to their mean; 0.1 does best on "
-        "the models tried.",
+        description="How much a channel's entropy counts beside its norm, both relative to their mean; 0.1 did best "
+        "on the models tried.",
     )
     shuffle: bool = Field(
         True,
