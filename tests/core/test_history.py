@@ -64,7 +64,7 @@ def finish(
 def corrected(database: Database, method: str = "rtn") -> Plan:
     recipe = (Rtn(),) if method == "rtn" else (Gptq(),)
     with database.transaction() as session:
-        return history.corrected(make_plan(), history.ratios(session, "cpu", recipe))
+        return history.corrected(make_plan(), history.ratios(session, make_plan(), recipe))
 
 
 def test_without_history_a_plan_is_the_formulas_with_wide_intervals(database: Database) -> None:
@@ -130,3 +130,22 @@ def test_outcomes_are_the_project_s_own_newest_first(database: Database, setting
     assert [item.seconds for item in found] == [20, 10]
     assert found[0].planned_seconds == pytest.approx(100)
     assert (found[0].planned_output_bytes, found[0].output_bytes) == (100, 101)
+
+
+def test_on_a_gpu_the_gpu_s_part_of_the_memory_is_corrected(
+    database: Database, settings: Settings, project: UUID
+) -> None:
+    plan = make_plan().model_copy(update={"memory_bytes": 1500, "device_memory_bytes": 1000})
+    unlearned, learned = (
+        history.corrected(plan, history.Ratios(seconds=(1,) * 3, memory_bytes=(0.9,) * count)) for count in (0, 3)
+    )
+    assert (unlearned.memory_bytes, unlearned.device_memory_bytes) == (1500, 1000)
+    assert (learned.memory_bytes, learned.device_memory_bytes) == (1400, 900)
+    assert learned.device_memory_interval is not None
+    assert learned.memory_interval is not None
+    assert learned.memory_interval.low == pytest.approx(500 + learned.device_memory_interval.low)
+    # Peaks of hosts say nothing of a GPU.
+    for _ in range(3):
+        finish(database, settings, project, 100)
+    with database.transaction() as session:
+        assert history.ratios(session, plan, (Rtn(),)) == history.Ratios()

@@ -42,6 +42,30 @@ def test_a_job_from_submit_to_a_verified_download(stack: Pare, home: Path, model
     assert "tiny-gptq" in stack("front", uri).stdout
 
 
+def test_a_canary_is_told_while_the_job_is_watched_and_changes_no_byte(
+    stack: Pare, home: Path, model: Path, recipes: Path
+) -> None:
+    without = json.loads((home / "downloaded" / "manifest.json").read_text())
+    result = stack("submit", model.as_uri(), recipes / "gptq.yaml", "--wait", "--canary", "--tag", "canary", "--json")
+    job = json.loads(result.stdout)
+    assert job["state"] == "succeeded"
+    assert "Canary: 1 of 3 blocks took" in result.stderr
+    assert job["canary"]["passed"] is True
+    assert job["canary"]["memory_bytes"]["expected"] > 100e6
+    # Server-sent events, as any client reads them.
+    events = [json.loads(line) for line in stack("watch", job["id"], "--json").stdout.splitlines()]
+    types = [event["type"] for event in events]
+    [told] = [event["data"] for event in events if event["type"] == "canary"]
+    assert told == job["canary"]
+    compressed = [event["data"].get("phase") for event in events].index("compress")
+    assert types.index("claimed") < types.index("canary") < compressed
+    stack("download", job["artifact_id"], home / "rehearsed")
+    manifest = json.loads((home / "rehearsed" / "manifest.json").read_text())
+    assert {file["path"]: file["sha256"] for file in manifest["files"]} == {
+        file["path"]: file["sha256"] for file in without["files"]
+    }
+
+
 def test_a_missed_budget_is_exit_code_3(stack: Pare, model: Path, recipes: Path) -> None:
     arguments = ("submit", model.as_uri(), recipes / "rtn.yaml", "--wait", "--max-size-ratio", "0.01")
     job = stack.json(*arguments, expect=3)

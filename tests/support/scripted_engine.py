@@ -19,8 +19,10 @@ from paredown.contracts.work import (
     EngineFailure,
     EngineMessage,
     EngineProgress,
+    EngineRehearsed,
     EngineResult,
     EngineStarted,
+    Rehearsal,
     WorkOrder,
 )
 
@@ -32,6 +34,18 @@ DEFAULTS: dict[str, Any] = {
     "perplexity": 11.0,
     "drains": True,
     "keep_order": None,
+    "rehearsal": {},
+}
+# One block of the small model, as it might have gone.
+REHEARSAL: dict[str, Any] = {
+    "block": 0,
+    "block_seconds": 0.1,
+    "checkpoint_bytes": 1000,
+    "saved_bytes": 1000,
+    "saved_seconds": 0.01,
+    "read_tokens": 128,
+    "read_seconds": 0.001,
+    "memory_bytes": 600 * 2**20,
 }
 
 
@@ -69,6 +83,9 @@ def main() -> None:
         with (order.statistics_dir / "runs").open("a") as runs:
             runs.write(f"{order.recipe[0].method}\n")
     say(EngineStarted(isolation=Isolation(process_group=True), tools={"scripted": "1"}, device="cpu"))
+    if order.rehearse:
+        say(EngineRehearsed(rehearsal=Rehearsal.model_validate(REHEARSAL | script["rehearsal"])))
+        return
     if script["ending"] == "grandchild":
         child = subprocess.Popen(["sleep", "1000"])
         (order.work_dir.parent / "grandchild").write_text(str(child.pid))

@@ -9,7 +9,7 @@ from tests.web.conftest import OpenApp
 from tests.web.house import MODEL, House
 
 from paredown.client.front_chart import AXES
-from paredown.contracts.job import BUDGET_PRESETS
+from paredown.contracts.job import BUDGET_PRESETS, Canary, Corrected
 from paredown.contracts.prices import InstanceType, PriceBook
 from paredown.core import access, aliases, catalogue, jobs
 from paredown.dispatcher.searching import advance
@@ -245,6 +245,36 @@ def test_a_running_job_shows_where_it_is_and_can_be_cancelled(app: AppTest, hous
     app.button(key="confirm-cancel").click().run()
     with house.database.transaction() as session:
         assert jobs.get(session, house.project, claim.job.id).cancel_requested
+
+
+def test_a_rehearsal_is_asked_for_on_the_form_and_told_on_the_job_s_page(form: AppTest, house: House) -> None:
+    choose(form, MODEL)
+    form.toggle(key="draft.job.canary").set_value(True).run()
+    form.button(key="submit").click().run()
+    claim = house.take()
+    assert claim.job.spec.canary
+    late = "The job would take 7200 s more, as its largest block showed, and end 60 s after its deadline."
+    figure = Corrected(planned=100, expected=7200)
+    canary = Canary(
+        passed=False,
+        refusal=late,
+        at=claim.job.created_at,
+        block=0,
+        num_blocks=30,
+        block_seconds=1.2,
+        rehearsal_memory_bytes=950_000_000,
+        saved_bytes=58_000_000,
+        saved_seconds=0.9,
+        store_seconds=0.1,
+        seconds=figure,
+        memory_bytes=figure,
+        disk_bytes=figure,
+    )
+    with house.database.transaction() as session:
+        jobs.rehearsed(session, claim.job.id, claim.epoch, canary)
+    go(form, JOB, id=str(claim.job.id))
+    assert "1 of 30 blocks took 1.2 s and 950 MB, and the job was refused" in said(form)
+    assert f"Canary: {late}" in said(form)
 
 
 def test_a_failed_job_says_why_and_can_be_tried_again(app: AppTest, house: House) -> None:

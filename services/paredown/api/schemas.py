@@ -125,6 +125,15 @@ JOB_EXAMPLES: dict[str, Example] = {
             "dtype": "bfloat16",
         },
     },
+    "rehearse first": {
+        "summary": "By a deadline, and refused at once where the largest block says that it will be late",
+        "value": {
+            "model": _DEMO_MODEL,
+            "recipe": [{"method": "gptq", "bits": 4, "group_size": 64}],
+            "deadline_at": "2030-01-01T06:00:00Z",
+            "canary": True,
+        },
+    },
 }
 SubmittedJob = Annotated[JobSpec, Body(openapi_examples=JOB_EXAMPLES)]
 

@@ -135,7 +135,7 @@ def _look(service: Service, project_id: UUID, spec: JobSpec) -> ModelDescription
 def _plan(service: Service, spec: JobSpec, description: ModelDescription) -> Plan:
     made = _plan_from_sizes(service, spec, description)
     with service.database.transaction() as session:
-        made = history.corrected(made, history.ratios(session, made.pool, spec.recipe))
+        made = history.corrected(made, history.ratios(session, made, spec.recipe))
     base = description.base
     if base is None or _is_measured(service, base.fingerprint, spec, made.pool):
         return made

@@ -25,7 +25,7 @@ from paredown.contracts.artifact import (
 )
 from paredown.contracts.dataset import DatasetView
 from paredown.contracts.gate import TERMS
-from paredown.contracts.job import Interval, JobState, JobView, Plan, PlanOutcomes, Progress
+from paredown.contracts.job import Canary, Interval, JobState, JobView, Plan, PlanOutcomes, Progress
 from paredown.contracts.methods import MethodView
 from paredown.contracts.prices import PriceBook, Savings, Serving
 from paredown.contracts.search import Rung, SearchDetails, SearchState, SearchView
@@ -112,6 +112,23 @@ def step(progress: Progress | None) -> str:
     return f"{progress.phase}{block}"
 
 
+def canary(found: Canary) -> str:
+    """`Canary: 1 of 30 blocks took 1.2 s and 996.1 MB; expected to end in 2 min 40 s (planned 3 min 00 s)`"""
+    line = f"Canary: 1 of {found.num_blocks} blocks took {brief(found.block_seconds)}"
+    line += f" and {size(found.rehearsal_memory_bytes)}"
+    if found.rehearsal_device_memory_bytes is not None:
+        line += f" ({size(found.rehearsal_device_memory_bytes)} on the GPU)"
+    if found.refusal is not None:
+        return f"{line}. {found.refusal}"
+    ends = found.seconds
+    return f"{line}; expected to end in {duration(ends.expected)} (planned {duration(ends.planned)})"
+
+
+def brief(seconds: float) -> str:
+    """With tenths below ten seconds, which `duration` rounds away."""
+    return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
+
+
 def _table(*columns: str, right: Sequence[str] = ()) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
@@ -166,6 +183,7 @@ def job(view: JobView) -> RenderableType:
             ("recipe", view.recipe_name),
             ("model", view.spec.model),
             ("pool", view.pool),
+            ("canary", canary(view.canary).removeprefix("Canary: ") if view.canary else ""),
             ("progress", "" if view.state.terminal else step(view.progress)),
             ("failures", view.failures or ""),
             ("created", view.created_at.isoformat(timespec="seconds")),
@@ -294,7 +312,13 @@ def plan(view: Plan) -> RenderableType:
                 _within(size(view.memory_bytes), view.memory_interval, size)
                 + ("" if view.pausing else " (blocks rerun for each linear)"),
             ),
-            ("disk", size(view.disk_bytes)),
+            (
+                "of it on the GPU",
+                _within(size(view.device_memory_bytes), view.device_memory_interval, size)
+                if view.device_memory_bytes is not None
+                else "",
+            ),
+            ("disk", _within(size(view.disk_bytes), view.disk_interval, size)),
             ("download", size(view.download_bytes)),
             ("output", f"{size(view.output_bytes)} ({view.size_ratio:.1%} of {size(view.base_bytes)})"),
             ("time", _within(f"about {duration(view.seconds)}", view.seconds_interval, duration)),

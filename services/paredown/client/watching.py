@@ -18,7 +18,7 @@ from paredown.client.client import PareClient
 from paredown.client.downloads import DownloadProgress
 from paredown.client.errors import ExitCode
 from paredown.client.output import say, stderr
-from paredown.contracts.job import JobEvent, JobState, JobView, Progress
+from paredown.contracts.job import Canary, JobEvent, JobState, JobView, Progress
 from paredown.contracts.search import SearchDetails
 from paredown.contracts.sweep import SweepDetails
 
@@ -129,6 +129,8 @@ def watch(client: PareClient, job: JobView, on_event: Callable[[JobEvent], None]
         def follow(event: JobEvent) -> None:
             if on_event:
                 on_event(event)
+            if found := canary_of(event):
+                say(render.canary(found))
             state = _STATE_OF_EVENT.get(event.type)
             if state is not None:
                 board.show(job.id, job.recipe_name, state, progress_of(event))
@@ -159,6 +161,15 @@ def progress_of(event: JobEvent) -> Progress | None:
         return None
     try:
         return Progress.model_validate(event.data, extra="ignore")
+    except ValidationError:
+        return None
+
+
+def canary_of(event: JobEvent) -> Canary | None:
+    if event.type != "canary":
+        return None
+    try:
+        return Canary.model_validate(event.data, extra="ignore")
     except ValidationError:
         return None
 

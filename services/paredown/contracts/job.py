@@ -296,6 +296,12 @@ class JobSpec(Contract):
     priority: int = Field(0, ge=-100, le=100, description="Higher runs first.")
     run_at: AwareDatetime | None = Field(None, description="Not before this time.")
     deadline_at: AwareDatetime | None = Field(None, description="Failed when not finished by then.")
+    canary: bool = Field(
+        False,
+        description="Rehearse first: compress the largest block and save it on the worker itself, and go on only if "
+        "memory, disk and deadline suffice by what that took.",
+        exclude_if=lambda wanted: not wanted,
+    )
     name: str | None = Field(None, min_length=1, max_length=120, description="Name of the artifact in the catalogue.")
     tags: tuple[Tag, ...] = Field((), max_length=32)
 
@@ -373,6 +379,34 @@ class JobError(Contract):
     retryable: bool = False
 
 
+class Corrected(Contract):
+    """A figure of the plan beside what a rehearsal makes of it."""
+
+    planned: float
+    expected: float
+
+
+class Canary(Contract):
+    """What the worker learned of a job by rehearsing it: its largest block, compressed and saved, and a small object in
+    the store."""
+
+    passed: bool = Field(description="Whether the job went on.")
+    refusal: str | None = Field(None, description="Why it did not.")
+    at: AwareDatetime
+    block: int = Field(description="The largest one, which was compressed.")
+    num_blocks: int = Field(description="Blocks that the job compresses.")
+    block_seconds: float = Field(description="To compress the block and to make it durable.")
+    rehearsal_memory_bytes: int = Field(description="The most that the rehearsal held in memory.")
+    rehearsal_device_memory_bytes: int | None = Field(None, description="The most that it held on the GPU.")
+    saved_bytes: int = Field(description="Weights written in the job's format: the embeddings and the block.")
+    saved_seconds: float
+    store_seconds: float = Field(description="To put a small object into the store and to delete it.")
+    seconds: Corrected = Field(description="From the end of the rehearsal to that of the job.")
+    memory_bytes: Corrected
+    device_memory_bytes: Corrected | None = Field(None, description="Of memory_bytes, what lies on the GPU.")
+    disk_bytes: Corrected = Field(description="Beside the model itself.")
+
+
 class JobView(Contract):
     """A job as the API shows it."""
 
@@ -391,6 +425,9 @@ class JobView(Contract):
     failures: int
     cancel_requested: bool
     error: JobError | None
+    canary: Canary | None = Field(
+        None, description="Once a job that asked for it was rehearsed.", exclude_if=lambda canary: canary is None
+    )
     artifact_id: UUID | None
     created_at: datetime
     run_at: datetime
@@ -408,6 +445,7 @@ class JobEvent(Contract):
     type: Literal[
         "queued",
         "claimed",
+        "canary",
         "progress",
         "requeued",
         "cancel_requested",
@@ -442,7 +480,10 @@ class Plan(Contract):
     recipe_hash: str
     format: Format
     pool: str
-    memory_bytes: int = Field(description="Peak of the engine's process.")
+    memory_bytes: int = Field(description="Peak of the engine's process, on the GPU too where the pool has one.")
+    device_memory_bytes: int | None = Field(
+        None, description="Of memory_bytes, what lies on the GPU; empty where the pool has none."
+    )
     disk_bytes: int = Field(description="Cache, work directory and artifact together.")
     download_bytes: int
     output_bytes: int = Field(description="The artifact's weights.")
@@ -455,6 +496,8 @@ class Plan(Contract):
         0, description="Finished jobs of the pool that corrected the figures; 0 where they are the formulas' alone."
     )
     memory_interval: Interval | None = Field(None, description="Of memory_bytes: where four of five such jobs ended.")
+    device_memory_interval: Interval | None = Field(None, description="Of device_memory_bytes.")
+    disk_interval: Interval | None = Field(None, description="Of disk_bytes.")
     output_interval: Interval | None = Field(None, description="Of output_bytes.")
     seconds_interval: Interval | None = Field(None, description="Of seconds.")
     cost_interval: Interval | None = Field(None, description="Of cost.")

@@ -67,6 +67,7 @@ class WorkOrder(Contract):
         ("transformers", "llama.cpp"), description="Tried where they read the format; those of the format only."
     )
     require_isolation: bool = False
+    rehearse: bool = Field(False, description="Only the largest block, to see what it takes; the answer is Rehearsed.")
     tick_timeout_seconds: float | None = Field(None, description="Exit when no line arrives on stdin for so long.")
     threads: int | None = Field(None, ge=1, description="torch threads; None leaves torch's own choice.")
 
@@ -92,6 +93,28 @@ class EngineResult(Contract):
     evaluation_tokens_sha256: str | None
 
 
+class Rehearsal(Contract):
+    """What the model's largest block alone took on its way through the job's linear stages, writer and evaluation."""
+
+    block: int
+    block_seconds: float = Field(description="To compress the block and to make it durable.")
+    checkpoint_bytes: int = Field(description="The block in the checkpoint.")
+    saved_bytes: int = Field(description="Weights written in the job's format: the embeddings and the block.")
+    saved_seconds: float
+    read_tokens: int = Field(description="Run through the block and the head, as an evaluation does.")
+    read_seconds: float
+    memory_bytes: int = Field(description="The most that the process ever held in memory.")
+    device_memory_bytes: int | None = Field(None, description="The most that it held on the GPU.")
+    device_total_bytes: int | None = Field(None, description="Memory that the GPU has.")
+
+
+class EngineRehearsed(Contract):
+    """The last line of a rehearsal that went well."""
+
+    type: Literal["rehearsed"] = "rehearsed"
+    rehearsal: Rehearsal
+
+
 class EngineFailure(Contract):
     """The last line of a run that went wrong in a way that has a name."""
 
@@ -105,7 +128,7 @@ class EngineDrained(Contract):
     type: Literal["drained"] = "drained"
 
 
-EngineMessage = EngineStarted | EngineProgress | EngineResult | EngineFailure | EngineDrained
+EngineMessage = EngineStarted | EngineProgress | EngineResult | EngineRehearsed | EngineFailure | EngineDrained
 ENGINE_MESSAGE: TypeAdapter[EngineMessage] = TypeAdapter(Annotated[EngineMessage, Field(discriminator="type")])
 
 # Lines that the supervisor writes to the engine's standard input.
@@ -121,9 +144,11 @@ __all__ = [
     "EngineFailure",
     "EngineMessage",
     "EngineProgress",
+    "EngineRehearsed",
     "EngineResult",
     "EngineStarted",
     "Origin",
+    "Rehearsal",
     "TaskFiles",
     "WorkOrder",
 ]

@@ -183,6 +183,13 @@ class PlanExceeded(PareError):
     status = 422
 
 
+class CanaryRefused(PareError):
+    """A job's rehearsal on its worker showed that memory, disk or time will not suffice."""
+
+    code = "canary_refused"
+    status = 422
+
+
 class SourceError(PareError):
     """A model, a text or a data set cannot be had from where the URI says."""
 

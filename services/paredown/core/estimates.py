@@ -241,7 +241,7 @@ def _other_tensors(shape: ModelShape) -> int:
 
 # A process that has imported torch and transformers and read a tokenizer; measured resident size on Linux.
 PROCESS_BYTES = 560 * 2**20
-_CUDA_CONTEXT_BYTES = 600 * 2**20
+CUDA_CONTEXT_BYTES = 600 * 2**20
 # The allocator keeps pieces that were freed: the packaged model's gptq-4 peaked at 1601 MiB, of which this sum without
 # the factor explains 1260.
 _FRAGMENTATION = 1.5
@@ -263,10 +263,12 @@ _SHARD_BYTES = 2 * 2**30
 
 @dataclass(frozen=True)
 class Memory:
-    """Peak of the engine's process, with and without paused activations."""
+    """Peak of the engine's process, with and without paused activations; and that of the parts of a job that are no
+    block's or read no text: whole shards on their way to disk, stages across blocks, tasks."""
 
     pausing: int
     rerunning: int
+    beyond_blocks: int
 
 
 def memory_of(shape: ModelShape, spec: JobSpec, device: str) -> Memory:
@@ -274,7 +276,7 @@ def memory_of(shape: ModelShape, spec: JobSpec, device: str) -> Memory:
     number = 4 if spec.dtype == "float32" else 2
     linear_parameters = sum(linear.weights for linear in shape.linears)
     block_parameters = linear_parameters + shape.block_other_parameters
-    process = PROCESS_BYTES + (_CUDA_CONTEXT_BYTES if device == "cuda" else 0)
+    process = PROCESS_BYTES + (CUDA_CONTEXT_BYTES if device == "cuda" else 0)
     outer = shape.other_parameters * number
     # The block for the forward, its source, and one group of linears in float32 with its result.
     block = block_parameters * (number + 2) + 3 * 4 * max(linear.weights for linear in shape.linears)
@@ -308,22 +310,26 @@ def memory_of(shape: ModelShape, spec: JobSpec, device: str) -> Memory:
     # To compare them, the base's head beside the artifact's, and its logits with what their distance takes.
     compared = shape.vocab_size * shape.hidden_size * number + logits
     evaluation = outer + block_parameters * (number + 2) + evaluated * states + micro_batch * inside + logits + compared
+    tasks = 0
     if scored := _task_tokens(spec):
         # Hidden states of as many requests as one pass holds, and what lm-eval and its data library take.
         kept = min(_TASK_STATES_BYTES, scored * shape.hidden_size * number)
         batch = min(_MICRO_BATCH_TOKENS, scored) * inside
         evaluation = max(evaluation, outer + block_parameters * (number + 2) + kept + batch + logits)
         evaluation += _HARNESS_BYTES
+        tasks = evaluation
     writing = min(output_bytes(shape, spec.recipe, spec.resolved_format), _SHARD_BYTES)
     if any(isinstance(stage, Svd) for stage in spec.recipe):
         # The weight, the weight times its inputs' factor and both factors of the result, in float64.
         block += 4 * 8 * max(linear.weights for linear in shape.linears)
     compression = outer + block + (statistics + calibrated * states if calibrated else 0)
     scores = micro_batch * shape.score_heads * length * (number + 4)
+    # Of stages that look across blocks.
+    across = 0
     for bonsai in (stage for stage in spec.recipe if isinstance(stage, Bonsai)):
         # Sub-models that run at once, each with hidden states of its own, and the loss.
         tried = _submodel_tokens(bonsai, spec) * shape.hidden_size * number
-        compression = max(compression, outer + block + tried + logits)
+        across = max(across, outer + block + tried + logits)
     if any(isinstance(stage, LlmPruner | Mixed) for stage in spec.recipe):
         # The block and its gradient, both again in float32, a micro-batch's activations with theirs, and the loss.
         head = 4 * 4 * shape.vocab_size * _GRADIENT_HEAD_TOKENS
@@ -331,17 +337,25 @@ def memory_of(shape: ModelShape, spec: JobSpec, device: str) -> Memory:
         if any(isinstance(stage, Mixed) for stage in spec.recipe):
             # Second moments of all inputs of a block at once, where the pass through linears has one input's.
             gradients += statistics + block_statistics
-        compression = max(compression, outer + gradients + calibrated * states)
-    compression = max(compression, *(_training_bytes(*given, number) for given in trainings(shape, spec)), 0)
+        across = max(across, outer + gradients + calibrated * states)
+    across = max(across, *(_training_bytes(*given, number) for given in trainings(shape, spec)), 0)
+    compression = max(compression, across)
+
+    def held(size_bytes: int) -> int:
+        return process + int(_FRAGMENTATION * size_bytes)
 
     def peak(activations: int) -> int:
-        return process + int(_FRAGMENTATION * max(scores + max(compression + activations, evaluation), writing))
+        return held(max(scores + max(compression + activations, evaluation), writing))
 
     one_batch = peak(min(calibrated, micro_batch) * inside)
     # Only linear stages pause forwards; a survey of blocks runs one micro-batch after the other, and so does the pass
     # that gathers dense statistics.
     pausing = _streams(spec) and not _keeps_statistics(spec)
-    return Memory(pausing=peak(calibrated * inside) if pausing else one_batch, rerunning=one_batch)
+    return Memory(
+        pausing=peak(calibrated * inside) if pausing else one_batch,
+        rerunning=one_batch,
+        beyond_blocks=held(max(scores + max(across, tasks), writing)),
+    )
 
 
 def calibration_tokens(spec: JobSpec) -> int:
@@ -351,6 +365,11 @@ def calibration_tokens(spec: JobSpec) -> int:
 def _keeps_statistics(spec: JobSpec) -> bool:
     """Whether statistics of the whole model lie on disk."""
     return _streams(spec) and spec.calibration.statistics == "dense"
+
+
+def checkpoint_bytes(shape: ModelShape, output: int) -> int:
+    """Finished blocks in the checkpoint, which keeps their weights dense and packed."""
+    return 2 * shape.linear_parameters + output
 
 
 def statistics_bytes(shape: ModelShape, spec: JobSpec) -> int:
@@ -530,10 +549,34 @@ _PLAIN_ROUNDINGS = 12
 DOWNLOAD_BYTES_PER_SECOND = 50e6
 
 
-def seconds_of(shape: ModelShape, spec: JobSpec, device: str, threads: int | None, pausing: bool) -> float:
+@dataclass(frozen=True)
+class Seconds:
+    """What the parts of a job take: a process to start, the linear stages on all blocks, and forward passes of whole
+    models, which evaluations and stages across blocks are made of."""
+
+    starting: float
+    blocks: float
+    reading: float
+
+    @property
+    def total(self) -> float:
+        return self.starting + self.blocks + self.reading
+
+
+def _scale(device: str, threads: int | None) -> float:
+    return threads / _MEASURED_THREADS if threads and device == "cpu" else 1.0
+
+
+def reading_seconds(shape: ModelShape, spec: JobSpec, device: str, threads: int | None, tokens: int) -> float:
+    """To run so many tokens through all blocks and the head."""
+    work = 2 * (shape.active_parameters + shape.vocab_size * shape.hidden_size) * tokens
+    return work / (_THROUGHPUT[device].flops[spec.dtype] * _scale(device, threads))
+
+
+def seconds_of(shape: ModelShape, spec: JobSpec, device: str, threads: int | None, pausing: bool) -> Seconds:
     """Seconds on a worker that does nothing else, the download left out."""
     speed = _THROUGHPUT[device]
-    scale = threads / _MEASURED_THREADS if threads and device == "cpu" else 1.0
+    scale = _scale(device, threads)
     flops = speed.flops[spec.dtype] * scale
     tokens = calibration_tokens(spec) if _streams(spec) else 0
     surveys = _survey_flops(shape, spec)
@@ -584,5 +627,8 @@ def seconds_of(shape: ModelShape, spec: JobSpec, device: str, threads: int | Non
     asked = _task_tokens(spec) + _WRITING * _task_tokens(spec, written=True)
     asked += _WRITING * _REFUSAL_TOKENS * spec.evaluation.refusal
     measured += 2 * (base.active_parameters + shape.active_parameters) * asked
-    running = (surveys + forward + measured + written + training) / flops
-    return speed.start_seconds + running + hessian / (speed.flops["float32"] * scale) + solving
+    return Seconds(
+        starting=speed.start_seconds,
+        blocks=forward / flops + hessian / (speed.flops["float32"] * scale) + solving,
+        reading=(surveys + measured + written + training) / flops,
+    )

@@ -21,15 +21,19 @@ from paredown.contracts.recipes import Recipe
 from paredown.core.estimates import DOWNLOAD_BYTES_PER_SECOND
 from paredown.core.tables import JobRow, PlanOutcomeRow
 
-# Of the formulas: what they said under another version corrects nothing.
+# Of the formulas: what they said under another version corrects nothing. On a GPU, memory is the GPU's alone: the rest
+# of the process is not measured there.
 FORMULAS = 1
+FORMULAS_ON_GPU = 2
 # Jobs whose ratios are looked at, and how many there must be to correct anything.
 LATEST = 20
 FEWEST = 3
 # Where no history corrects it, and how narrow an interval may get: as shares of the figure. Sizes follow from shapes.
 _UNKNOWN = {"seconds": (0.5, 2.0), "memory_bytes": (0.75, 1.25), "output_bytes": (0.98, 1.02)}
+# No history has it: it is added up from sizes, some of which are upper bounds.
+_DISK = (0.75, 1.05)
 _NARROWEST = {"seconds": 0.1, "memory_bytes": 0.05, "output_bytes": 0.001}
-_FIGURES = tuple(_UNKNOWN)
+_FIGURES = tuple(_NARROWEST)
 
 
 @dataclass(frozen=True)
@@ -60,10 +64,10 @@ def record(session: Session, job: JobRow, recipe: Recipe, took: Took, report: Re
             project_id=job.project_id,
             pool=job.pool,
             methods=_methods(recipe),
-            formulas=FORMULAS,
-            planned_seconds=plan.seconds - _download_seconds(plan),
+            formulas=_formulas(plan),
+            planned_seconds=plan.seconds - download_seconds(plan),
             seconds=took.seconds,
-            planned_memory_bytes=plan.memory_bytes,
+            planned_memory_bytes=plan.device_memory_bytes or plan.memory_bytes,
             memory_bytes=report.peak_memory_bytes,
             planned_output_bytes=plan.output_bytes,
             output_bytes=report.size_bytes,
@@ -71,11 +75,11 @@ def record(session: Session, job: JobRow, recipe: Recipe, took: Took, report: Re
     )
 
 
-def ratios(session: Session, pool: str, recipe: Recipe) -> Ratios:
-    """Of the latest jobs of this pool with the same methods; where those are too few, of all of the pool."""
+def ratios(session: Session, plan: Plan, recipe: Recipe) -> Ratios:
+    """Of the latest jobs of the plan's pool with the same methods; where those are too few, of all of the pool."""
     query = (
         select(PlanOutcomeRow)
-        .where(PlanOutcomeRow.pool == pool, PlanOutcomeRow.formulas == FORMULAS)
+        .where(PlanOutcomeRow.pool == plan.pool, PlanOutcomeRow.formulas == _formulas(plan))
         .order_by(PlanOutcomeRow.created_at.desc(), PlanOutcomeRow.job_id.desc())
         .limit(LATEST)
     )
@@ -88,9 +92,12 @@ def corrected(plan: Plan, found: Ratios) -> Plan:
     """A plan of the bare formulas with figures and intervals as the history has them."""
     if len(found.seconds) < FEWEST:
         found = Ratios()
-    download = _download_seconds(plan)
+    download = download_seconds(plan)
     seconds, seconds_interval = _judged(plan.seconds - download, found.seconds, "seconds", download)
-    memory, memory_interval = _judged(plan.memory_bytes, found.memory_bytes, "memory_bytes")
+    # Where the work is done on a GPU, that part of the memory is corrected, and the rest is added.
+    device = plan.device_memory_bytes
+    beside = 0 if device is None else plan.memory_bytes - device
+    worked, worked_interval = _judged(plan.memory_bytes - beside, found.memory_bytes, "memory_bytes")
     output, output_interval = _judged(plan.output_bytes, found.output_bytes, "output_bytes")
     price = plan.cost / plan.seconds
     return plan.model_copy(
@@ -98,8 +105,11 @@ def corrected(plan: Plan, found: Ratios) -> Plan:
             "history_jobs": len(found.seconds),
             "seconds": seconds,
             "seconds_interval": seconds_interval,
-            "memory_bytes": round(memory),
-            "memory_interval": memory_interval,
+            "memory_bytes": beside + round(worked),
+            "memory_interval": Interval(low=beside + worked_interval.low, high=beside + worked_interval.high),
+            "device_memory_bytes": None if device is None else round(worked),
+            "device_memory_interval": None if device is None else worked_interval,
+            "disk_interval": Interval(low=plan.disk_bytes * _DISK[0], high=plan.disk_bytes * _DISK[1]),
             "output_bytes": round(output),
             "output_interval": output_interval,
             "size_ratio": output / plan.base_bytes,
@@ -137,6 +147,10 @@ def latest(session: Session, project_id: UUID, limit: int) -> PlanOutcomes:
     )
 
 
+def _formulas(plan: Plan) -> int:
+    return FORMULAS if plan.device_memory_bytes is None else FORMULAS_ON_GPU
+
+
 def _methods(recipe: Recipe) -> list[str]:
     return [stage.method for stage in recipe]
 
@@ -167,5 +181,5 @@ def _quantile(values: Sequence[float], share: float) -> float:
     return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
-def _download_seconds(plan: Plan) -> float:
+def download_seconds(plan: Plan) -> float:
     return plan.download_bytes / DOWNLOAD_BYTES_PER_SECOND

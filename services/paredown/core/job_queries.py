@@ -129,6 +129,7 @@ def _view(row: JobRow, project: str, artifact_id: UUID | None) -> JobView:
             "failures": row.failures,
             "cancel_requested": row.cancel_requested,
             "error": row.error,
+            "canary": row.canary,
             "artifact_id": artifact_id,
             "created_at": row.created_at,
             "run_at": row.run_at,

@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
 from paredown.contracts.artifact import ArtifactView, Verdict
-from paredown.contracts.job import JobError, JobState, JobView, Progress
+from paredown.contracts.job import Canary, JobError, JobState, JobView, Progress
 from paredown.core import catalogue, history
 from paredown.core.db import database_now
 from paredown.core.errors import (
@@ -51,6 +51,7 @@ __all__ = [
     "new_events",
     "of_sweep",
     "oldest_due_seconds",
+    "rehearsed",
     "release",
     "replay",
     "request_cancel",
@@ -65,6 +66,7 @@ MAX_RETRY_DELAY_SECONDS = 3600
 EventType = Literal[
     "queued",
     "claimed",
+    "canary",
     "progress",
     "requeued",
     "cancel_requested",
@@ -130,6 +132,8 @@ def retry(session: Session, project_id: UUID, job_id: UUID) -> JobView:
         state=JobState.QUEUED,
         failures=0,
         error=None,
+        # What was refused is rehearsed anew.
+        canary=row.canary if row.canary and row.canary["passed"] else None,
         phase=None,
         progress=None,
         run_at=func.now(),
@@ -193,6 +197,12 @@ def heartbeat(session: Session, job_id: UUID, epoch: int, progress: Progress | N
     else:
         _write(session, row, "progress", new, **values)
     return row.cancel_requested
+
+
+def rehearsed(session: Session, job_id: UUID, epoch: int, canary: Canary) -> None:
+    """Keep what a rehearsal made of the plan, in the job and in its history. Raises LeaseLost."""
+    found = storable(canary.model_dump(mode="json"))
+    _write(session, _held(session, job_id, epoch), "canary", found, canary=found)
 
 
 def finish(session: Session, job_id: UUID, epoch: int, artifact: catalogue.NewArtifact) -> ArtifactView:

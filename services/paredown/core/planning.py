@@ -47,6 +47,7 @@ from paredown.core.estimates import (
     DOWNLOAD_BYTES_PER_SECOND,
     PROCESS_BYTES,
     calibration_tokens,
+    checkpoint_bytes,
     evaluation_tokens,
     is_calibrated,
     memory_of,
@@ -311,11 +312,11 @@ def make_plan(spec: JobSpec, description: ModelDescription, settings: Settings) 
             field="pool",
         )
     output = output_bytes(shape, spec.recipe, spec.resolved_format)
-    seconds = seconds_of(shape, spec, pool.device, settings.engine_threads, pausing)
+    seconds = seconds_of(shape, spec, pool.device, settings.engine_threads, pausing).total
     seconds += description.download_bytes / DOWNLOAD_BYTES_PER_SECOND
     number = 4 if spec.dtype == "float32" else 2
     # Checkpoint: the finished blocks, dense and packed, and the hidden states; then the artifact itself.
-    checkpoint = 2 * shape.linear_parameters + output + calibration_tokens(spec) * shape.hidden_size * number
+    checkpoint = checkpoint_bytes(shape, output) + calibration_tokens(spec) * shape.hidden_size * number
     checkpoint += surveyed_states(shape, spec) * shape.hidden_size * number + trained_bytes(shape, spec)
     # What enters the base's head, to compare the artifact with.
     checkpoint += evaluation_tokens(spec) * shape.hidden_size * number
@@ -333,6 +334,7 @@ def make_plan(spec: JobSpec, description: ModelDescription, settings: Settings) 
         format=spec.resolved_format,
         pool=name,
         memory_bytes=needed,
+        device_memory_bytes=needed - PROCESS_BYTES if pool.device == "cuda" else None,
         disk_bytes=disk,
         download_bytes=description.download_bytes,
         output_bytes=output,

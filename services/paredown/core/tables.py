@@ -117,6 +117,8 @@ class JobRow(Base):
     claimed_at: Mapped[datetime | None]
     lease_until: Mapped[datetime | None]
     error: Mapped[JsonObject | None]
+    # What the rehearsal of a job that asked for one made of its plan.
+    canary: Mapped[JsonObject | None]
     run_at: Mapped[datetime] = mapped_column(server_default=func.now())
     deadline_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())

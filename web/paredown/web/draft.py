@@ -30,7 +30,7 @@ class StageDraft(TypedDict):
 CALIBRATION = form.fields(Calibration.model_json_schema())
 EVALUATION = form.fields(EvaluationSettings.model_json_schema())
 BUDGET = form.fields(Budget.model_json_schema())
-_JOB_FIELDS = ("format", "dtype", "pool", "priority", "name", "tags")
+_JOB_FIELDS = ("format", "dtype", "pool", "priority", "canary", "name", "tags")
 _job_schema = JobSpec.model_json_schema()
 JOB = {
     field.name: field

@@ -85,6 +85,7 @@ def _figures(plan: Plan) -> None:
         parts.facts(
             [
                 ("Memory", fmt.size(plan.memory_bytes)),
+                *([("Of it on the GPU", fmt.size(plan.device_memory_bytes))] if plan.device_memory_bytes else []),
                 ("Disk", fmt.size(plan.disk_bytes)),
                 ("Download", fmt.size(plan.download_bytes)),
                 ("Worker pool", parts.escaped(plan.pool)),

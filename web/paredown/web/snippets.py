@@ -26,6 +26,8 @@ def submit_command(spec: JobSpec) -> str:
             words += [option, str(value)]
     for tag in spec.tags:
         words += ["--tag", tag]
+    if spec.canary:
+        words.append("--canary")
     return shlex.join(words)
 
 

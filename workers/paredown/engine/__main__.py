@@ -26,6 +26,7 @@ from paredown.contracts.work import (
     EngineFailure,
     EngineMessage,
     EngineProgress,
+    EngineRehearsed,
     EngineResult,
     EngineStarted,
     WorkOrder,
@@ -101,7 +102,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _carry_out(order: WorkOrder, scratch: Path, channel: Channel) -> EngineResult:
+def _carry_out(order: WorkOrder, scratch: Path, channel: Channel) -> EngineResult | EngineRehearsed:
     applied = isolation.apply(
         required=order.require_isolation,
         readable=[order.model_dir, *order.model_dir.iterdir(), *_texts(order)],
@@ -116,6 +117,10 @@ def _carry_out(order: WorkOrder, scratch: Path, channel: Channel) -> EngineResul
     from paredown.engine.run import device_of, run, tools
 
     channel.send(EngineStarted(isolation=applied, tools=tools(), device=device_of(order).type))
+    if order.rehearse:
+        from paredown.engine.rehearsal import rehearse
+
+        return EngineRehearsed(rehearsal=rehearse(order, supervisor.should_drain))
     return run(order, lambda progress: channel.send(EngineProgress(progress=progress)), supervisor.should_drain)
 
 

@@ -88,7 +88,8 @@ class DepthView:
 
 def _shortened(config: Any, kept: Sequence[int]) -> Any:
     """The configuration with the blocks `kept` alone. Raises RecipeUnfit."""
-    if getattr(config, "scale_attn_by_inverse_layer_idx", False):
+    moved = any(place != block for place, block in enumerate(kept))
+    if moved and getattr(config, "scale_attn_by_inverse_layer_idx", False):
         raise RecipeUnfit(
             "This model scales each block's attention by the block's number (scale_attn_by_inverse_layer_idx), so no "
             "block can take another's place; its depth cannot be pruned.",

@@ -59,7 +59,7 @@ class BlockForward:
             tokens = torch.split(tokens, batch_size or max(1, MICRO_BATCH_TOKENS // tokens.shape[1]))
         self.tokens = tuple(tokens)
         hidden_bytes = sum(map(Tensor.numel, self.tokens)) * skeleton.hidden_size * skeleton.dtype.itemsize
-        self.states_device = _states_device(device, hidden_bytes)
+        self.states_device = states_device(device, hidden_bytes)
         self.states: list[Tensor] = [self._embed(tokens_BT) for tokens_BT in self.tokens]
 
     def _embed(self, tokens_BT: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ def _standing_in(blocks: nn.ModuleList, others: Sequence[nn.Module]) -> Iterator
             blocks[index] = block
 
 
-def _states_device(device: torch.device, hidden_bytes: int) -> torch.device:
+def states_device(device: torch.device, hidden_bytes: int) -> torch.device:
     """The device where hidden states fit beside a few times as much in activations, else RAM."""
     if device.type != "cuda":
         return device

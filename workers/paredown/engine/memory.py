@@ -11,8 +11,11 @@ import torch
 
 def peak_memory_bytes(device: torch.device) -> int:
     """The most this process ever held: on the GPU where the work ran there, else resident in memory."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
+    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else peak_resident_bytes()
+
+
+def peak_resident_bytes() -> int:
+    """The most of this machine's memory that this process ever held."""
     status = Path("/proc/self/status")
     if status.is_file():
         # Not ru_maxrss: that also counts the process from which this one was forked.

@@ -16,16 +16,16 @@ import structlog
 from sqlalchemy.orm import Session
 
 from paredown.contracts.artifact import Evaluation, Manifest, Report
-from paredown.contracts.families import shape_from_config
+from paredown.contracts.families import ModelShape, shape_from_config
 from paredown.contracts.job import Phase, Plan, Progress, content_hash
 from paredown.contracts.recipes import Family
 from paredown.contracts.recipes.pruning import Pruner
 from paredown.contracts.tasks import TaskName
 from paredown.contracts.work import EngineProgress, EngineStarted, Origin, TaskFiles, WorkOrder
-from paredown.core import catalogue, planning, prices, sources
+from paredown.core import canary, catalogue, history, jobs, planning, prices, sources
 from paredown.core.catalogue import NewArtifact
-from paredown.core.db import Database
-from paredown.core.errors import DatabaseUnavailable, DiskFull, EngineCrashed, LeaseLost, PareError
+from paredown.core.db import Database, database_now
+from paredown.core.errors import CanaryRefused, DatabaseUnavailable, DiskFull, EngineCrashed, LeaseLost, PareError
 from paredown.core.estimates import statistics_bytes
 from paredown.core.history import Took
 from paredown.core.jobs import Claim
@@ -95,10 +95,15 @@ class Attempt:
         with closing(inputs.model), ExitStack() as held:
             fetched_at = time.monotonic()
             plan, order = self._check(inputs)
+            rehearsing = time.monotonic()
+            if self._spec.canary and not (self._claim.job.canary and self._claim.job.canary.passed):
+                self._rehearse(plan, order, shape_from_config(inputs.model.config))
+            # What the job itself takes is what its plan is compared with.
+            fetched_at += time.monotonic() - rehearsing
             if statistics := self._statistics(inputs, order):
                 held.enter_context(closing(statistics))
                 order = order.model_copy(update={"statistics_dir": statistics.directory})
-            run = self._run(order)
+            run = self._run(order, self.workspace.directory, self._uploader)
         result = run.result
         assert result is not None
         self._save_baseline(inputs.model.record.fingerprint, result.report.base)
@@ -224,6 +229,51 @@ class Attempt:
             threads=settings.engine_threads,
         )
 
+    def _rehearse(self, plan: Plan, order: WorkOrder, shape: ModelShape) -> None:
+        """Run the job's largest block, and a save, before hours are spent. Raises CanaryRefused, and whatever ends the
+        real run: a store that takes nothing, an engine that fails."""
+        self._progress(Phase.CHECK, FETCH_SHARE, message="canary: trying the object store")
+        store_seconds = attended(self._try_store, self._lease.check)
+        self._progress(Phase.CHECK, FETCH_SHARE, message="canary: running the largest block")
+        directory = self.workspace.directory / "canary"
+        places = {"work_dir": directory / "work", "output_dir": directory / "output", "baseline": None}
+        try:
+            run = self._run(order.model_copy(update={"rehearse": True, **places}), directory, None)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+        assert run.rehearsal is not None
+        free = shutil.disk_usage(self.workspace.directory).free
+        planned, now = self._transaction(lambda session: (self._as_planned(session, plan), database_now(session)))
+        found = canary.judge(
+            run.rehearsal,
+            spec=self._spec,
+            shape=shape,
+            bare=plan,
+            planned=planned,
+            pool=self._pool,
+            threads=self._settings.engine_threads,
+            store_seconds=store_seconds,
+            room=canary.Room(free, self._claim.job.deadline_at),
+            now=now,
+        )
+        job_id, epoch = self._claim.job.id, self._claim.epoch
+        self._transaction(lambda session: jobs.rehearsed(session, job_id, epoch, found))
+        log.info("canary", **found.model_dump(mode="json"))
+        if found.refusal is not None:
+            raise CanaryRefused(found.refusal)
+
+    def _try_store(self, _step: Callable[[], None]) -> float:
+        """Seconds to put a small object where the artifact will lie, and to delete it. Raises StorageUnavailable."""
+        started = time.monotonic()
+        key = f"{self.prefix}/canary"
+        self._worker.store.put_bytes(key, b"canary")
+        self._worker.store.delete(key)
+        return time.monotonic() - started
+
+    def _as_planned(self, session: Session, plan: Plan) -> Plan:
+        """What a person was told: with what finished jobs taught."""
+        return history.corrected(plan, history.ratios(session, plan, self._spec.recipe))
+
     def _statistics(self, inputs: _Inputs, order: WorkOrder) -> SharedStatistics | None:
         """Where this machine's jobs on the model share dense statistics; None where each gathers its own.
 
@@ -295,7 +345,7 @@ class Attempt:
         if base is not None and not base.cached:
             self._transaction(lambda session: catalogue.save_baseline(session, fingerprint, base, self._pool.device))
 
-    def _run(self, order: WorkOrder) -> EngineRun:
+    def _run(self, order: WorkOrder, directory: Path, uploader: checkpoints.CheckpointUploader | None) -> EngineRun:
         """The engine, to its end. Raises CancelRequested or DrainRequested once it has stopped for that."""
         asked_at: float | None = None
 
@@ -309,7 +359,8 @@ class Attempt:
             nonlocal asked_at
             self._lease.on_beat(engine.tick)
             self._lease.check_held()
-            self._uploader.attend()
+            if uploader:
+                uploader.attend()
             if not (self._lease.cancel_requested or self._lease.draining):
                 return
             if asked_at is None:
@@ -322,17 +373,16 @@ class Attempt:
                 raise CancelRequested if cancel else DrainRequested
 
         try:
-            run = run_engine(
-                order, self.workspace.directory, on_message=on_message, attend=attend, command=self._worker.command
-            )
+            run = run_engine(order, directory, on_message=on_message, attend=attend, command=self._worker.command)
         except EngineCrashed:
             # A signal to the whole machine's processes, such as a shutdown, ends the engine as well.
             self._lease.check()
             raise
         finally:
             self._lease.on_beat(None)
-            self._uploader.stop()
-        if run.result is None:
+            if uploader:
+                uploader.stop()
+        if run.result is None and run.rehearsal is None:
             self._lease.check()
             raise EngineCrashed("The engine stopped at a block boundary, though nobody had asked it to.")
         return run

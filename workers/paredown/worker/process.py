@@ -27,8 +27,10 @@ from paredown.contracts.work import (
     EngineFailure,
     EngineMessage,
     EngineProgress,
+    EngineRehearsed,
     EngineResult,
     EngineStarted,
+    Rehearsal,
     WorkOrder,
 )
 from paredown.core.errors import EngineCrashed, EngineFailed
@@ -56,10 +58,12 @@ _INHERITED = (
 
 @dataclass(frozen=True)
 class EngineRun:
-    """A run that ended well. `result` is None when the engine drained: it stopped at a block boundary as asked."""
+    """A run that ended well, with what its order asked for: a result, or a rehearsal. Both are None when the engine
+    drained: it stopped at a block boundary as asked."""
 
     started: EngineStarted
-    result: EngineResult | None
+    result: EngineResult | None = None
+    rehearsal: Rehearsal | None = None
 
 
 @dataclass(frozen=True)
@@ -264,6 +268,8 @@ def run_engine(
                 on_message(message)
             else:
                 engine.finish()
+                if isinstance(message, EngineRehearsed):
+                    return EngineRun(started, rehearsal=message.rehearsal)
                 return EngineRun(started, message if isinstance(message, EngineResult) else None)
 
 

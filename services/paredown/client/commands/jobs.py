@@ -49,6 +49,9 @@ def submit(
     priority: Annotated[int, typer.Option(help="−100 to 100; higher runs first.")] = 0,
     run_at: Annotated[datetime | None, typer.Option(help="Not before this time (local, unless it has a zone).")] = None,
     deadline_at: Annotated[datetime | None, typer.Option(help="Failed when not finished by then.")] = None,
+    canary: Annotated[
+        bool, typer.Option("--canary", help="Rehearse the largest block and a save on the worker before all else.")
+    ] = False,
     idempotency_key: Annotated[
         str | None, typer.Option(help="The same key never makes a second job; for pipelines that may run twice.")
     ] = None,
@@ -64,6 +67,7 @@ def submit(
         priority=priority,
         run_at=_zoned(run_at),
         deadline_at=_zoned(deadline_at),
+        canary=canary,
     )
     with connect() as client:
         view = client.submit(spec, idempotency_key)

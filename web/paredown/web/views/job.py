@@ -5,7 +5,7 @@ from typing import Any
 import streamlit as st
 
 from paredown.client.errors import PareApiError
-from paredown.contracts.job import JobEvent, JobState, JobView
+from paredown.contracts.job import Canary, Corrected, JobEvent, JobState, JobView
 from paredown.web import format as fmt
 from paredown.web import parts, report, session, snippets
 
@@ -14,6 +14,7 @@ _EVENT_LIMIT = 100
 _WORDS = {
     "queued": "Queued",
     "claimed": "Taken up by a worker",
+    "canary": "Canary",
     "progress": "Progress",
     "requeued": "Back in the queue",
     "cancel_requested": "Cancellation asked for",
@@ -30,6 +31,7 @@ _COLOURS = {
     "requeued": "#d97706",
     "claimed": "#2563eb",
     "progress": "#93c5fd",
+    "canary": "#a16207",
 }
 
 
@@ -55,6 +57,8 @@ def page() -> None:
                 # Buttons and report outside this fragment change with the state.
                 st.rerun()
             _status(current)
+            if current.canary:
+                _canary(current.canary)
             _timeline(current)
 
     left, right = st.columns([2.2, 1], gap="large")
@@ -141,6 +145,31 @@ def _status(job: JobView) -> None:
         st.info(_waiting(job), icon=":material/hourglass_top:")
 
 
+def _canary(canary: Canary) -> None:
+    st.subheader("Canary", anchor=False)
+    took = f"1 of {canary.num_blocks} blocks took {fmt.duration(canary.block_seconds)}"
+    took += f" and {fmt.size(canary.rehearsal_memory_bytes)}"
+    if canary.rehearsal_device_memory_bytes is not None:
+        took += f" ({fmt.size(canary.rehearsal_device_memory_bytes)} on the GPU)"
+    if canary.refusal is not None:
+        st.caption(f"{took}, and the job was refused.")
+    else:
+        ends = canary.seconds
+        st.caption(f"{took}; expected to end in {fmt.duration(ends.expected)} (planned {fmt.duration(ends.planned)}).")
+
+    def beside(figure: Corrected) -> str:
+        return f"{fmt.size(figure.expected)} (planned {fmt.size(figure.planned)})"
+
+    parts.facts(
+        [
+            ("Memory", beside(canary.memory_bytes)),
+            *([("On the GPU", beside(canary.device_memory_bytes))] if canary.device_memory_bytes else []),
+            ("Disk", beside(canary.disk_bytes)),
+            ("Saved", f"{fmt.size(canary.saved_bytes)} in {fmt.duration(canary.saved_seconds)}"),
+        ]
+    )
+
+
 def _waiting(job: JobView) -> str:
     pools = {pool.name: pool for pool in session.remembered("pools", 5, session.client().pools)}
     pool = pools.get(job.pool)
@@ -182,6 +211,8 @@ def _told(event: JobEvent) -> str:
         sentence = str(data.get("phase", "progress")).capitalize()
         if data.get("num_blocks"):
             sentence += f", block {data.get('block') or 0} of {data['num_blocks']}"
+    if event.type == "canary" and data.get("refusal"):
+        return f"{sentence}: {data['refusal']}"
     if event.type == "claimed" and data.get("worker"):
         sentence += f" ({data['worker']})"
     detail = _error_of(data)

@@ -174,9 +174,9 @@ def _more(methods: Mapping[str, MethodView], pools: tuple[PoolView, ...], slots:
         _text_part("evaluation", draft.EVALUATION, sources, slots)
     with st.expander("Output: format, name and tags", icon=":material/inventory_2:", key="options-output"):
         _job_fields("format", "dtype", "name", "tags", slots=slots)
-    with st.expander("Queue: worker pool and priority", icon=":material/dns:", key="options-queue"):
+    with st.expander("Queue: worker pool, priority and rehearsal", icon=":material/dns:", key="options-queue"):
         _pool(pools, slots)
-        _job_fields("priority", slots=slots)
+        _job_fields("priority", "canary", slots=slots)
     st.button("Clear the form", icon=":material/ink_eraser:", type="tertiary", on_click=draft.clear, key="clear-form")
 
 
