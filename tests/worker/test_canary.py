@@ -59,7 +59,7 @@ def test_a_job_without_one_is_not_rehearsed_and_stored_as_before(
 
 def test_an_epoch_that_goes_on_does_not_repeat_it(database: Database, submit: Submit, make_worker: MakeWorker) -> None:
     job = submit(canary=True)
-    assert claim_all(make_worker(ending="retryable"), "cpu") == 3
+    assert claim_all(make_worker(ending="retryable", blocks=1), "cpu") == 3
     assert events_of(database, job.id).count("canary") == 1
 
 
