@@ -29,7 +29,7 @@ def pattern_mask(score_OI: Tensor, pattern: str, name: str) -> Tensor:
     out_features, in_features = score_OI.shape
     check_pattern(pattern, in_features, name)
     score_OGM = score_OI.reshape(out_features, -1, of)
-    dropped = score_OGM.topk(of - kept, dim=2, largest=False).indices
+    dropped = score_OGM.topk(of - kept, dim=2, largest=False, sorted=False).indices
     return torch.zeros_like(score_OGM, dtype=torch.bool).scatter_(2, dropped, True).view_as(score_OI)
 
 

@@ -18,7 +18,7 @@ from paredown.engine.statistics import InputStatistics, Statistic
 def prune_mask(score_OI: Tensor, sparsity: float) -> Tensor:
     """True where a weight goes; every row loses floor(I * sparsity)."""
     num_dropped = int(score_OI.shape[1] * sparsity + 1e-9)
-    dropped = score_OI.topk(num_dropped, dim=1, largest=False).indices
+    dropped = score_OI.topk(num_dropped, dim=1, largest=False, sorted=False).indices
     return torch.zeros_like(score_OI, dtype=torch.bool).scatter_(1, dropped, True)
 
 
