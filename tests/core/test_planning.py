@@ -1005,3 +1005,26 @@ def test_tasks_take_time_and_memory_as_many_as_there_are_rows() -> None:
 def test_under_four_bits_the_plan_warns_as_the_literature_does() -> None:
     assert any("2212.09720" in warning for warning in plan(SMOL, job({"method": "gptq", "bits": 3})).warnings)
     assert not any("2212.09720" in warning for warning in plan(SMOL, job({"method": "gptq"})).warnings)
+
+
+def test_a_runtime_that_does_not_read_the_artifact_is_refused() -> None:
+    asked = {"runtimes": ["transformers", "vllm"]}
+    for stage, file_format, hint in (
+        ({"method": "gptq", "bits": 3}, "compressed-tensors", "3 bits are for transformers"),
+        ({"method": "svd"}, "native", "native"),
+        ({"method": "rtn", "group_size": 32}, "gguf", "llama.cpp"),
+    ):
+        error = refusal(SMOL, job(stage, format=file_format, evaluation=asked))
+        assert (error.code, error.field) == ("recipe_refused", "evaluation.runtimes")
+        assert hint in error.detail
+
+
+def test_a_pool_whose_workers_have_no_vllm_refuses_a_job_that_asks_for_it() -> None:
+    asked = job({"method": "rtn"}, evaluation={"runtimes": ["vllm"]})
+    for runtimes in (None, ["vllm"]):
+        assert plan(SMOL, asked, pools={"cpu": {"runtimes": runtimes}})
+    without = {"cpu": {"runtimes": []}}
+    assert plan(SMOL, job({"method": "rtn"}), pools=without)
+    with pytest.raises(PareError, match="have no vLLM") as refused:
+        plan(SMOL, asked, pools=without)
+    assert (refused.value.code, refused.value.field) == ("runtime_unavailable", "evaluation.runtimes")

@@ -2,21 +2,24 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
-from tests.engine.orders import config_of, save_model
+from tests.engine.orders import config_of, order, save_model
 
 from paredown.contracts.artifact import Speed, Spread
 from paredown.contracts.families import MODEL_TYPES
 from paredown.contracts.job import Format
+from paredown.contracts.recipes import Rtn, Wanda
 from paredown.engine import runtimes
-from paredown.engine.errors import RuntimeDisagrees, RuntimeLoadFailed
+from paredown.engine.errors import RuntimeDisagrees, RuntimeLoadFailed, RuntimeUnavailable
 from paredown.engine.evaluation import speed
 from paredown.engine.evaluation.perplexity import perplexity
+from paredown.engine.run import run
 from paredown.engine.runtimes import (
     RuntimeFailed,
     TransformersProcess,
@@ -212,15 +215,32 @@ def test_memory_that_is_not_there_is_said_to_be_missing(monkeypatch: pytest.Monk
 
 
 def test_runtimes_that_were_not_tried_are_not_claimed() -> None:
-    for output_format, widths, hint in (
-        (Format.COMPRESSED_TENSORS, (4, 8), "4 and 8 bits"),
-        (Format.COMPRESSED_TENSORS, (2, 3, 4), "2 and 3 bits are for transformers"),
-        (Format.SAFETENSORS, (), "plain safetensors"),
+    for output_format, stage, hint in (
+        (Format.COMPRESSED_TENSORS, Rtn(bits=4), "PARE_VLLM_PYTHON"),
+        (Format.COMPRESSED_TENSORS, Rtn(bits=3), "3 bits are for transformers"),
+        (Format.SAFETENSORS, Wanda(), "PARE_VLLM_PYTHON"),
     ):
-        vllm, llama_cpp = unclaimed(output_format, widths)
+        vllm, llama_cpp = unclaimed(output_format, (stage,))
         assert (vllm.runtime, vllm.loads) == ("vllm", False)
         assert hint in (vllm.detail or "")
         assert (llama_cpp.runtime, llama_cpp.loads) == ("llama.cpp", False)
         assert "set the job's format to gguf" in (llama_cpp.detail or "")
         assert json.loads(vllm.model_dump_json())
-    assert not any(proof.loads for proof in unclaimed(Format.NATIVE, 3))
+    vllm, _ = unclaimed(Format.SAFETENSORS, (Wanda(),), ("transformers",))
+    assert "the job asks for other runtimes" in (vllm.detail or "")
+    assert not any(proof.loads for proof in unclaimed(Format.NATIVE, (Rtn(bits=3),)))
+
+
+def test_an_interpreter_without_vllm_is_named_before_any_work(tmp_path: Path) -> None:
+    rtn = [{"method": "rtn", "bits": 4, "group_size": 64}]
+    for python, problem in ((Path(sys.executable), "has no package vllm"), (tmp_path / "none", "cannot be started")):
+        with pytest.raises(RuntimeUnavailable, match=problem) as failed:
+            run(order(tmp_path, rtn, vllm_python=python), lambda _progress: None, lambda: False)
+        assert "PARE_VLLM_PYTHON" in failed.value.detail
+        assert failed.value.code == "runtime_unavailable"
+        assert not (tmp_path / "work").exists(), "it had begun to compress"
+    # Where vLLM would not be tried, nobody asks whether it is there.
+    report = run(
+        order(tmp_path, rtn, vllm_python=tmp_path / "none", format="native"), lambda _progress: None, lambda: False
+    ).report
+    assert report.artifact

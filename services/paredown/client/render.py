@@ -502,12 +502,14 @@ def report(manifest: Manifest) -> RenderableType:
 
 
 def speeds(view: Report) -> list[RenderableType]:
-    """What a runtime measured of base and artifact; nothing where it did not."""
-    if not view.speeds:
+    """What each runtime measured of base and artifact; nothing where none did."""
+    measured = [view.speeds, *(proof.speeds for proof in view.runtimes)]
+    rows = [row for speeds in measured for row in sorted(speeds.items(), reverse=True)]
+    if not rows:
         return []
     right = ("first token", "decode tok/s", "spread", "8 at once", "load", "memory")
     table = _table("speed", *right, "runtime", right=right)
-    for role, speed in sorted(view.speeds.items(), reverse=True):
+    for role, speed in rows:
         spread, batch = speed.decode_spread, speed.batch
         table.add_row(
             role,
@@ -526,8 +528,10 @@ def proofs(view: Report) -> list[RenderableType]:
     """The smoke matrix: what each runtime did with the artifact."""
     if not view.runtimes:
         return []
-    table = _table("runtime", "version", "loads", "generates", "perplexity", "agrees", "remark", right=("perplexity",))
+    right = ("perplexity", "decode tok/s")
+    table = _table("runtime", "version", "loads", "generates", *right[:1], "agrees", *right[1:], "remark", right=right)
     for proof in view.runtimes:
+        decode = {role: f"{speed.decode_tokens_per_second:.1f}" for role, speed in view.speeds_in(proof).items()}
         table.add_row(
             proof.runtime,
             proof.version or NOTHING,
@@ -535,6 +539,7 @@ def proofs(view: Report) -> list[RenderableType]:
             _mark(proof.generates),
             figure(proof.perplexity, ".3f"),
             _mark(proof.agrees),
+            f"{decode['artifact']} (base {decode.get('base', NOTHING)})" if decode else NOTHING,
             proof.detail or "",
         )
     return [Text(), table]

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, Field
 
-from paredown.contracts.job import Calibration, Contract, DType, EvaluationSettings, Format, Tag
+from paredown.contracts.job import Calibration, Contract, DType, EvaluationSettings, Format, RuntimeName, Tag
 from paredown.contracts.recipes import Recipe, recipe_name
 from paredown.contracts.tasks import TASKS, TaskName
 
@@ -285,7 +285,7 @@ class Generation(Contract):
 class RuntimeProof(Contract):
     """A runtime that loaded the artifact in a clean process and generated from it, or why it is not claimed."""
 
-    runtime: Literal["transformers", "native", "vllm", "llama.cpp"]
+    runtime: RuntimeName
     version: str
     loads: bool
     perplexity: float | None = None
@@ -293,6 +293,11 @@ class RuntimeProof(Contract):
     detail: str | None = None
     generations: dict[Literal["base", "artifact"], Generation] = Field(
         {}, description="Of the artifact, and of the base where it was loaded beside it."
+    )
+    speeds: dict[Literal["base", "artifact"], Speed] = Field(
+        {},
+        exclude_if=lambda speeds: not speeds,
+        description="Where this is not the format's own runtime, of which the report's `speeds` are.",
     )
 
     @property
@@ -430,6 +435,14 @@ class Report(Contract):
     @property
     def size_ratio(self) -> float:
         return self.size_bytes / self.base_bytes
+
+    def speeds_in(self, proof: RuntimeProof) -> dict[Literal["base", "artifact"], Speed]:
+        """Of base and artifact in one of the runtimes; empty where it did not measure them."""
+        own = self.speeds.get("artifact")
+        # A speed names its runtime and then the version.
+        if own is not None and own.runtime.split(" ")[0] == proof.runtime:
+            return self.speeds
+        return proof.speeds
 
     @property
     def perplexity_increase(self) -> float | None:

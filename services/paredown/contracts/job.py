@@ -26,6 +26,7 @@ Uri = Annotated[
 Tag = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}$")]
 PoolName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
 DType = Literal["float32", "bfloat16"]
+RuntimeName = Literal["transformers", "native", "vllm", "llama.cpp"]
 
 
 class Contract(BaseModel):
@@ -113,6 +114,14 @@ class EvaluationSettings(Contract):
         description="Texts whose perplexity is measured one by one, as many and as long sequences of each.",
     )
     refusal: bool = Field(False, description="Ask base and artifact what they should refuse, plainly and with tricks.")
+    runtimes: tuple[RuntimeName, ...] | None = Field(
+        None,
+        min_length=1,
+        max_length=2,
+        exclude_if=lambda runtimes: runtimes is None,
+        description="Runtimes that prove the artifact. The format's own always does; empty tries vllm too, where the "
+        "worker has it and it reads the artifact. Naming vllm makes it a must; naming others alone leaves it out.",
+    )
 
     @model_validator(mode="after")
     def _named_once(self) -> "EvaluationSettings":

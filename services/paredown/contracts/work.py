@@ -66,6 +66,9 @@ class WorkOrder(Contract):
     runtimes: tuple[Literal["transformers", "llama.cpp"], ...] = Field(
         ("transformers", "llama.cpp"), description="Tried where they read the format; those of the format only."
     )
+    vllm_python: Path | None = Field(
+        None, description="Interpreter of an environment with vLLM, which then is tried too, where it reads the format."
+    )
     require_isolation: bool = False
     rehearse: bool = Field(False, description="Only the largest block, to see what it takes; the answer is Rehearsed.")
     tick_timeout_seconds: float | None = Field(None, description="Exit when no line arrives on stdin for so long.")

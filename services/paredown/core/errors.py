@@ -150,6 +150,13 @@ class GroupSizeUnfit(RecipeRefused):
     code = "group_size_unfit"
 
 
+class RuntimeUnavailable(PareError):
+    """A job asks for a runtime that the pool's workers do not have."""
+
+    code = "runtime_unavailable"
+    status = 422
+
+
 class CalibrationUnfit(PareError):
     """Calibration or evaluation sequences do not fit the model or its text."""
 

@@ -34,6 +34,7 @@ from paredown.contracts.recipes import (
 )
 from paredown.contracts.recipes.pruning import Pruner, parse_pattern
 from paredown.contracts.recipes.quantization import GroupSize
+from paredown.contracts.runtimes import VLLM_BITS, unread_runtime
 from paredown.core.errors import (
     BaselineUnknown,
     BudgetUnmeasurable,
@@ -42,6 +43,7 @@ from paredown.core.errors import (
     PlanExceeded,
     PoolUnknown,
     RecipeRefused,
+    RuntimeUnavailable,
 )
 from paredown.core.estimates import (
     DOWNLOAD_BYTES_PER_SECOND,
@@ -65,8 +67,6 @@ from paredown.core.sources.base import ModelDescription
 
 # Statistics of fewer tokens than this describe few layers well; GPTQ's and Wanda's papers use 128 × 2048.
 FEW_TOKENS = 4096
-# vLLM's kernels for packed integer weights.
-VLLM_BITS = (4, 8)
 
 
 def check_recipe(shape: ModelShape, spec: JobSpec, earlier: tuple[Stage, ...] = ()) -> None:
@@ -116,6 +116,8 @@ def check_recipe(shape: ModelShape, spec: JobSpec, earlier: tuple[Stage, ...] = 
     ):
         field, reason = refusal
         raise RecipeRefused(reason, field=field)
+    if reason := unread_runtime(spec.evaluation, spec.resolved_format, spec.recipe):
+        raise RecipeRefused(reason, field="evaluation.runtimes")
     _check_context(shape, spec)
 
 
@@ -295,12 +297,19 @@ def _check_context(shape: ModelShape, spec: JobSpec) -> None:
 
 
 def make_plan(spec: JobSpec, description: ModelDescription, settings: Settings) -> Plan:
-    """What the job would need on its pool. Raises PoolUnknown, PlanExceeded, RecipeRefused, BudgetUnmeasurable."""
+    """What the job would need on its pool. Raises PoolUnknown, PlanExceeded, RecipeRefused, BudgetUnmeasurable,
+    RuntimeUnavailable."""
     shape = description.shape
     _check_measurable(spec, base_is_here=description.base is None)
     if spec.resolved_format is Format.GGUF and (reason := gguf.model_refusal(description.config)):
         raise RecipeRefused(reason, field="format")
     name, pool = _pool_of(spec, settings)
+    asks_vllm = "vllm" in (spec.evaluation.runtimes or ())
+    if asks_vllm and pool.runtimes is not None and "vllm" not in pool.runtimes:
+        raise RuntimeUnavailable(
+            f"The workers of the pool {name} have no vLLM; choose another pool, or leave vllm out.",
+            field="evaluation.runtimes",
+        )
     memory = memory_of(shape, spec, pool.device)
     limit = pool.memory_bytes
     pausing = limit is None or memory.pausing <= limit
@@ -323,6 +332,9 @@ def make_plan(spec: JobSpec, description: ModelDescription, settings: Settings) 
     disk = description.download_bytes + checkpoint + output + statistics_bytes(shape, spec)
     if spec.resolved_format is Format.GGUF and spec.evaluation.speed and description.base is None:
         # The base in GGUF, beside which speed is measured.
+        disk += shape.base_bytes
+    if asks_vllm and description.gguf_file and spec.evaluation.speed:
+        # The base out of GGUF, likewise.
         disk += shape.base_bytes
     return Plan(
         model=spec.model,

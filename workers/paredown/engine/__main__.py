@@ -105,7 +105,7 @@ def main(arguments: list[str]) -> int:
 def _carry_out(order: WorkOrder, scratch: Path, channel: Channel) -> EngineResult | EngineRehearsed:
     applied = isolation.apply(
         required=order.require_isolation,
-        readable=[order.model_dir, *order.model_dir.iterdir(), *_texts(order)],
+        readable=[order.model_dir, *order.model_dir.iterdir(), *_texts(order), *_vllm(order)],
         writable=[order.work_dir, order.output_dir, scratch, *([order.statistics_dir] if order.statistics_dir else [])],
     )
     # From here on a lost supervisor is noticed; a thread may only start once no namespace is to be entered.
@@ -171,6 +171,11 @@ def _texts(order: WorkOrder) -> list[Path]:
     return [
         text for text in (order.calibration_text, order.evaluation_text, *order.domain_texts, *rows) if text is not None
     ]
+
+
+def _vllm(order: WorkOrder) -> list[Path]:
+    """vLLM's interpreter and the environment that it lies in."""
+    return [] if order.vllm_python is None else [order.vllm_python, order.vllm_python.parent.parent]
 
 
 def _settle(order: WorkOrder, scratch: Path) -> None:

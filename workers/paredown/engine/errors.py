@@ -149,6 +149,12 @@ class OrderInvalid(EngineError):
     code = "order_invalid"
 
 
+class RuntimeUnavailable(EngineError):
+    """The environment that the operator names for a runtime does not hold it, or not for this artifact."""
+
+    code = "runtime_unavailable"
+
+
 class RuntimeLoadFailed(EngineError):
     """A runtime that the order claims does not load the artifact."""
 

@@ -8,13 +8,13 @@ import numpy
 import torch
 
 from paredown.contracts.artifact import Evaluation, Generation, RuntimeProof, Speed
+from paredown.contracts.runtimes import OWN_LOADER
 from paredown.contracts.work import WorkOrder
 from paredown.engine.errors import RuntimeLoadFailed
 from paredown.engine.evaluation import generation, speed
 from paredown.engine.inputs import Inputs, resolved_format
 from paredown.engine.progress import Journey
 from paredown.engine.runtimes import (
-    OWN_LOADER,
     NativeProcess,
     RuntimeFailed,
     TransformersProcess,

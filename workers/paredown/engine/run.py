@@ -17,6 +17,7 @@ import torch
 from paredown.contracts.artifact import Divergence, Evaluation, LayerReport, Protocol, Report, RuntimeProof, Speed
 from paredown.contracts.job import Calibration, Contract, EvaluationSettings, Format, Phase, Progress
 from paredown.contracts.recipes import Gptq, Mixed, Squeezellm, Stage, Training, UniformGrid, quantizer
+from paredown.contracts.runtimes import vllm_refusal
 from paredown.contracts.trust import flags
 from paredown.contracts.work import EngineResult, WorkOrder
 from paredown.engine import data
@@ -40,6 +41,7 @@ from paredown.engine.proof import prove_artifact
 from paredown.engine.runtimes import unclaimed
 from paredown.engine.statistics import Statistic
 from paredown.engine.stream import CompressedModel, compress_model
+from paredown.engine.vllm import check_vllm, prove_in_vllm
 from paredown.engine.weights import ModelFiles
 
 _TOOLS = (
@@ -100,6 +102,7 @@ def run(
         )
     check_tasks(order, inputs, device)
     check_refusal(order, inputs, device)
+    check_vllm(order, output_format)
     # Tokenizing took more memory than the tokens do.
     give_back(device)
     journey = Journey(_parts(order, inputs, output_format), report_progress, should_drain)
@@ -128,8 +131,14 @@ def run(
             proof, speeds, warnings = prove_in_llama_cpp(order, inputs, artifact, journey)
         else:
             proof, speeds, warnings = prove_artifact(order, inputs, device, artifact, journey)
-        stage = quantizer(order.recipe)
-        runtimes = (proof, *unclaimed(output_format, stage.widths if stage else ()))
+        asked = order.evaluation.runtimes if order.evaluation else None
+        runtimes = (proof, *unclaimed(output_format, order.recipe, asked))
+    if _tries_vllm(order, output_format):
+        give_back(device)
+        in_vllm, more = prove_in_vllm(order, inputs, output_format, artifact, journey)
+        others = [proof for proof in runtimes if proof.runtime != "vllm"]
+        runtimes = (*others[:1], in_vllm, *others[1:])
+        warnings += more
 
     tasks += measure_written(order, inputs, device, journey)
     refusal = measure_refusal(order, inputs, device, journey)
@@ -143,8 +152,9 @@ def run(
             *warnings,
         )
     base_bytes = order.origin.base_bytes if order.origin else inputs.shape.base_bytes
-    if sentence := not_faster(speeds, size_bytes / base_bytes):
-        warnings = (*warnings, sentence)
+    for measured in (speeds, *(proof.speeds for proof in runtimes)):
+        if sentence := not_faster(measured, size_bytes / base_bytes):
+            warnings = (*warnings, sentence)
     layers = compressed.layers
     weights = sum(layer.weights for layer in layers)
     return EngineResult(
@@ -177,6 +187,10 @@ def run(
 def _runtime(output_format: Format) -> Literal["transformers", "llama.cpp"]:
     """The runtime that proves a format."""
     return "llama.cpp" if output_format is Format.GGUF else "transformers"
+
+
+def _tries_vllm(order: WorkOrder, output_format: Format) -> bool:
+    return order.vllm_python is not None and vllm_refusal(output_format, order.recipe) is None
 
 
 def _unscaled(layers: tuple[LayerReport, ...]) -> Iterator[str]:
@@ -240,6 +254,9 @@ def _parts(order: WorkOrder, inputs: Inputs, output_format: Format) -> dict[str,
             parts["speed"] = Part(Phase.EVALUATE, 4000.0 + _WRITING, "measuring speed")
         written = _WRITING if evaluated else 0
         parts["prove"] = Part(Phase.EVALUATE, 2000.0 + written + evaluated, f"loading the artifact in {runtime}")
+    if _tries_vllm(order, output_format):
+        timed = 8000.0 if order.evaluation and order.evaluation.speed else 0
+        parts["vllm"] = Part(Phase.EVALUATE, 8000.0 + timed + evaluated, "loading the artifact in vllm")
     return parts | domain_parts(order, inputs) | task_parts(order) | refusal_parts(order)
 
 

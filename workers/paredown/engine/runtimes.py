@@ -17,7 +17,9 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 
 from paredown.contracts.artifact import RuntimeProof
-from paredown.contracts.job import Format
+from paredown.contracts.job import Format, RuntimeName
+from paredown.contracts.recipes import Stage
+from paredown.contracts.runtimes import OWN_LOADER, vllm_refusal
 from paredown.engine.errors import RuntimeDisagrees, RuntimeLoadFailed
 from paredown.engine.isolation import HARMLESS_VARIABLES
 from paredown.engine.memory import available_memory_bytes
@@ -27,9 +29,7 @@ from paredown.engine.memory import available_memory_bytes
 TOLERANCE = 0.005
 # What loading takes beside the weights: the interpreter with torch, activations, buffers.
 OVERHEAD_BYTES = 700 * 2**20
-# What a worker reads with the loader in engine/formats/native.py. transformers reads gptq and awq too, through
-# gptqmodel, which pins another torch than the engine's.
-OWN_LOADER = (Format.NATIVE, Format.GPTQ, Format.AWQ)
+_NATIVE_ALONE = "Reads no native artifact; format safetensors stores the same weights dense, for every runtime."
 
 
 class RuntimeFailed(Exception):
@@ -42,7 +42,7 @@ class RuntimeProcess:
     `scratch` is its home and working directory.
     """
 
-    name: ClassVar[Literal["transformers", "native", "llama.cpp"]]
+    name: ClassVar[RuntimeName]
     module: ClassVar[str]
 
     def __init__(self, scratch: Path, device: str, threads: int) -> None:
@@ -53,9 +53,14 @@ class RuntimeProcess:
         self.version = ""
         self.load_seconds = 0.0
 
-    def __enter__(self) -> Self:
-        environment = {name: os.environ[name] for name in HARMLESS_VARIABLES if name in os.environ}
-        environment |= {
+    def command(self) -> list[str]:
+        """What to start; the number of this process is added."""
+        return [sys.executable, "-P", "-m", self.module]
+
+    def environment(self) -> dict[str, str]:
+        """All that the child is told of the world."""
+        inherited = {name: os.environ[name] for name in HARMLESS_VARIABLES if name in os.environ}
+        return inherited | {
             # llama.cpp would call a debugger when it aborts.
             "GGML_NO_BACKTRACE": "1",
             "HF_HOME": str(self.scratch),
@@ -65,11 +70,13 @@ class RuntimeProcess:
             "TMPDIR": str(self.scratch),
             "TRANSFORMERS_OFFLINE": "1",
         }
-        self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and module
-            [sys.executable, "-P", "-m", self.module, str(os.getpid())],
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(  # noqa: S603  # our own module, or vLLM's interpreter with our script
+            [*self.command(), str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=environment,
+            env=self.environment(),
             cwd=self.scratch,
             text=True,
         )
@@ -207,35 +214,28 @@ def memory_shortage(parameters: int, bytes_each: int, device: str) -> str | None
     return f"needs {needed / 2**30:.1f} GiB of memory, of which {available / 2**30:.1f} GiB are free here"
 
 
-def unclaimed(format: Format, widths: Sequence[int]) -> tuple[RuntimeProof, ...]:  # noqa: A002  # the field's name
-    """The runtimes that this release does not try, each with what it would take."""
-    if format is Format.GGUF:
-        return (
-            _unclaimed("transformers", "Not tried here. transformers reads the file dequantized, as gguf_file."),
-            _unclaimed("vllm", "Not tried here. vLLM reads GGUF through a plugin."),
-        )
-    if format is Format.NATIVE:
-        detail = "Reads no native artifact; format safetensors stores the same weights dense, for every runtime."
-        runtimes: tuple[Literal["transformers", "vllm", "llama.cpp"], ...] = ("transformers", "vllm", "llama.cpp")
-        return tuple(RuntimeProof(runtime=name, version="", loads=False, detail=detail) for name in runtimes)
-    if format in (Format.GPTQ, Format.AWQ):
-        kernels = "4 bits" if format is Format.AWQ else "4 and 8 bits on symmetric grids, in groups of up to 128"
-        return (
-            _unclaimed("transformers", "Not tried here. transformers reads it where gptqmodel is installed."),
-            _unclaimed("vllm", f"Not tried here. vLLM's kernels read this format in {kernels}."),
-            _unclaimed("llama.cpp", "llama.cpp reads GGUF; set the job's format to gguf."),
-        )
-    if format is Format.SAFETENSORS:
-        vllm = "Not tried here. vLLM reads plain safetensors of this architecture."
-    elif others := [str(bits) for bits in widths if bits not in (4, 8)]:
-        vllm = (
-            "Not tried here. vLLM's kernels read this format in 4 and 8 bits; "
-            f"{' and '.join(others)} bits are for transformers."
-        )
+def unclaimed(
+    file_format: Format, recipe: Sequence[Stage], asked: Sequence[RuntimeName] | None = None
+) -> tuple[RuntimeProof, ...]:
+    """The runtimes that a worker without vLLM does not try, each with what it would take; so is vLLM where the job asks
+    for others."""
+    details: dict[RuntimeName, str] = {}
+    if file_format is Format.GGUF:
+        details["transformers"] = "Not tried here. transformers reads the file dequantized, as gguf_file."
+    elif file_format is Format.NATIVE:
+        details["transformers"] = _NATIVE_ALONE
+    elif file_format in OWN_LOADER:
+        details["transformers"] = "Not tried here. transformers reads it where gptqmodel is installed."
+    if refusal := vllm_refusal(file_format, recipe):
+        details["vllm"] = f"Not tried here. {refusal}"
+    elif asked is not None and "vllm" not in asked:
+        details["vllm"] = "Not tried: the job asks for other runtimes."
     else:
-        vllm = "Not tried here. vLLM reads this format in 4 and 8 bits, on a GPU."
-    return _unclaimed("vllm", vllm), _unclaimed("llama.cpp", "llama.cpp reads GGUF; set the job's format to gguf.")
-
-
-def _unclaimed(runtime: Literal["transformers", "vllm", "llama.cpp"], detail: str) -> RuntimeProof:
-    return RuntimeProof(runtime=runtime, version="", loads=False, detail=detail)
+        details["vllm"] = "Not tried here. vLLM reads it; this worker names no environment with it (PARE_VLLM_PYTHON)."
+    if file_format is Format.NATIVE:
+        details["llama.cpp"] = _NATIVE_ALONE
+    elif file_format is not Format.GGUF:
+        details["llama.cpp"] = "llama.cpp reads GGUF; set the job's format to gguf."
+    return tuple(
+        RuntimeProof(runtime=runtime, version="", loads=False, detail=detail) for runtime, detail in details.items()
+    )

@@ -38,6 +38,7 @@ from paredown.worker.blocking import T, attended, retried
 from paredown.worker.inputs import task_files
 from paredown.worker.lease import CancelRequested, DrainRequested, Lease
 from paredown.worker.process import ENGINE_COMMAND, EngineProcess, EngineRun, run_engine
+from paredown.worker.runtimes import vllm_python
 from paredown.worker.workspace import Workspace
 
 log = structlog.get_logger(__name__)
@@ -223,6 +224,7 @@ class Attempt:
             pausing=plan.pausing,
             work_dir=self.workspace.checkpoint,
             output_dir=self.workspace.output,
+            vllm_python=vllm_python(spec.evaluation, settings),
             baseline=self._baseline(model.record.fingerprint),
             require_isolation=settings.engine_isolation == "required",
             tick_timeout_seconds=settings.tick_timeout_seconds,

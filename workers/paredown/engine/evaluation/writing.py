@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
+from paredown.contracts.runtimes import OWN_LOADER
 from paredown.contracts.work import WorkOrder
 from paredown.engine.errors import TaskUnfit
 from paredown.engine.evaluation.speed import Role
 from paredown.engine.inputs import Inputs, resolved_format
 from paredown.engine.runtimes import (
-    OWN_LOADER,
     NativeProcess,
     RuntimeFailed,
     TransformersProcess,
