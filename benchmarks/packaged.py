@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import pydoc_data.topics
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,17 @@ def wikitext() -> tuple[Path, Path]:
     if not texts:
         raise SystemExit("PARE_TEST_DATA must name a directory that holds wikitext2/valid.txt and test-first-half.txt")
     return Path(texts, "wikitext2", "valid.txt"), Path(texts, "wikitext2", "test-first-half.txt")
+
+
+def documentation(directory: Path) -> tuple[Path, Path]:
+    """Python's own: four fifths of it, and the rest."""
+    topics = pydoc_data.topics.topics
+    text = "\n\n".join(topics[topic] for topic in sorted(topics))
+    cut = len(text) * 8 // 10
+    paths = directory / "calibration.txt", directory / "evaluation.txt"
+    for path, part in zip(paths, (text[:cut], text[cut:]), strict=True):
+        path.write_text(part, encoding="utf-8")
+    return paths
 
 
 def wikitext_blocks(files: ModelFiles, samples: int, evaluation: EvaluationSettings) -> tuple[Any, Any]:

@@ -10,11 +10,10 @@ JSON. Without PARE_TEST_DATA both texts are Python's own documentation, and figu
 import argparse
 import json
 import os
-import pydoc_data.topics
 import tempfile
 from pathlib import Path
 
-from packaged import GGUF, model_directory, wikitext
+from packaged import GGUF, documentation, model_directory, wikitext
 from pydantic import TypeAdapter
 
 from paredown.contracts.artifact import Evaluation
@@ -118,15 +117,7 @@ def main() -> None:
 
 def texts(directory: Path) -> tuple[Path, Path]:
     """Calibration and evaluation text."""
-    if os.environ.get("PARE_TEST_DATA"):
-        return wikitext()
-    topics = pydoc_data.topics.topics
-    text = "\n\n".join(topics[topic] for topic in sorted(topics))
-    cut = len(text) * 8 // 10
-    paths = directory / "calibration.txt", directory / "evaluation.txt"
-    for path, part in zip(paths, (text[:cut], text[cut:]), strict=True):
-        path.write_text(part, encoding="utf-8")
-    return paths
+    return wikitext() if os.environ.get("PARE_TEST_DATA") else documentation(directory)
 
 
 if __name__ == "__main__":
