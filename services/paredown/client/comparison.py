@@ -15,7 +15,9 @@ from paredown.contracts.tasks import TASKS
 
 MOST_COMPARED = 6
 
-Unit = Literal["text", "number", "perplexity", "divergence", "change", "share", "bytes", "tokens/s", "seconds"]
+Unit = Literal[
+    "text", "number", "perplexity", "divergence", "change", "share", "bytes", "tokens/s", "seconds", "joules"
+]
 Value = str | float | None
 
 
@@ -68,6 +70,14 @@ FIGURES = (
     ),
     Figure("Prefill speed", "tokens/s", _speed(lambda speed: speed.prefill_tokens_per_second)),
     Figure("Time to first token", "seconds", _speed(lambda speed: speed.time_to_first_token_seconds)),
+    Figure(
+        "Energy of a token", "joules", _speed(lambda speed: speed.energy.joules_per_token if speed.energy else None)
+    ),
+    Figure(
+        "Energy of a token, 8 sequences",
+        "joules",
+        _speed(lambda speed: speed.energy.batch_joules_per_token if speed.energy else None),
+    ),
     Figure("Load", "seconds", _speed(lambda speed: speed.load_seconds)),
     Figure("Peak memory in the runtime", "bytes", _speed(lambda speed: speed.peak_memory_bytes)),
     Figure(

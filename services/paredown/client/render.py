@@ -14,6 +14,7 @@ from paredown.contracts.artifact import (
     ArtifactView,
     Check,
     DomainResult,
+    Energy,
     Front,
     FrontPoint,
     Manifest,
@@ -507,7 +508,9 @@ def speeds(view: Report) -> list[RenderableType]:
     rows = [row for speeds in measured for row in sorted(speeds.items(), reverse=True)]
     if not rows:
         return []
-    right = ("first token", "decode tok/s", "spread", "8 at once", "load", "memory")
+    counted = [speed.energy for _, speed in rows if speed.energy]
+    right = ["first token", "decode tok/s", "spread", "8 at once", "load", "memory"]
+    right += ["J/token", "J/token, 8 at once"] if counted else []
     table = _table("speed", *right, "runtime", right=right)
     for role, speed in rows:
         spread, batch = speed.decode_spread, speed.batch
@@ -519,9 +522,17 @@ def speeds(view: Report) -> list[RenderableType]:
             figure(batch.decode_tokens_per_second if batch else None, ".1f"),
             f"{speed.load_seconds:.1f} s",
             size(speed.peak_memory_bytes),
+            *(_joules(speed.energy) if counted else ()),
             f"{speed.runtime}, {speed.device}, {speed.threads} threads",
         )
-    return [Text(), table]
+    told = [Text(f"Energy is of {counted[0].covers}, with whatever else ran there.", style="dim")] if counted else []
+    return [Text(), table, *told]
+
+
+def _joules(energy: Energy | None) -> tuple[str, str]:
+    if energy is None:
+        return NOTHING, NOTHING
+    return figure(energy.joules_per_token, ".3g"), figure(energy.batch_joules_per_token, ".3g")
 
 
 def proofs(view: Report) -> list[RenderableType]:
@@ -755,6 +766,8 @@ def _compared(line: Line, value: Value) -> str:
             return f"{value:.1f} tokens/s"
         case "seconds":
             return milliseconds(value) if value < 1 else f"{value:.1f} s"
+        case "joules":
+            return f"{value:.3g} J"
     return f"{value:.2f}"
 
 

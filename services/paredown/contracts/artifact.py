@@ -114,6 +114,17 @@ class BatchSpeed(Contract):
     repeats: int
 
 
+class Energy(Contract):
+    """What a decoded token takes by a counter of the machine; the median over the repeats."""
+
+    joules_per_token: float = Field(description="At batch 1.")
+    batch_joules_per_token: float | None = Field(None, description="With `sequences` decoded at once.")
+    sequences: int
+    repeats: int
+    counter: Literal["rapl", "nvml"]
+    covers: str = Field(description="What the counter counts, in words. Other work there is counted too.")
+
+
 class TaskProtocol(Contract):
     """How a task was measured. Two figures of it compare only when their protocol hashes are equal."""
 
@@ -263,6 +274,11 @@ class Speed(Contract):
     decode_spread: Spread | None = Field(None, description="Of decode_tokens_per_second.")
     first_token_spread: Spread | None = Field(None, description="Of the time to the first token, in seconds.")
     batch: BatchSpeed | None = None
+    energy: Energy | None = Field(
+        None,
+        description="None where the machine has no counter of energy that the worker may read.",
+        exclude_if=lambda energy: energy is None,
+    )
 
     @property
     def time_to_first_token_seconds(self) -> float:

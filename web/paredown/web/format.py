@@ -55,6 +55,10 @@ def money(amount: float | None, currency: str | None) -> str:
     return f"{digits} {currency or ''}".strip()
 
 
+def joules(value: float | None) -> str:
+    return ABSENT if value is None else f"{value:.3g} J"
+
+
 def nats(value: float | None) -> str:
     return ABSENT if value is None else f"{value:.3g} nats"
 

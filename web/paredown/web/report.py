@@ -35,6 +35,13 @@ _SPEEDS: dict[str, Callable[[Speed], str]] = {
     "Load": lambda speed: fmt.seconds(speed.load_seconds),
     "Peak memory": lambda speed: fmt.size(speed.peak_memory_bytes),
 }
+# Where the worker's machine counts energy; elsewhere there is nothing to show.
+_ENERGIES: dict[str, Callable[[Speed], str]] = {
+    "Energy of a token": lambda speed: fmt.joules(speed.energy.joules_per_token if speed.energy else None),
+    "Energy of a token, 8 sequences": lambda speed: fmt.joules(
+        speed.energy.batch_joules_per_token if speed.energy else None
+    ),
+}
 
 
 def show(manifest: Manifest, override: Override | None = None) -> None:
@@ -206,7 +213,7 @@ def _quality(report: Report) -> None:
         known = report.base.perplexity if report.base else None
         rows.insert(0, ["Perplexity", fmt.perplexity(known), fmt.perplexity(report.artifact.perplexity)])
     if artifact:
-        rows += [[name, write(base) if base else fmt.ABSENT, write(artifact)] for name, write in _SPEEDS.items()]
+        rows += _speed_rows(base, artifact)
     if report.cost:
         rows.append(
             [
@@ -260,15 +267,21 @@ def _runtimes(report: Report) -> None:
 
 def _speeds(measured: Mapping[Literal["base", "artifact"], Speed]) -> None:
     base, artifact = measured.get("base"), measured["artifact"]
-    rows = [[name, write(base) if base else fmt.ABSENT, write(artifact)] for name, write in _SPEEDS.items()]
+    rows = _speed_rows(base, artifact)
     parts.table(["", "Base", "Artifact"], rows)
     _speed_caption(artifact)
+
+
+def _speed_rows(base: Speed | None, artifact: Speed) -> list[list[str]]:
+    shown = _SPEEDS | (_ENERGIES if artifact.energy else {})
+    return [[name, write(base) if base else fmt.ABSENT, write(artifact)] for name, write in shown.items()]
 
 
 def _speed_caption(speed: Speed) -> None:
     st.caption(
         f"Speed in {parts.plain(speed.runtime)} on {parts.plain(speed.device)}, {speed.threads} threads, "
         f"{speed.prompt_tokens} prompt and {speed.new_tokens} new tokens, median of {speed.repeats}."
+        + (f" Energy is of {parts.plain(speed.energy.covers)}." if speed.energy else "")
     )
 
 

@@ -22,6 +22,7 @@ _WRITE: dict[str, Callable[[float], str]] = {
     "bytes": fmt.size,
     "tokens/s": fmt.speed,
     "seconds": fmt.seconds,
+    "joules": fmt.joules,
 }
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from statistics import median, quantiles
 from typing import Literal, TypeVar
 
-from paredown.contracts.artifact import BatchSpeed, Speed, Spread
+from paredown.contracts.artifact import BatchSpeed, Energy, Speed, Spread
+from paredown.engine.evaluation.energy import Meter, meter_of
 from paredown.engine.runtimes import RuntimeProcess
 
 Role = Literal["base", "artifact"]
@@ -57,6 +58,8 @@ def measure(processes: dict[Role, RuntimeProcess], prompt: Sequence[int], settin
         processes, lambda process: process.time_batch(prompts, settings.batch_new_tokens), settings.batch_repeats
     )
     decoded = settings.sequences * settings.batch_new_tokens
+    meter = meter_of(next(iter(processes.values())).device)
+    energies = measure_energy(processes, prompts, settings, meter) if meter else {}
     return {
         role: Speed(
             runtime=f"{process.name} {process.version}",
@@ -77,9 +80,56 @@ def measure(processes: dict[Role, RuntimeProcess], prompt: Sequence[int], settin
                 spread=_spread([decoded / seconds for seconds in batches[role]]),
                 repeats=settings.batch_repeats,
             ),
+            energy=energies.get(role),
         )
         for role, process in processes.items()
     }
+
+
+def measure_energy(
+    processes: dict[Role, RuntimeProcess], prompts: Sequence[Sequence[int]], settings: SpeedSettings, meter: Meter
+) -> dict[Role, Energy]:
+    """Joules of a decoded token, at batch 1 and of all prompts at once; nothing where the counter shows no difference.
+
+    A runtime reads its prompt before it decodes, and no counter can be read in between: so each turn decodes many
+    tokens and then one, and the difference is what the others took.
+    """
+
+    def decoding(process: RuntimeProcess, sequences: int, new_tokens: int) -> float | None:
+        def joules(count: int) -> float | None:
+            if sequences == 1:
+                return meter.over(lambda: process.time(prompts[0], count))
+            return meter.over(lambda: process.time_batch(prompts, count))
+
+        long, short = joules(1 + new_tokens), joules(1)
+        return None if long is None or short is None else (long - short) / (sequences * new_tokens)
+
+    single = _in_turns(processes, lambda process: decoding(process, 1, settings.new_tokens), settings.batch_repeats)
+    batch = _in_turns(
+        processes,
+        lambda process: decoding(process, settings.sequences, settings.batch_new_tokens),
+        settings.batch_repeats,
+    )
+    found: dict[Role, Energy] = {}
+    for role in processes:
+        of_one, of_batch = _joules(single[role]), _joules(batch[role])
+        if of_one is not None:
+            found[role] = Energy(
+                joules_per_token=of_one,
+                batch_joules_per_token=of_batch,
+                sequences=settings.sequences,
+                repeats=settings.batch_repeats,
+                counter=meter.counter,
+                covers=meter.covers,
+            )
+    return found
+
+
+def _joules(turns: Sequence[float | None]) -> float | None:
+    """The median, where every turn was counted and took something."""
+    counted = [turn for turn in turns if turn is not None]
+    middle = median(counted) if len(counted) == len(turns) else 0.0
+    return middle if middle > 0 else None
 
 
 def _in_turns(
