@@ -49,6 +49,21 @@ def test_a_grid_becomes_one_job_for_each_combination(api: httpx.Client, sweep: d
     }
 
 
+def test_a_sweep_is_planned_as_a_whole(api: httpx.Client, sweep: dict[str, Any]) -> None:
+    plan = api.post("/v1/plans/sweep", json=sweep)
+    assert plan.status_code == 200, plan.text
+    made = plan.json()
+    assert (made["recipes"], made["jobs"], made["reused"]) == (3, 3, 0)
+    assert made["seconds"] == pytest.approx(sum(member["seconds"] for member in made["members"]))
+    one = api.post("/v1/plans", json={"model": sweep["model"], "recipe": [{**RTN, "bits": 8}]}).json()
+    assert made["members"][2]["output_bytes"] == one["output_bytes"]
+    assert made["output_bytes"] == sum(member["output_bytes"] for member in made["members"])
+    assert api.get("/v1/jobs").json()["items"] == []
+    sweep["grid"]["recipe"] = [{"method": "rtn", "group_size": 128}]
+    refused = api.post("/v1/plans/sweep", json=sweep).json()
+    assert (refused["code"], refused["field"]) == ("group_size_unfit", "recipes.0.0.group_size")
+
+
 @pytest.mark.parametrize(
     ("changes", "field", "words"),
     [

@@ -13,8 +13,8 @@ from paredown.api.service import Service
 from paredown.contracts.artifact import Manifest
 from paredown.contracts.job import JobSpec, JobView, Plan
 from paredown.contracts.search import Rung, SearchDetails, SearchSpec, recipe_of
-from paredown.contracts.sweep import SweepDetails, SweepSpec
-from paredown.core import aliases, catalogue, history, jobs, planning, searches, sources, sweeps
+from paredown.contracts.sweep import SweepDetails, SweepPlan, SweepSpec
+from paredown.core import aliases, catalogue, history, jobs, planning, prices, searches, sources, sweeps
 from paredown.core.errors import NotFound, PareError, ServiceBusy, SourceError, SourceNotFound
 from paredown.core.sources import ModelDescription
 
@@ -48,15 +48,8 @@ def submit_sweep(
             if first := sweeps.replay(session, project_id, spec, idempotency_key):
                 return first, False
     meant = _without_alias(service, project_id, spec)
-    specs = [sweeps.job_of(meant, index, recipe) for index, recipe in enumerate(meant.all_recipes())]
-    description = _look(service, project_id, specs[0])
-    planned = []
-    for index, job in enumerate(specs):
-        try:
-            made = _plan(service, job, description)
-        except PareError as error:
-            raise sweeps.blamed(error, index, job.recipe) from error
-        planned.append(sweeps.Planned(job, made.pool, made.seconds))
+    description, plans = _plans_of_sweep(service, project_id, meant)
+    planned = [sweeps.Planned(job, made.pool, made.seconds) for job, made in plans]
     with service.database.transaction() as session:
         return sweeps.submit(
             session,
@@ -68,6 +61,34 @@ def submit_sweep(
             idempotency_key=idempotency_key,
             asked=spec,
         )
+
+
+def plan_sweep(service: Service, project_id: UUID, spec: SweepSpec) -> SweepPlan:
+    """What the sweep would need, and what of it is there already. Raises what submitting it would."""
+    meant = _without_alias(service, project_id, spec)
+    description, plans = _plans_of_sweep(service, project_id, meant)
+    with service.database.transaction() as session:
+        book = prices.price_book(session, project_id)
+        found = [
+            meant.reuse and sweeps.reusable(session, project_id, job, description.revision) is not None
+            for job, _ in plans
+        ]
+    priced = [prices.priced(made, book, service.settings) for _, made in plans]
+    return sweeps.total(meant, priced, found)
+
+
+def _plans_of_sweep(
+    service: Service, project_id: UUID, spec: SweepSpec
+) -> tuple[ModelDescription, list[tuple[JobSpec, Plan]]]:
+    specs = [sweeps.job_of(spec, index, recipe) for index, recipe in enumerate(spec.all_recipes())]
+    description = _look(service, project_id, specs[0])
+    plans = []
+    for index, job in enumerate(specs):
+        try:
+            plans.append((job, _plan(service, job, description)))
+        except PareError as error:
+            raise sweeps.blamed(error, index, job.recipe) from error
+    return description, plans
 
 
 def submit_search(

@@ -24,7 +24,7 @@ from paredown.contracts.methods import MethodView
 from paredown.contracts.prices import PriceBook
 from paredown.contracts.search import SearchDetails, SearchSpec, SearchView
 from paredown.contracts.service import FileLink, ModelEntry, PoolView
-from paredown.contracts.sweep import SweepDetails, SweepSpec, SweepView
+from paredown.contracts.sweep import SweepDetails, SweepPlan, SweepSpec, SweepView
 
 T = TypeVar("T")
 
@@ -43,6 +43,7 @@ _JOB = TypeAdapter(JobView)
 _JOBS = TypeAdapter(Page[JobView])
 _SWEEP = TypeAdapter(SweepDetails)
 _SWEEPS = TypeAdapter(Page[SweepView])
+_SWEEP_PLAN = TypeAdapter(SweepPlan)
 _SEARCH = TypeAdapter(SearchDetails)
 _SEARCHES = TypeAdapter(Page[SearchView])
 _EVENTS = TypeAdapter(Page[JobEvent])
@@ -189,6 +190,17 @@ class PareClient:
             idempotent=True,
             content=spec.model_dump_json(),
             headers={"Content-Type": "application/json", "Idempotency-Key": idempotency_key or str(uuid4())},
+        )
+
+    def plan_sweep(self, spec: SweepSpec) -> SweepPlan:
+        """What the sweep would need; nothing is queued."""
+        return self._transport.read(
+            _SWEEP_PLAN,
+            "POST",
+            "/v1/plans/sweep",
+            idempotent=True,
+            content=spec.model_dump_json(),
+            headers={"Content-Type": "application/json"},
         )
 
     def sweep(self, sweep_id: UUID | str) -> SweepDetails:

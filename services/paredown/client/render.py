@@ -30,7 +30,7 @@ from paredown.contracts.job import Canary, Interval, JobState, JobView, Plan, Pl
 from paredown.contracts.methods import MethodView
 from paredown.contracts.prices import PriceBook, Savings, Serving
 from paredown.contracts.search import Rung, SearchDetails, SearchState, SearchView
-from paredown.contracts.sweep import SweepDetails, SweepState, SweepView
+from paredown.contracts.sweep import SweepDetails, SweepPlan, SweepState, SweepView
 
 STATE_STYLES = {
     JobState.QUEUED: "dim",
@@ -715,6 +715,31 @@ def _front_row(point: FrontPoint, base: FrontPoint | None, currency: str | None)
         verdict(point.verdict),
         Text("●", style="green") if point.on_front else Text("·", style="dim"),
     ]
+
+
+def sweep_plan(plan: SweepPlan) -> RenderableType:
+    """Each recipe, and the totals of the jobs that it would make."""
+    table = _table("recipe", "pool", "time", "memory", "size", "ratio", "", right=("time", "memory", "size", "ratio"))
+    for member in plan.members:
+        table.add_row(
+            member.label,
+            member.pool,
+            duration(member.seconds),
+            size(member.memory_bytes),
+            size(member.output_bytes),
+            f"{member.size_ratio:.1%}",
+            "there already" if member.reused else "",
+        )
+    facts = _facts(
+        [
+            ("jobs", f"{plan.jobs}, and {plan.reused} there already" if plan.reused else str(plan.jobs)),
+            ("worker time", duration(plan.seconds)),
+            ("cost", money(plan.cost, plan.currency)),
+            ("memory", f"{size(plan.memory_bytes)} at most"),
+            ("artifacts", size(plan.output_bytes)),
+        ]
+    )
+    return Group(table, Text(), facts, *(Text(f"Note: {warning}", style="yellow") for warning in plan.warnings))
 
 
 def comparison(

@@ -133,6 +133,34 @@ class SweepSpec(Contract):
         return JobSpec(recipe=recipe, **shared)
 
 
+class PlannedRecipe(Contract):
+    """What one recipe of a sweep would need."""
+
+    position: int = Field(description="Number of the recipe, from 0.")
+    label: str
+    reused: bool = Field(description="Whether an artifact that is there would take the job's place.")
+    pool: str
+    seconds: float
+    memory_bytes: int
+    output_bytes: int
+    size_ratio: float
+
+
+class SweepPlan(Contract):
+    """What a sweep would need, before it is queued. Totals are of the jobs that it would make."""
+
+    recipes: int
+    jobs: int = Field(description="Recipes less those whose artifact is there already.")
+    reused: int
+    seconds: float = Field(description="Of worker time, all jobs together; several workers share it.")
+    cost: float
+    currency: str
+    output_bytes: int
+    memory_bytes: int = Field(description="Of the job that needs most.")
+    members: tuple[PlannedRecipe, ...]
+    warnings: tuple[str, ...] = Field((), description="Of the jobs' plans, each once.")
+
+
 class SweepState(StrEnum):
     """Derived from the jobs; nothing stores it."""
 

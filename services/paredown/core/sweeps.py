@@ -15,9 +15,17 @@ from sqlalchemy.orm import Session
 
 from paredown.contracts.artifact import ArtifactView, Manifest, Verdict
 from paredown.contracts.gate import judge
-from paredown.contracts.job import JobSpec, JobState, JobView, content_hash
+from paredown.contracts.job import JobSpec, JobState, JobView, Plan, content_hash
 from paredown.contracts.recipes import Recipe, recipe_hash, recipe_labels, recipe_name
-from paredown.contracts.sweep import SweepDetails, SweepMember, SweepSpec, SweepState, SweepView
+from paredown.contracts.sweep import (
+    PlannedRecipe,
+    SweepDetails,
+    SweepMember,
+    SweepPlan,
+    SweepSpec,
+    SweepState,
+    SweepView,
+)
 from paredown.core import catalogue, idempotency, inputs, jobs
 from paredown.core.artifact_queries import readable, select_views, view
 from paredown.core.errors import NotFound, PareError, RecipeRefused, StateConflict
@@ -62,6 +70,38 @@ def blamed(error: PareError, index: int, recipe: Recipe) -> PareError:
     if error.field is not None and error.field.split(".")[0] == "recipe":
         error.field = f"recipes.{index}{error.field.removeprefix('recipe')}"
     return error
+
+
+def total(spec: SweepSpec, plans: Sequence[Plan], reused: Sequence[bool]) -> SweepPlan:
+    """The plans of all recipes as one; what is there already needs nothing."""
+    made = [plan for plan, found in zip(plans, reused, strict=True) if not found]
+    members = [
+        PlannedRecipe(
+            position=position,
+            label=label,
+            reused=found,
+            pool=plan.pool,
+            seconds=plan.seconds,
+            memory_bytes=plan.memory_bytes,
+            output_bytes=plan.output_bytes,
+            size_ratio=plan.size_ratio,
+        )
+        for position, (label, plan, found) in enumerate(
+            zip(recipe_labels(spec.all_recipes()), plans, reused, strict=True)
+        )
+    ]
+    return SweepPlan(
+        recipes=len(plans),
+        jobs=len(made),
+        reused=len(plans) - len(made),
+        seconds=sum(plan.seconds for plan in made),
+        cost=sum(plan.cost for plan in made),
+        currency=plans[0].currency,
+        output_bytes=sum(plan.output_bytes for plan in made),
+        memory_bytes=max((plan.memory_bytes for plan in made), default=0),
+        members=tuple(members),
+        warnings=tuple(dict.fromkeys(warning for plan in made for warning in plan.warnings)),
+    )
 
 
 def submit(

@@ -32,26 +32,31 @@ def _pages() -> dict[str, list[st.Page]]:
         "Work": [
             st.Page(parts.SUBMIT, title="Submit", icon=":material/add_circle:", url_path="submit", default=True),
             st.Page(parts.JOBS, title="Jobs", icon=":material/list_alt:", url_path="jobs"),
-            st.Page(parts.JOB, title="Job", icon=":material/monitoring:", url_path="job", visibility="hidden"),
+            _hidden(parts.JOB, "Job", ":material/monitoring:", "job"),
             st.Page(parts.SWEEPS, title="Sweeps", icon=":material/grid_view:", url_path="sweeps"),
-            st.Page(parts.SWEEP, title="Sweep", icon=":material/grid_on:", url_path="sweep", visibility="hidden"),
+            _hidden(parts.SWEEP, "Sweep", ":material/grid_on:", "sweep"),
+            st.Page(
+                parts.NEW_SWEEP, title="New sweep", icon=":material/add:", url_path="new-sweep", visibility="hidden"
+            ),
             st.Page(parts.SEARCHES, title="Searches", icon=":material/travel_explore:", url_path="searches"),
-            st.Page(parts.SEARCH, title="Search", icon=":material/search:", url_path="search", visibility="hidden"),
+            _hidden(parts.SEARCH, "Search", ":material/search:", "search"),
+            st.Page(
+                parts.NEW_SEARCH, title="New search", icon=":material/add:", url_path="new-search", visibility="hidden"
+            ),
         ],
         "Results": [
             st.Page(parts.TRADE_OFFS, title="Trade-offs", icon=":material/scatter_plot:", url_path="trade-offs"),
             st.Page(parts.CATALOGUE, title="Catalogue", icon=":material/inventory_2:", url_path="catalogue"),
-            st.Page(
-                parts.ARTIFACT,
-                title="Artifact",
-                icon=":material/deployed_code:",
-                url_path="artifact",
-                visibility="hidden",
-            ),
+            _hidden(parts.ARTIFACT, "Artifact", ":material/deployed_code:", "artifact"),
             st.Page(parts.PRICES, title="Prices", icon=":material/payments:", url_path="prices"),
-            st.Page(parts.COMPARE, title="Compare", icon=":material/compare:", url_path="compare", visibility="hidden"),
+            _hidden(parts.COMPARE, "Compare", ":material/compare:", "compare"),
         ],
     }
+
+
+def _hidden(file: str, title: str, icon: str, url_path: str) -> st.Page:
+    """A page that others lead to."""
+    return st.Page(file, title=title, icon=icon, url_path=url_path, visibility="hidden")
 
 
 def _ask_for_key() -> None:

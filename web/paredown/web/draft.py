@@ -1,21 +1,33 @@
-"""The job that the Submit page is writing: which stages it has, what its fields say, and its idempotency key."""
+"""What the forms are writing: which stages a recipe has, what the fields say, and the idempotency key.
 
-from collections.abc import Mapping
-from typing import Any, TypedDict, cast
+A job, a sweep and a search share what they have in common: the model, the texts, the tasks, the queue.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict, TypeVar, cast
 from uuid import uuid4
 
 import streamlit as st
 from pydantic import ValidationError
 
-from paredown.contracts.job import Budget, Calibration, EvaluationSettings, JobSpec, content_hash
+from paredown.contracts.job import (
+    BUDGET_PRESETS,
+    Budget,
+    Calibration,
+    Contract,
+    EvaluationSettings,
+    JobSpec,
+    content_hash,
+)
 from paredown.contracts.methods import MethodView
-from paredown.web import form, problems
+from paredown.web import form, problems, tasks_form
 
 MAX_STAGES = 8
 MODEL = "draft.model"
 # "default", "own" or "none".
 BUDGET_CHOICE = "draft.budget_choice"
 BUDGET_CHOICES = {"default": "The default budget", "own": "Terms of my own", "none": "No budget"}
+Spec = TypeVar("Spec", bound=Contract)
 _STAGES, _KEY, _SENT = "draft.stages", "draft.key", "draft.sent"
 
 
@@ -28,9 +40,20 @@ class StageDraft(TypedDict):
 
 # Schemas of the parts of a job that every recipe has; a stage's own comes from the API.
 CALIBRATION = form.fields(Calibration.model_json_schema())
-EVALUATION = form.fields(EvaluationSettings.model_json_schema())
+_OF_THEIR_OWN = ("tasks", "domains")
+_evaluation_schema = EvaluationSettings.model_json_schema()
+EVALUATION = form.fields(
+    _evaluation_schema
+    | {
+        "properties": {
+            name: part for name, part in _evaluation_schema["properties"].items() if name not in _OF_THEIR_OWN
+        }
+    }
+)
 BUDGET = form.fields(Budget.model_json_schema())
 _JOB_FIELDS = ("format", "dtype", "pool", "priority", "canary", "name", "tags")
+# What a sweep and a search lack, or have of their own.
+_JOB_ALONE = ("canary", "name")
 _job_schema = JobSpec.model_json_schema()
 JOB = {
     field.name: field
@@ -80,19 +103,32 @@ def part_key(part: str, name: str) -> str:
 
 
 def content(methods: Mapping[str, MethodView]) -> dict[str, Any]:
-    """The draft as the API would take it, right or wrong."""
-    recipe = [
+    """The job as the API would take it, right or wrong."""
+    alone = {name: form.value_of(JOB[name], part_key("job", name)) for name in _JOB_ALONE}
+    return {"recipe": recipe(methods), "budget": _budget()} | shared() | alone
+
+
+def recipe(methods: Mapping[str, MethodView]) -> list[dict[str, Any]]:
+    return [
         {"method": stage["method"]}
         | {field.name: form.value_of(field, stage_key(stage, field.name)) for field in _settings(methods, stage)}
         for stage in stages()
     ]
+
+
+def shared() -> dict[str, Any]:
+    """What a sweep and a search have too."""
     return {
         "model": (st.session_state.get(MODEL) or "").strip(),
-        "recipe": recipe,
-        "calibration": _part("calibration", CALIBRATION),
-        "evaluation": _part("evaluation", EVALUATION),
-        "budget": _budget(),
-    } | {name: form.value_of(field, part_key("job", name)) for name, field in JOB.items()}
+        "calibration": part("calibration", CALIBRATION),
+        "evaluation": part("evaluation", EVALUATION) | {"tasks": tasks_form.content()},
+    } | {name: form.value_of(field, part_key("job", name)) for name, field in JOB.items() if name not in _JOB_ALONE}
+
+
+def budget_terms() -> dict[str, Any] | None:
+    """The budget where no preset's name is taken."""
+    chosen = _budget()
+    return BUDGET_PRESETS[chosen].model_dump(exclude_none=True) if isinstance(chosen, str) else chosen
 
 
 def budget_choice() -> str:
@@ -102,7 +138,7 @@ def budget_choice() -> str:
 def _budget() -> dict[str, Any] | str | None:
     if budget_choice() == "default":
         return "default"
-    terms = _part("budget", BUDGET) if budget_choice() == "own" else {}
+    terms = part("budget", BUDGET) if budget_choice() == "own" else {}
     return terms if any(limit is not None for limit in terms.values()) else None
 
 
@@ -111,8 +147,8 @@ def _settings(methods: Mapping[str, MethodView], stage: StageDraft) -> list[form
     return form.fields(method.settings) if method else []
 
 
-def _part(part: str, fields: list[form.Field]) -> dict[str, Any]:
-    return {field.name: form.value_of(field, part_key(part, field.name)) for field in fields}
+def part(name: str, fields: Sequence[form.Field]) -> dict[str, Any]:
+    return {field.name: form.value_of(field, part_key(name, field.name)) for field in fields}
 
 
 def checked(draft: dict[str, Any]) -> tuple[JobSpec | None, dict[str, str]]:
@@ -121,17 +157,22 @@ def checked(draft: dict[str, Any]) -> tuple[JobSpec | None, dict[str, str]]:
         return None, {"model": "Choose a model, or write where yours lies."}
     if not draft["recipe"]:
         return None, {"recipe": "Add at least one stage."}
+    return validated(JobSpec, draft)
+
+
+def validated(contract: type[Spec], content: dict[str, Any]) -> tuple[Spec | None, dict[str, str]]:
+    """The request, or what is wrong at which path."""
     try:
-        return JobSpec.model_validate(draft), {}
+        return contract.model_validate(content), {}
     except ValidationError as error:
         return None, problems.of_validation(error)
 
 
-def spec_hash(spec: JobSpec) -> str:
-    return content_hash(spec.model_dump(mode="json"))
+def spec_hash(spec: Contract) -> str:
+    return content_hash([type(spec).__name__, spec.model_dump(mode="json")])
 
 
-def idempotency_key(spec: JobSpec) -> str:
+def idempotency_key(spec: Contract) -> str:
     """One key for one state of the form: a double click, or a second try after a lost answer, makes one job."""
     wanted = spec_hash(spec)
     known = cast("tuple[str, str] | None", st.session_state.get(_KEY))
@@ -141,14 +182,14 @@ def idempotency_key(spec: JobSpec) -> str:
     return known[1]
 
 
-def remember_sent(spec: JobSpec, job_id: str) -> None:
-    st.session_state[_SENT] = (spec_hash(spec), job_id)
+def remember_sent(spec: Contract, item_id: str) -> None:
+    st.session_state[_SENT] = (spec_hash(spec), item_id)
 
 
-def sent_job(spec: JobSpec) -> str | None:
-    """The job that this very state of the form has become."""
-    sent = cast("tuple[str, str] | None", st.session_state.get(_SENT))
-    return sent[1] if sent and sent[0] == spec_hash(spec) else None
+def sent(spec: Contract) -> str | None:
+    """The job, sweep or search that this very state of the form has become."""
+    last = cast("tuple[str, str] | None", st.session_state.get(_SENT))
+    return last[1] if last and last[0] == spec_hash(spec) else None
 
 
 def submit_again() -> None:

@@ -151,7 +151,7 @@ def ask(field: Field, key: str, *, label: str | None = None, disabled: bool = Fa
             st.multiselect(
                 label,
                 list(field.choices),
-                default=list(field.default),
+                default=list(field.default or ()),
                 key=key,
                 help=field.help,
                 disabled=disabled,
@@ -160,7 +160,7 @@ def ask(field: Field, key: str, *, label: str | None = None, disabled: bool = Fa
         case "list":
             st.text_input(
                 label,
-                value=" ".join(field.default or ()),
+                value=" ".join(map(str, field.default or ())),
                 key=key,
                 help=f"{field.help} Separate several with spaces or commas.".strip(),
                 placeholder=EMPTY,
@@ -179,7 +179,8 @@ def value_of(field: Field, key: str) -> Any:
         return split_words(raw)
     if field.kind == "several":
         # In the order of the choices, whatever the order of the clicks.
-        return [choice for choice in field.choices if choice in raw]
+        chosen = [choice for choice in field.choices if choice in (raw or ())]
+        return chosen or (None if field.optional else [])
     return raw
 
 

@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 
 ASSETS = Path(__file__).with_name("assets")
 SUBMIT, JOBS, JOB = "views/submit.py", "views/jobs.py", "views/job.py"
-SWEEPS, SWEEP = "views/sweeps.py", "views/sweep.py"
-SEARCHES, SEARCH = "views/searches.py", "views/search.py"
+SWEEPS, SWEEP, NEW_SWEEP = "views/sweeps.py", "views/sweep.py", "views/new_sweep.py"
+SEARCHES, SEARCH, NEW_SEARCH = "views/searches.py", "views/search.py", "views/new_search.py"
 TRADE_OFFS, CATALOGUE, ARTIFACT = "views/trade_offs.py", "views/catalogue.py", "views/artifact.py"
 COMPARE, PRICES = "views/compare.py", "views/prices.py"
 

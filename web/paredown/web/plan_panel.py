@@ -7,62 +7,43 @@ import streamlit as st
 from paredown.client.errors import PareApiError
 from paredown.contracts.job import JobSpec, Plan
 from paredown.contracts.methods import MethodView
-from paredown.web import draft, parts, problems, session, snippets
+from paredown.web import draft, parts, problems, sending, session, snippets
 from paredown.web import format as fmt
 
 _PLAN_SECONDS = 300
 
 
-def show(methods: Mapping[str, MethodView]) -> dict[str, str]:
+def show(methods: Mapping[str, MethodView]) -> Mapping[str, str]:
     """Draw the panel. Returns the sentences about fields, by path."""
     st.subheader("Plan", anchor=False)
     spec, found = draft.checked(draft.content(methods))
     if spec is None:
-        begun = bool(st.session_state.get(draft.MODEL))
-        if begun or "model" not in found:
-            _attention(found)
-        else:
-            # The first thing to do is no mistake yet.
-            st.info(parts.plain(found["model"]), icon=":material/arrow_back:")
-        st.button("Submit job", type="primary", disabled=True, width="stretch", key="submit-disabled")
-        return found if begun else {}
+        return sending.not_ready(found, "Submit job")
+    client = session.client()
     with st.spinner("Planning…"):
-        planned = session.remembered(f"plan.{draft.spec_hash(spec)}", _PLAN_SECONDS, lambda: _plan(spec))
+        planned = session.remembered(
+            f"plan.{draft.spec_hash(spec)}", _PLAN_SECONDS, lambda: sending.answer_or_refusal(lambda: client.plan(spec))
+        )
     if isinstance(planned, PareApiError):
         found = problems.of_refusal(planned)
-        _attention(found)
-    else:
+        sending.attention(found)
+    elif isinstance(planned, Plan):
         _figures(planned)
-    _submit(spec, allowed=isinstance(planned, Plan))
+    refused = sending.button(
+        spec, "job", parts.JOB, lambda key: client.submit(spec, key).id, allowed=isinstance(planned, Plan)
+    )
     _as_text(spec)
-    return found
+    return {**found, **refused}
 
 
-def _plan(spec: JobSpec) -> Plan | PareApiError:
-    """A refusal is an answer too, and worth remembering; a service that is away or broken is not."""
-    try:
-        return session.client().plan(spec)
-    except PareApiError as error:
-        if not 400 <= error.status < 500 or error.status in (401, 429):
-            raise
-        return error
-
-
-def _attention(found: Mapping[str, str]) -> None:
-    """Every sentence, also those whose field lies in a closed part of the form."""
-    lines = [
-        f"**{parts.plain(_spoken(path))}:** {parts.plain(sentence)}" if path else parts.plain(sentence)
-        for path, sentence in found.items()
+def _as_text(spec: JobSpec) -> None:
+    curl = snippets.curl(spec, session.public_api_url(), draft.idempotency_key(spec))
+    kinds = [
+        ("Recipe file", "yaml", snippets.recipe_yaml(spec)),
+        ("pare", "bash", snippets.submit_command(spec)),
+        ("curl", "bash", curl),
     ]
-    st.warning("  \n".join(lines), icon=":material/error:")
-
-
-def _spoken(path: str) -> str:
-    """`recipe.0.group_size` → `Stage 1, group size`."""
-    words = path.split(".")
-    if words[0] == "recipe" and len(words) > 1 and words[1].isdigit():
-        words = [f"Stage {int(words[1]) + 1}", *words[2:]]
-    return ", ".join(word.replace("_", " ") for word in words).capitalize()
+    sending.as_text(kinds, "recipe.yaml")
 
 
 def _figures(plan: Plan) -> None:
@@ -116,44 +97,3 @@ def _expected(plan: Plan) -> str:
         else "from the model's configuration alone: no finished jobs tell more yet"
     )
     return f"Expect {', '.join(part for part in ranges if part)}, {known}." if any(ranges) else ""
-
-
-def _submit(spec: JobSpec, *, allowed: bool) -> None:
-    sent = draft.sent_job(spec)
-    if sent:
-        with st.container(border=True, key="submitted"):
-            st.markdown(":green[:material/check_circle:] **Submitted.** This form has become a job.")
-            st.page_link(
-                parts.JOB, label="**Watch the job**", icon=":material/arrow_forward:", query_params={"id": sent}
-            )
-            st.button("Submit it once more", on_click=draft.submit_again, type="tertiary", key="submit-again")
-        return
-    pressed = st.button(
-        "Submit job",
-        type="primary",
-        disabled=not allowed,
-        width="stretch",
-        icon=":material/rocket_launch:",
-        key="submit",
-    )
-    if pressed:
-        try:
-            job = session.client().submit(spec, draft.idempotency_key(spec))
-        except PareApiError as error:
-            parts.show_problem(error, "submit")
-            return
-        draft.remember_sent(spec, str(job.id))
-        session.forget("models")
-        st.rerun()
-
-
-def _as_text(spec: JobSpec) -> None:
-    with st.expander("The same as a file or command", icon=":material/terminal:"):
-        recipe, command, request = st.tabs(["Recipe file", "pare", "curl"])
-        with recipe:
-            parts.copyable(snippets.recipe_yaml(spec), "yaml")
-        with command:
-            st.caption("With the recipe file saved as recipe.yaml:")
-            parts.copyable(snippets.submit_command(spec), "bash")
-        with request:
-            parts.copyable(snippets.curl(spec, session.public_api_url(), draft.idempotency_key(spec)), "bash")

@@ -8,6 +8,8 @@ import yaml
 
 from paredown.contracts.artifact import ArtifactView, Manifest
 from paredown.contracts.job import BUDGET_PRESETS, Format, JobSpec
+from paredown.contracts.search import SearchSpec
+from paredown.contracts.sweep import SweepSpec
 
 
 def recipe_yaml(spec: JobSpec) -> str:
@@ -32,10 +34,14 @@ def submit_command(spec: JobSpec) -> str:
 
 
 def curl(spec: JobSpec, api_url: str, idempotency_key: str) -> str:
-    body = json.dumps(request_body(spec), indent=2, ensure_ascii=False)
+    return _curl(f"{api_url}/v1/jobs", request_body(spec), idempotency_key)
+
+
+def _curl(address: str, request: dict[str, Any], idempotency_key: str) -> str:
+    body = json.dumps(request, indent=2, ensure_ascii=False)
     return " \\\n  ".join(
         [
-            f"curl --fail-with-body {shlex.quote(api_url + '/v1/jobs')}",
+            f"curl --fail-with-body {shlex.quote(address)}",
             '--header "Authorization: Bearer $PARE_API_KEY"',
             '--header "Content-Type: application/json"',
             f'--header "Idempotency-Key: {idempotency_key}"',
@@ -48,6 +54,36 @@ def request_body(spec: JobSpec) -> dict[str, Any]:
     """The job as JSON without the fields at their default."""
     more = spec.model_dump(mode="json", exclude_defaults=True, exclude={"model", "recipe"})
     return {"model": spec.model, "recipe": _stages(spec), **more, **_preset(spec)}
+
+
+def sweep_body(spec: SweepSpec) -> dict[str, Any]:
+    """The sweep as JSON without the fields at their default."""
+    more = spec.model_dump(mode="json", exclude_defaults=True, exclude={"model", "recipes", "grid"})
+    recipes = [[stage.identity() for stage in recipe] for recipe in spec.all_recipes()]
+    return {"model": spec.model, "recipes": recipes, **more}
+
+
+def search_body(spec: SearchSpec) -> dict[str, Any]:
+    """The search as JSON without the fields at their default."""
+    return {"model": spec.model, **spec.model_dump(mode="json", exclude_defaults=True, exclude={"model"})}
+
+
+def sweep_texts(spec: SweepSpec, api_url: str, idempotency_key: str) -> list[tuple[str, str, str]]:
+    """(title, language, text): the sweep as a file, as a command and as a request."""
+    return _texts("sweep", sweep_body(spec), f"{api_url}/v1/sweeps", idempotency_key)
+
+
+def search_texts(spec: SearchSpec, api_url: str, idempotency_key: str) -> list[tuple[str, str, str]]:
+    """(title, language, text): the search as a file, as a command and as a request."""
+    return _texts("search", search_body(spec), f"{api_url}/v1/searches", idempotency_key)
+
+
+def _texts(noun: str, body: dict[str, Any], address: str, idempotency_key: str) -> list[tuple[str, str, str]]:
+    return [
+        (f"{noun.capitalize()} file", "yaml", yaml.safe_dump(body, sort_keys=False, allow_unicode=True)),
+        ("pare", "bash", f"pare {noun} submit {noun}.yaml"),
+        ("curl", "bash", _curl(address, body, idempotency_key)),
+    ]
 
 
 def _preset(spec: JobSpec) -> dict[str, str]:

@@ -10,7 +10,7 @@ from paredown.api.openapi import header, problems
 from paredown.api.routes.jobs import IdempotencyKey
 from paredown.api.schemas import Cursor, Limit, SubmittedSweep, SweepId, SweepPage
 from paredown.api.service import UsesService
-from paredown.contracts.sweep import SweepDetails
+from paredown.contracts.sweep import SweepDetails, SweepPlan
 from paredown.core import sweeps
 from paredown.core.access import Principal
 
@@ -48,6 +48,18 @@ def submit_sweep(
     if not created:
         response.headers["Idempotent-Replayed"] = "true"
     return sweep
+
+
+@router.post(
+    "/plans/sweep",
+    operation_id="planSweep",
+    tags=["plans"],
+    summary="What a sweep would need",
+    responses=problems(503),
+)
+def plan_sweep(spec: SubmittedSweep, service: UsesService, caller: Principal = allow("jobs:read")) -> SweepPlan:
+    """The plan of every recipe, what of them is there already, and the totals. Nothing is queued or downloaded."""
+    return submission.plan_sweep(service, caller.project_id, spec)
 
 
 @router.get("/sweeps", operation_id="listSweeps", tags=["sweeps"], summary="List sweeps, newest first")

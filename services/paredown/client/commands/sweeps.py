@@ -1,4 +1,4 @@
-"""pare sweep submit, list, show, watch, cancel."""
+"""pare sweep plan, submit, list, show, watch, cancel."""
 
 from itertools import islice
 from pathlib import Path
@@ -20,6 +20,12 @@ from paredown.contracts.sweep import SweepDetails, SweepSpec, SweepState
 
 SweepId = Annotated[UUID, typer.Argument(help="The sweep's id.", metavar="SWEEP")]
 
+SweepFile = Annotated[
+    Path,
+    typer.Argument(help="YAML file: `model`, `recipes` or `grid` and, as you like, all else that a sweep takes."),
+]
+_WHAT = "`model` and `recipes` or `grid`, with what they share"
+
 
 def register(app: typer.Typer) -> None:
     commands = typer.Typer(
@@ -27,17 +33,29 @@ def register(app: typer.Typer) -> None:
         no_args_is_help=True,
         rich_markup_mode=None,
     )
-    for command in (submit, show, watch, cancel):
+    for command in (plan, submit, show, watch, cancel):
         commands.command(command.__name__)(command)
     commands.command("list")(list_sweeps)
     app.add_typer(commands, name="sweep")
 
 
+def plan(
+    file: SweepFile,
+    model: Annotated[str | None, typer.Option(help="Address of the model, in place of the file's.")] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Show what a sweep would need; nothing is queued."""
+    spec = read_request(file, SweepSpec, _WHAT, model=model)
+    with connect() as client:
+        made = client.plan_sweep(spec)
+    if json_output:
+        emit_json(made)
+    else:
+        stdout().print(render.sweep_plan(made))
+
+
 def submit(
-    file: Annotated[
-        Path,
-        typer.Argument(help="YAML file: `model`, `recipes` or `grid` and, as you like, all else that a sweep takes."),
-    ],
+    file: SweepFile,
     model: Annotated[str | None, typer.Option(help="Address of the model, in place of the file's.")] = None,
     pool: Annotated[str | None, typer.Option(help="Worker pool, in place of the file's.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the sweep, in place of the file's.")] = None,
@@ -48,8 +66,7 @@ def submit(
     json_output: JsonOption = False,
 ) -> None:
     """Queue one job for each recipe, all or none."""
-    what = "`model` and `recipes` or `grid`, with what they share"
-    spec = read_request(file, SweepSpec, what, model=model, pool=pool, name=name)
+    spec = read_request(file, SweepSpec, _WHAT, model=model, pool=pool, name=name)
     with connect() as client:
         view = client.submit_sweep(spec, idempotency_key)
         if wait:

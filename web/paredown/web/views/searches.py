@@ -13,6 +13,7 @@ _SHOWN = "searches.shown"
 
 def page() -> None:
     parts.heading("Searches", "A budget instead of a recipe: recipes are tried until one serves the goal best.")
+    st.page_link(parts.NEW_SEARCH, label="**New search**", icon=":material/add_circle:")
     shown = int(st.session_state.get(_SHOWN, PAGE_SIZE))
 
     @st.fragment(run_every=REFRESH_SECONDS)
@@ -28,7 +29,7 @@ def _list(shown: int) -> None:
         lambda after, limit: session.client().searches_page(after=after, limit=limit), shown
     )
     if not searches:
-        parts.empty_state("No search yet. Write a file with a model and a limit, and send it with", icon="search")
+        parts.empty_state("No search yet. Begin one above, or send a file with a model and a limit with", icon="search")
         parts.copyable("pare search submit search.yaml", "bash")
         return
     with st.container(key="list-searches", gap=None):

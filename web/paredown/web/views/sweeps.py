@@ -13,6 +13,7 @@ _SHOWN = "sweeps.shown"
 
 def page() -> None:
     parts.heading("Sweeps", "Many recipes over one model, measured alike. Newest first.")
+    st.page_link(parts.NEW_SWEEP, label="**New sweep**", icon=":material/add_circle:")
     shown = int(st.session_state.get(_SHOWN, PAGE_SIZE))
 
     @st.fragment(run_every=REFRESH_SECONDS)
@@ -26,7 +27,7 @@ def page() -> None:
 def _list(shown: int) -> None:
     sweeps, has_more = session.first(lambda after, limit: session.client().sweeps_page(after=after, limit=limit), shown)
     if not sweeps:
-        parts.empty_state("No sweep yet. Write a file with recipes or a grid, and send it with", icon="grid_view")
+        parts.empty_state("No sweep yet. Begin one above, or send a file with recipes or a grid with", icon="grid_view")
         parts.copyable("pare sweep submit sweep.yaml", "bash")
         return
     with st.container(key="list-sweeps", gap=None):
