@@ -1,9 +1,13 @@
 """An artifact's charts tell the truth about its layers, blocks and training."""
 
+from datetime import UTC, datetime
+from uuid import UUID
+
 import pytest
 
 from paredown.contracts.artifact import BlockReport, LayerReport, LossPoint, StageReport
-from paredown.web import charts
+from paredown.contracts.search import Rung, SearchDetails
+from paredown.web import charts, search_chart
 
 
 def test_layers_know_their_block_and_kind():
@@ -72,3 +76,86 @@ def test_artifacts_are_compared_by_the_means_of_their_blocks():
     points = charts.depth_chart(drawn, "error").to_dict()["data"]["values"]
     assert {point["artifact"] for point in points} == {"one"}, "what has no error is not drawn at zero"
     assert charts.depth_chart([line for line in drawn if line["artifact"] == "two"], "error") is None
+
+
+def trial(number: int, rung: str, *, bits: int, within: bool | None = True, **figures: float) -> dict[str, object]:
+    measured = {"perplexity": 22.0, "perplexity_increase": 0.1, "divergence": 0.05, "size_bytes": 40, "size_ratio": 0.4}
+    return {
+        "number": number,
+        "rung": rung,
+        "recipe": [{"method": "rtn", "bits": bits}],
+        "recipe_name": f"rtn-{bits}",
+        "label": f"rtn-{bits}",
+        "predicted_size_ratio": 0.4,
+        "state": "succeeded" if within is not None else "running",
+        "reused": False,
+        "job_id": None,
+        "artifact_id": None,
+        "within_limits": within,
+        "on_front": False,
+        **(dict.fromkeys(measured) if within is None else measured | figures),
+    }
+
+
+def search(*members: dict[str, object], chosen: int | None = None, **spec: object) -> SearchDetails:
+    return SearchDetails.model_validate(
+        {
+            "id": UUID(int=1),
+            "project": "default",
+            "name": None,
+            "model": "hf://a/b",
+            "state": "finished" if chosen is not None else "exploring",
+            "minimize": "loss",
+            "trials": len(members),
+            "progress": 1,
+            "chosen_recipe": None,
+            "created_at": datetime.now(UTC),
+            "finished_at": None,
+            "spec": {"model": "hf://a/b", "max_size_ratio": 0.5, **spec},
+            "candidates": 4,
+            "ruled_out": 0,
+            "members": members,
+            "chosen": chosen,
+            "explanation": None,
+            "front": None,
+        }
+    )
+
+
+def test_a_search_charts_its_own_loss_and_what_became_of_each_trial():
+    found = search(
+        trial(0, "proxy", bits=3, divergence=0.3),
+        trial(1, "proxy", bits=4, divergence=0.1),
+        trial(2, "proxy", bits=8, within=False, divergence=0.01, size_ratio=0.9),
+        trial(3, "proxy", bits=5, within=None),
+        trial(4, "full", bits=4, divergence=0.08),
+        chosen=4,
+        max_perplexity_increase=0.2,
+    )
+    proxies = search_chart.points(found, Rung.PROXY)
+    assert proxies.is_divergence
+    assert proxies.loss_limit is None, "a limit on perplexity is no limit on divergence"
+    assert {point.number: (point.loss, point.fate) for point in proxies.points} == {
+        0: (0.3, "not taken further"),
+        1: (0.1, "tried in full as well"),
+        2: (0.01, "beyond the limits"),
+    }
+    assert search_chart.unmeasured(found, Rung.PROXY) == {"running": 1}
+    assert [point.fate for point in search_chart.points(found, Rung.FULL).points] == ["chosen"]
+
+
+def test_without_divergence_everywhere_the_loss_is_perplexity_and_its_limit_a_line():
+    found = search(
+        trial(0, "proxy", bits=3, perplexity=30.0, perplexity_increase=0.5, within=False),
+        trial(1, "proxy", bits=4, divergence=None),
+        max_perplexity_increase=0.2,
+    )
+    drawn = search_chart.points(found, Rung.PROXY)
+    assert {point.number: (point.loss, point.fate) for point in drawn.points} == {
+        0: (30.0, "beyond the limits"),
+        1: (22.0, "within the limits"),
+    }
+    assert drawn.loss_limit == pytest.approx(24.0)
+    layers = search_chart.chart(drawn, found.spec.max_size_ratio).to_dict()["layer"]
+    assert [layer["mark"]["type"] for layer in layers] == ["rule", "rule", "point"]
+    assert search_chart.chart(search_chart.points(found, Rung.FULL), 0.5) is None

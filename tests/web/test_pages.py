@@ -644,6 +644,7 @@ def test_a_search_shows_what_it_tried_and_what_it_chose(app: AppTest, house: Hou
     assert "chose " in line
     go(app, SEARCH, id=str(search_id))
     assert "among 1 recipe measured in full" in app.success[0].value.replace("\\", "")
+    assert len(app.get("vega_lite_chart")) == 2, "one for each rung, since their figures do not compare"
     lines = rows(app)
     assert len(lines) == 3
     assert "chosen" in lines[0]

@@ -1,5 +1,7 @@
 """Searches: a budget instead of a recipe. Recipes are tried until the one is found that loses least within it."""
 
+import math
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 from itertools import product
@@ -204,6 +206,14 @@ class TrialView(Contract):
     size_ratio: float | None
     within_limits: bool | None = Field(description="Whether it holds the search's limits; none before it is measured.")
     on_front: bool = Field(description="Whether no other of its rung loses less at no more bytes, or the other way.")
+
+
+def losses_of(trials: Sequence[TrialView]) -> dict[int, float]:
+    """Number → loss, of the trials that were measured: divergence if all of them have it, else perplexity."""
+    measured = [trial for trial in trials if trial.perplexity is not None and math.isfinite(trial.perplexity)]
+    if measured and all(trial.divergence is not None for trial in measured):
+        return {trial.number: trial.divergence for trial in measured if trial.divergence is not None}
+    return {trial.number: trial.perplexity for trial in measured if trial.perplexity is not None}
 
 
 class SearchView(Contract):

@@ -25,6 +25,7 @@ from paredown.contracts.search import (
     SearchState,
     SearchView,
     TrialView,
+    losses_of,
     recipe_of,
 )
 from paredown.core import catalogue, idempotency, jobs, sweeps
@@ -51,6 +52,10 @@ class Candidate:
     parameters: Parameters
     size_ratio: float
     pool: str
+
+
+# A trial, the state of its job, and its artifact as long as that is there.
+FoundTrial = tuple[TrialRow, str | None, UUID | None]
 
 
 @dataclass(frozen=True)
@@ -188,9 +193,10 @@ def list_searches(
     """A page of the project's searches, newest first, and the cursor of the next page. Raises RequestInvalid."""
     query = _select_searches().where(SearchRow.project_id == project_id)
     rows, has_more = page(session, query, SearchRow.created_at, SearchRow.id, after=after, limit=limit)
+    found = _found_trials(session, [row for row, _ in rows])
     views = []
     for row, project in rows:
-        trials = [trial.view for trial in trials_of(session, row)]
+        trials = [trial.view for trial in _trials(row, found[row.id])]
         views.append(_view(row, project, SearchSpec.model_validate(row.spec), trials))
     return views, encode_cursor(Place(views[-1].created_at, views[-1].id)) if has_more else None
 
@@ -268,14 +274,6 @@ def cancel_jobs(session: Session, row: SearchRow) -> None:
 # Choosing
 
 
-def losses_of(trials: Sequence[TrialView]) -> dict[int, float]:
-    """Number → loss, of the trials that were measured: divergence if all of them have it, else perplexity."""
-    measured = [trial for trial in trials if trial.perplexity is not None and math.isfinite(trial.perplexity)]
-    if measured and all(trial.divergence is not None for trial in measured):
-        return {trial.number: trial.divergence for trial in measured if trial.divergence is not None}
-    return {trial.number: trial.perplexity for trial in measured if trial.perplexity is not None}
-
-
 def best_first(trials: Sequence[TrialView], spec: SearchSpec) -> list[TrialView]:
     """Measured trials of one rung: those within the limits first, of these those on the front, by the search's goal."""
     losses = losses_of(trials)
@@ -335,17 +333,28 @@ def _figures_said(trial: TrialView) -> str:
 
 def trials_of(session: Session, row: SearchRow) -> list[Trial]:
     """In the order in which they were begun."""
-    spec = SearchSpec.model_validate(row.spec)
+    return _trials(row, _found_trials(session, [row])[row.id])
+
+
+def _found_trials(session: Session, rows: Sequence[SearchRow]) -> dict[UUID, list[FoundTrial]]:
+    """Of several searches at once."""
     artifact_id = cast(TrialRow.figures["artifact_id"].astext, ArtifactRow.id.type)
     alive = select(ArtifactRow.id).where(ArtifactRow.id == artifact_id, ArtifactRow.deleted_at.is_(None))
     query = (
         select(TrialRow, JobRow.state, alive.correlate(TrialRow).scalar_subquery())
         .outerjoin(JobRow, JobRow.id == TrialRow.job_id)
-        .where(TrialRow.search_id == row.id)
+        .where(TrialRow.search_id.in_([row.id for row in rows]))
         .order_by(TrialRow.number)
         .execution_options(populate_existing=True)
     )
-    found = list(session.execute(query))
+    found: dict[UUID, list[FoundTrial]] = {row.id: [] for row in rows}
+    for trial, state, artifact in session.execute(query):
+        found[trial.search_id].append((trial, state, artifact))
+    return found
+
+
+def _trials(row: SearchRow, found: Sequence[FoundTrial]) -> list[Trial]:
+    spec = SearchSpec.model_validate(row.spec)
     recipes = [recipe_of(row.candidates[trial.candidate]["parameters"]) for trial, _, _ in found]
     # Each candidate may be there twice, once on each rung.
     tried = list(dict.fromkeys(recipes))

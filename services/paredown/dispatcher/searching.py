@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 from sqlalchemy.orm import Session
 
-from paredown.contracts.search import Parameters, Rung, SearchSpec, SearchState
+from paredown.contracts.search import Parameters, Rung, SearchSpec, SearchState, losses_of
 from paredown.core import searches
 from paredown.core.db import Database
 from paredown.core.errors import DatabaseUnavailable
@@ -179,7 +179,7 @@ class _Step:
     def _next(self, rung: Rung) -> int | None:
         candidates: list[Parameters] = [item["parameters"] for item in self._row.candidates]
         of_rung = [trial for trial in self._trials if trial.view.rung is rung]
-        losses = searches.losses_of([trial.view for trial in of_rung])
+        losses = losses_of([trial.view for trial in of_rung])
         told = [
             Told(candidates[trial.candidate], losses[trial.view.number], trial.view.size_ratio)
             for trial in of_rung

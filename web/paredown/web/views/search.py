@@ -4,7 +4,7 @@ import streamlit as st
 
 from paredown.contracts.search import Rung, SearchDetails, TrialView
 from paredown.web import format as fmt
-from paredown.web import front, parts, session
+from paredown.web import parts, search_chart, session
 
 REFRESH_SECONDS = 3
 
@@ -85,22 +85,32 @@ def _show(search: SearchDetails) -> None:
             ("Submitted", fmt.moment(search.created_at)),
         ]
     )
-    _chart(search)
+    if not search.members:
+        st.caption("The chart comes with the first recipe that is measured.")
     for rung, heading in ((Rung.FULL, "Tried in full"), (Rung.PROXY, "Tried on a share of the samples")):
         trials = [trial for trial in search.members if trial.rung is rung]
         if trials:
             st.subheader(heading, anchor=False)
+            _chart(search, rung)
             with st.container(key=f"list-{rung}", gap=None):
                 for trial in trials:
                     _row(trial, chosen=trial.number == search.chosen)
     parts.json_view(spec.model_dump(mode="json", exclude_unset=True), "The search as JSON")
 
 
-def _chart(search: SearchDetails) -> None:
-    if search.front is None:
-        st.caption("The chart comes with the first recipe that is tried in full.")
+def _chart(search: SearchDetails, rung: Rung) -> None:
+    drawn = search_chart.points(search, rung)
+    chart = search_chart.chart(drawn, search.spec.max_size_ratio)
+    if chart is None:
+        st.caption("The chart comes with the first of them that is measured.")
         return
-    front.chart(search.front, "search.chart")
+    loss = "divergence" if drawn.is_divergence else "perplexity"
+    st.altair_chart(chart, key=f"search.chart.{rung}", alt=f"{loss} of {len(drawn.points)} trials against their bytes")
+    notes = [f"{count} {what}" for what, count in search_chart.unmeasured(search, rung).items()]
+    if search.spec.max_perplexity_increase is not None and drawn.is_divergence:
+        notes.append("the limit on perplexity has no line among divergences; the colours tell who holds it")
+    if notes:
+        st.caption(f"Not on the chart: {'; '.join(notes)}.")
 
 
 def _row(trial: TrialView, *, chosen: bool) -> None:
