@@ -1,11 +1,14 @@
 """Side by side: only what differs of the settings, and no two figures on a line that do not compare."""
 
+from io import StringIO
 from uuid import uuid4
 
+from rich.console import Console
 from tests.client.conftest import make_manifest
+from tests.core.builders import make_speed
 
-from paredown.client import comparison
-from paredown.contracts.artifact import Manifest, TaskMetric, TaskProtocol, TaskResult
+from paredown.client import comparison, render
+from paredown.contracts.artifact import Energy, Manifest, TaskMetric, TaskProtocol, TaskResult
 from paredown.contracts.job import EvaluationSettings, content_hash
 from paredown.contracts.recipes import Gptq, Rtn
 
@@ -50,6 +53,28 @@ def test_a_figure_that_nobody_has_is_no_line() -> None:
     names = [line.name for line in comparison.figures([manifest(), manifest()])]
     assert "Size" in names
     assert "Decode speed" not in names
+
+
+def test_energy_is_told_where_it_was_counted_and_nowhere_else() -> None:
+    energy = Energy(
+        joules_per_token=0.75, batch_joules_per_token=0.2, sequences=8, repeats=3, counter="rapl", covers="processor"
+    )
+    without = manifest(report=manifest().report.model_copy(update={"speeds": {"artifact": make_speed(20)}}))
+    timed = make_speed(20).model_copy(update={"energy": energy})
+    counted = manifest(report=without.report.model_copy(update={"speeds": {"artifact": timed}}))
+
+    def told(one: Manifest) -> str:
+        console = Console(width=200, record=True, file=StringIO())
+        console.print(*render.speeds(one.report))
+        return console.export_text()
+
+    assert "J/token" not in told(without)
+    assert {"0.75", "0.2", "J/token"} <= set(told(counted).split())
+    assert "Energy is of processor" in told(counted)
+    lines = {line.name: line.values for line in comparison.figures([without, counted])}
+    assert lines["Energy of a token"] == (None, 0.75)
+    assert "energy" not in without.report.model_dump_json(), "reports without one are stored as before"
+    assert Manifest.model_validate_json(counted.model_dump_json()) == counted
 
 
 def task(protocol_hash: str, *, limit: int | None = None, difference: float | None = -0.05) -> TaskResult:
