@@ -35,6 +35,7 @@ def test_pages_without_data_say_what_to_do(
         ("Searches", "No search yet"),
         ("Trade-offs", "Nothing to compare yet"),
         ("Catalogue", "The catalogue is empty"),
+        ("Calibrations", "No calibration yet"),
         ("Prices", "Instance types"),
     ):
         visitor.visit(name)

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import threading
 import time
+from hashlib import sha256
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from tests.client.conftest import MODEL, ApiServer, House
+from tests.client.conftest import MODEL, ApiServer, House, make_manifest
+from tests.core.builders import make_calibration
 from typer.testing import CliRunner, Result
 
 from paredown.client.cli import app
@@ -19,7 +21,9 @@ from paredown.client.client import PareClient
 from paredown.contracts.artifact import Manifest, Verdict
 from paredown.contracts.job import BUDGET_PRESETS, JobError, Phase, Progress
 from paredown.core import jobs
+from paredown.core.catalogue import NewArtifact
 from paredown.core.settings import Settings
+from paredown.core.storage import open_store
 
 RECIPE = "recipe: [{method: rtn, bits: 4}]\nevaluation: {samples: 4}\n"
 
@@ -409,6 +413,58 @@ def test_the_exit_code_tells_how_a_sweep_ended(
     watched = pare("sweep", "watch", made["id"])
     assert watched.exit_code == code
     assert "100%" in watched.stderr
+
+
+def test_calibrations_are_compared_as_one_sweep(tmp_path: Path, house: House, client: PareClient) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("recipe: [{method: wanda}]\ncalibration: {samples: 4, min_expert_tokens: 8}\n")
+
+    def work() -> None:
+        give_up_at = time.monotonic() + 60
+        done = 0
+        while done < 2 and time.monotonic() < give_up_at:
+            with house.database.transaction() as session:
+                claim = jobs.claim(session, "cpu", "test", house.settings)
+            if claim:
+                house.finish_claim(claim)
+                done += 1
+            else:
+                time.sleep(0.05)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    result = pare("calibrations", "compare", MODEL, str(path), "--seed", "1", "--seed", "2", "--name", "seeds")
+    worker.join()
+    assert result.exit_code == 0, result.stderr
+    assert "seed 1" in result.stdout
+    assert "max − min" in result.stdout
+    [sweep] = client.sweeps()
+    spec = client.sweep(sweep.id).spec
+    assert [(each.seed, each.samples, each.min_expert_tokens) for each in spec.calibrations] == [(1, 4, 8), (2, 4, 8)]
+    assert "seed 2" in pare("sweep", "show", str(sweep.id)).stdout
+    one = pare("calibrations", "compare", MODEL, str(path), "--seed", "1")
+    assert (one.exit_code, "two to 8" in one.stderr) == (2, True)
+    unknown = pare("calibrations", "compare", MODEL, str(path), "--source", str(uuid4()), "--source", str(uuid4()))
+    assert "source_not_found" in unknown.stderr
+
+
+def test_calibrations_are_listed_shown_and_brought_here(tmp_path: Path, house: House) -> None:
+    content = b"tokens" * 40
+    new = make_calibration(size_bytes=len(content), file_sha256=sha256(content).hexdigest())
+    open_store(house.settings).put_bytes(new.storage_key, content)
+    house.queue()
+    claim = house.claim()
+    made = NewArtifact(make_manifest(claim.job.id, {}, None), "artifacts/x/1", "made", calibration=new)
+    house.call(jobs.finish, claim.job.id, claim.epoch, made)
+    assert told(pare("calibrations", "list", "--json"))["items"][0]["id"] == str(new.id)
+    assert "2 × 16" in pare("calibrations", "list").stdout
+    shown = pare("calibrations", "show", str(new.id)).stdout
+    assert f"calibration://{new.id}" in shown
+    assert "2 experts, of which the least reached saw 0 tokens" in shown
+    assert pare("calibrations", "download", str(new.id), str(tmp_path / "tokens.npy")).exit_code == 0
+    assert (tmp_path / "tokens.npy").read_bytes() == content
+    assert pare("calibrations", "delete", str(new.id)).exit_code == 0
+    assert pare("calibrations", "show", str(new.id)).exit_code == 1
 
 
 def test_a_sweep_file_is_refused_with_the_place_of_the_mistake(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from paredown.contracts.artifact import (
 from paredown.contracts.job import Calibration, EvaluationSettings, Format, JobSpec, content_hash
 from paredown.contracts.recipes import Rtn, recipe_hash
 from paredown.core import jobs
+from paredown.core.calibrations import NewCalibration
 from paredown.core.catalogue import NewArtifact
 from paredown.core.db import Database
 from paredown.core.settings import Settings
@@ -166,3 +167,22 @@ def event_types(database: Database, job_id: UUID) -> list[str]:
     assert [event.seq for event in events] == list(range(1, len(events) + 1))
     assert [event.at for event in events] == sorted(event.at for event in events)
     return [event.type for event in events]
+
+
+def make_calibration(**changes: Any) -> NewCalibration:
+    """Two sequences of 16 tokens."""
+    values: dict[str, Any] = {
+        "tokens_sha256": "1" * 64,
+        "settings": Calibration(samples=2, sequence_length=16, seed=3),
+        "source_sha256": "2" * 64,
+        "tokenizer_sha256": "3" * 64,
+        "held_out_windows": None,
+        "coverage": {"model.layers.0.mlp.experts": (12, 0)},
+        "model": MODEL,
+        "model_fingerprint": FINGERPRINT,
+        "model_type": "llama",
+        "vocab_size": 256,
+        "size_bytes": 256,
+        "file_sha256": "4" * 64,
+    }
+    return NewCalibration(**{**values, **changes})

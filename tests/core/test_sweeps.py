@@ -7,8 +7,8 @@ from uuid import UUID
 import pytest
 from tests.core.builders import MODEL, claim_job, make_artifact, make_evaluation
 
-from paredown.contracts.artifact import Verdict
-from paredown.contracts.job import Budget, EvaluationSettings, JobState, Phase, Progress
+from paredown.contracts.artifact import Divergence, Verdict
+from paredown.contracts.job import Budget, EvaluationSettings, JobState, JobView, Phase, Progress
 from paredown.contracts.recipes import Rtn
 from paredown.contracts.sweep import SweepDetails, SweepSpec, SweepState
 from paredown.core import access, catalogue, jobs, sweeps
@@ -30,8 +30,8 @@ def submit(database: Database, project: UUID, settings: Settings) -> Submit:
             {"model": MODEL, "recipes": [[{"method": "rtn", "bits": bits}] for bits in (3, 4, 8)], **fields}
         )
         planned = [
-            sweeps.Planned(spec.job(recipe), "cpu", seconds=10.0 - index)
-            for index, recipe in enumerate(spec.all_recipes())
+            sweeps.Planned(sweeps.job_of(spec, index), "cpu", seconds=10.0 - index)
+            for index in range(len(spec.variants()))
         ]
         with database.transaction() as session:
             return sweeps.submit(
@@ -179,3 +179,44 @@ def test_nobody_waits_where_the_base_is_measured(
         Rtn(bits=5),
         Rtn(bits=6),
     }
+
+
+def test_a_sweep_over_calibrations_tells_how_far_its_figures_lie_apart(
+    database: Database, project: UUID, settings: Settings, submit: Submit
+) -> None:
+    drawn = [{"source": "file:///text", "samples": 4, "seed": seed} for seed in (1, 2, 3)]
+    sweep = submit(recipes=[[{"method": "wanda"}]], calibrations=drawn)
+    assert [member.label for member in sweep.members] == ["seed 1", "seed 2", "seed 3"]
+    for perplexity, divergence in ((20.4, 0.02), (20.2, None), (21.0, 0.05)):
+        claim = claim_job(database, settings)
+        made = make_artifact(claim.job.id, claim.epoch, perplexity=perplexity)
+        report = made.manifest.report
+        if divergence is not None:
+            far = dict.fromkeys(("median", "p90", "p99", "maximum", "answers_lost", "answers_won"), 0.0)
+            report = report.model_copy(
+                update={
+                    "divergence": Divergence(
+                        protocol_hash="a" * 64, predicted_tokens=1, mean=divergence, top1_agreement=0.9, **far
+                    )
+                }
+            )
+        manifest = made.manifest.model_copy(update={"report": report})
+        with database.transaction() as session:
+            jobs.finish(session, claim.job.id, claim.epoch, NewArtifact(manifest, made.storage_prefix, made.name))
+    seen = reload(database, project, sweep)
+    seeds = {position: job.spec.calibration.seed for position, job in _jobs_of(database, sweep).items()}
+    assert seeds == {0: 1, 1: 2, 2: 3}
+    assert {
+        figure.figure: (figure.members, figure.minimum, figure.median, figure.maximum) for figure in seen.spread
+    } == {
+        "perplexity": (3, 20.2, 20.4, 21.0),
+        "perplexity_increase": (3, pytest.approx(0.01), pytest.approx(0.02), pytest.approx(0.05)),
+        "mean_divergence": (2, 0.02, 0.035, 0.05),
+        "top1_agreement": (2, 0.9, 0.9, 0.9),
+    }
+    assert seen.spread[0].range == pytest.approx(0.8)
+
+
+def _jobs_of(database: Database, sweep: SweepDetails) -> dict[int, JobView]:
+    with database.transaction() as session:
+        return jobs.of_sweep(session, sweep.id)

@@ -9,12 +9,15 @@ import subprocess
 import sys
 import threading
 import time
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from paredown.contracts.artifact import Evaluation, Isolation, Protocol, Report
 from paredown.contracts.job import JobError, Phase, Progress, content_hash
 from paredown.contracts.work import (
+    CALIBRATION_FILE,
+    DrawnCalibration,
     EngineDrained,
     EngineFailure,
     EngineMessage,
@@ -35,6 +38,9 @@ DEFAULTS: dict[str, Any] = {
     "drains": True,
     "keep_order": None,
     "rehearsal": {},
+    # Token blocks that it says it drew, where it was given a text for them.
+    "tokens": None,
+    "tokenizer": "bytes",
 }
 # One block of the small model, as it might have gone.
 REHEARSAL: dict[str, Any] = {
@@ -109,6 +115,7 @@ def end(script: dict[str, Any], order: WorkOrder) -> None:
     match script["ending"]:
         case "result":
             write_output(order)
+            keep_tokens(script, order)
             say(result(script, order))
         case "failure":
             error = JobError(code="hessian_singular", detail="The Hessian of a layer is singular.", field="recipe.0")
@@ -142,6 +149,14 @@ def write_output(order: WorkOrder) -> None:
     )
 
 
+def keep_tokens(script: dict[str, Any], order: WorkOrder) -> None:
+    if not (script["tokens"] and order.calibration_text):
+        return
+    import numpy  # a tenth of a second, which other scripts need not wait for
+
+    numpy.save(order.work_dir / CALIBRATION_FILE, numpy.array(script["tokens"], dtype=numpy.int32))
+
+
 def result(script: dict[str, Any], order: WorkOrder) -> EngineResult:
     base = artifact = None
     if order.evaluation is not None:
@@ -161,6 +176,9 @@ def result(script: dict[str, Any], order: WorkOrder) -> EngineResult:
         }
         base = order.baseline or (None if order.origin else Evaluation(perplexity=10.0, **fixed))
         artifact = Evaluation(perplexity=script["perplexity"], **fixed)
+    drawn = None
+    if script["tokens"] and order.calibration_text:
+        drawn = DrawnCalibration(tokenizer_sha256=sha256(script["tokenizer"].encode()).hexdigest(), held_out_windows=5)
     return EngineResult(
         report=Report(
             base=base,
@@ -171,7 +189,8 @@ def result(script: dict[str, Any], order: WorkOrder) -> EngineResult:
             average_bits=4.25,
             layers=(),
         ),
-        calibration_tokens_sha256=None,
+        calibration_tokens_sha256=sha256(repr(script["tokens"]).encode()).hexdigest() if order.calibration else None,
+        drawn=drawn,
         evaluation_tokens_sha256="0" * 64,
     )
 

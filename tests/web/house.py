@@ -53,6 +53,7 @@ from paredown.contracts.search import SearchSpec
 from paredown.contracts.sweep import SweepSpec
 from paredown.contracts.tasks import TASKS
 from paredown.core import access, catalogue, jobs, searches, sweeps
+from paredown.core.calibrations import NewCalibration
 from paredown.core.catalogue import NewArtifact
 from paredown.core.db import Database
 from paredown.core.settings import Settings
@@ -101,7 +102,7 @@ class House:
 
     def sweep(self, *recipes: list[dict[str, Any]], **fields: Any) -> UUID:
         spec = SweepSpec.model_validate({"model": MODEL, "recipes": recipes, **fields})
-        planned = [sweeps.Planned(spec.job(recipe), "cpu", 1.0) for recipe in spec.all_recipes()]
+        planned = [sweeps.Planned(sweeps.job_of(spec, index), "cpu", 1.0) for index in range(len(spec.variants()))]
         with self.database.transaction() as session:
             made, _ = sweeps.submit(
                 session,
@@ -152,7 +153,13 @@ class House:
         return self.finish_claim(self.start(**fields), perplexity, samples=samples, parent=parent)
 
     def finish_claim(
-        self, claim: jobs.Claim, perplexity: float = 23.6, *, samples: int = 20, parent: UUID | None = None
+        self,
+        claim: jobs.Claim,
+        perplexity: float = 23.6,
+        *,
+        samples: int = 20,
+        parent: UUID | None = None,
+        calibration: NewCalibration | None = None,
     ) -> UUID:
         weights = b"weights of " + str(claim.job.id).encode()
         manifest = make_manifest(claim.job.id, claim.job.spec, {"model.safetensors": weights}, perplexity, samples)
@@ -164,11 +171,15 @@ class House:
             alone = {"base": None, "divergence": None, "speeds": {"artifact": manifest.report.speeds["artifact"]}}
             report = manifest.report.model_copy(update=alone)
             manifest = manifest.model_copy(update={"lineage": lineage, "report": report})
+        if calibration is not None:
+            told = {"calibration": claim.job.spec.calibration, "calibration_tokens_sha256": calibration.tokens_sha256}
+            manifest = manifest.model_copy(update=told)
         prefix = f"artifacts/{claim.job.id}/{claim.epoch}"
         store = open_store(self.settings)
         store.put_bytes(f"{prefix}/model.safetensors", weights)
         store.put_bytes(f"{prefix}/{MANIFEST_NAME}", manifest.model_dump_json().encode())
-        new = NewArtifact(manifest, prefix, claim.job.spec.name or claim.job.recipe_name, claim.job.spec.tags)
+        name = claim.job.spec.name or claim.job.recipe_name
+        new = NewArtifact(manifest, prefix, name, claim.job.spec.tags, calibration=calibration)
         with self.database.transaction() as session:
             return jobs.finish(session, claim.job.id, claim.epoch, new).id
 

@@ -5,6 +5,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from streamlit.testing.v1 import AppTest
+from tests.core.builders import make_calibration
 from tests.web.conftest import OpenApp
 from tests.web.house import MODEL, House
 
@@ -18,6 +19,7 @@ SEARCHES, SEARCH = "views/searches.py", "views/search.py"
 SWEEPS, SWEEP = "views/sweeps.py", "views/sweep.py"
 SUBMIT, JOBS, JOB = "views/submit.py", "views/jobs.py", "views/job.py"
 COMPARE, PRICES = "views/compare.py", "views/prices.py"
+CALIBRATIONS = "views/calibrations.py"
 TRADE_OFFS, CATALOGUE, ARTIFACT = "views/trade_offs.py", "views/catalogue.py", "views/artifact.py"
 
 
@@ -614,6 +616,28 @@ def test_a_sweep_shows_its_progress_its_front_and_each_recipe(app: AppTest, hous
     assert len(lines) == 3
     assert sum("on the front" in line for line in lines) == 2
     assert "queued" in lines[2]
+
+
+def test_a_sweep_over_calibrations_shows_how_far_its_figures_lie_apart(app: AppTest, house: House) -> None:
+    sweep_id = house.sweep([{"method": "wanda"}], calibrations=[{"seed": seed} for seed in (1, 2, 3)])
+    house.finish_claim(house.take(), 30.0)
+    go(app, SWEEP, id=str(sweep_id))
+    assert "once two calibrations are measured" in "\n".join(caption.value for caption in app.caption)
+    house.finish_claim(house.take(), 21.0)
+    go(app, SWEEP, id=str(sweep_id))
+    [table] = [body for body in html(app) if "Most − least" in body]
+    assert "21.0" in table
+    assert len(rows(app)) == 3
+
+
+def test_a_calibration_is_named_where_another_job_can_take_it(app: AppTest, house: House) -> None:
+    kept = make_calibration()
+    artifact_id = house.finish_claim(house.start(recipe=[{"method": "wanda"}]), calibration=kept)
+    go(app, ARTIFACT, id=str(artifact_id))
+    assert f"calibration://{kept.id}" in [code.value for code in app.code]
+    go(app, CALIBRATIONS)
+    assert [code.value for code in app.code] == [f"calibration://{kept.id}"]
+    assert len(rows(app)) == 1
 
 
 def test_a_sweep_is_cancelled_after_a_question(app: AppTest, house: House) -> None:

@@ -14,6 +14,7 @@ from paredown.api.metrics import Metrics
 from paredown.api.routes import (
     aliases,
     artifacts,
+    calibrations,
     datasets,
     files,
     jobs,
@@ -75,6 +76,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         methods,
         models,
         datasets,
+        calibrations,
         artifacts,
         files,
         aliases,

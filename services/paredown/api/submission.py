@@ -9,12 +9,26 @@ from contextlib import contextmanager
 from typing import TypeVar
 from uuid import UUID
 
+from sqlalchemy.orm import Session
+
 from paredown.api.service import Service
 from paredown.contracts.artifact import Manifest
 from paredown.contracts.job import JobSpec, JobView, Plan
 from paredown.contracts.search import Rung, SearchDetails, SearchSpec, recipe_of
 from paredown.contracts.sweep import SweepDetails, SweepPlan, SweepSpec
-from paredown.core import aliases, catalogue, history, jobs, planning, prices, searches, sources, sweeps
+from paredown.core import (
+    aliases,
+    calibrations,
+    catalogue,
+    history,
+    inputs,
+    jobs,
+    planning,
+    prices,
+    searches,
+    sources,
+    sweeps,
+)
 from paredown.core.errors import NotFound, PareError, ServiceBusy, SourceError, SourceNotFound
 from paredown.core.sources import ModelDescription
 
@@ -27,6 +41,7 @@ Spec = TypeVar("Spec", JobSpec, SweepSpec, SearchSpec)
 
 def submit(service: Service, project_id: UUID, spec: JobSpec, idempotency_key: str | None) -> tuple[JobView, bool]:
     """The job, and whether this call made it. Raises whatever is wrong with the spec."""
+    spec = _resolved(service, project_id, spec)
     if idempotency_key is not None:
         # The first answer holds, even where the model has moved or the deadline has passed since.
         with service.database.transaction() as session:
@@ -43,6 +58,7 @@ def submit_sweep(
 ) -> tuple[SweepDetails, bool]:
     """The sweep, and whether this call made it. The model is looked at once for all recipes; one that does not fit
     refuses the whole, and is named."""
+    spec = _resolved_sweep(service, project_id, spec)
     if idempotency_key is not None:
         with service.database.transaction() as session:
             if first := sweeps.replay(session, project_id, spec, idempotency_key):
@@ -65,7 +81,7 @@ def submit_sweep(
 
 def plan_sweep(service: Service, project_id: UUID, spec: SweepSpec) -> SweepPlan:
     """What the sweep would need, and what of it is there already. Raises what submitting it would."""
-    meant = _without_alias(service, project_id, spec)
+    meant = _without_alias(service, project_id, _resolved_sweep(service, project_id, spec))
     description, plans = _plans_of_sweep(service, project_id, meant)
     with service.database.transaction() as session:
         book = prices.price_book(session, project_id)
@@ -80,14 +96,16 @@ def plan_sweep(service: Service, project_id: UUID, spec: SweepSpec) -> SweepPlan
 def _plans_of_sweep(
     service: Service, project_id: UUID, spec: SweepSpec
 ) -> tuple[ModelDescription, list[tuple[JobSpec, Plan]]]:
-    specs = [sweeps.job_of(spec, index, recipe) for index, recipe in enumerate(spec.all_recipes())]
+    specs = [sweeps.job_of(spec, index) for index in range(len(spec.variants()))]
     description = _look(service, project_id, specs[0])
     plans = []
     for index, job in enumerate(specs):
         try:
+            if index and spec.calibrations:
+                _check_calibration(service, project_id, job, description)
             plans.append((job, _plan(service, job, description)))
         except PareError as error:
-            raise sweeps.blamed(error, index, job.recipe) from error
+            raise sweeps.blamed(error, spec, index) from error
     return description, plans
 
 
@@ -96,6 +114,7 @@ def submit_search(
 ) -> tuple[SearchDetails, bool]:
     """The search, and whether this call made it. Every recipe of its space is planned here, at no cost; those that
     do not fit the model or whose planned bytes exceed the limit are never run."""
+    spec = _resolved(service, project_id, spec)
     if idempotency_key is not None:
         with service.database.transaction() as session:
             if first := searches.replay(session, project_id, spec, idempotency_key):
@@ -119,6 +138,7 @@ def submit_search(
 
 def plan(service: Service, project_id: UUID, spec: JobSpec) -> Plan:
     """What the job would need. Raises what is wrong with its model, its texts, its recipe or its pool."""
+    spec = _resolved(service, project_id, spec)
     meant = _without_alias(service, project_id, spec)
     return _plan(service, meant, _look(service, project_id, meant))
 
@@ -129,18 +149,33 @@ def _without_alias(service: Service, project_id: UUID, spec: Spec) -> Spec:
         return spec.model_copy(update={"model": aliases.resolved(session, project_id, spec.model)})
 
 
+def _resolved(service: Service, project_id: UUID, spec: Spec) -> Spec:
+    """With what a calibration:// was drawn with: the job says, and its plan reckons with, what it will take."""
+    if spec.calibration.stored_id is None:
+        return spec
+    with service.database.transaction() as session:
+        calibration = calibrations.resolved(session, project_id, spec.calibration)
+    return spec.model_copy(update={"calibration": calibration})
+
+
+def _resolved_sweep(service: Service, project_id: UUID, spec: SweepSpec) -> SweepSpec:
+    spec = _resolved(service, project_id, spec)
+    if not spec.calibrations:
+        return spec
+    with service.database.transaction() as session:
+        given = [calibrations.resolved(session, project_id, calibration) for calibration in spec.calibrations]
+    return spec.model_copy(update={"calibrations": tuple(given)})
+
+
 def _look(service: Service, project_id: UUID, spec: JobSpec) -> ModelDescription:
     """The model, once its address and those of the texts have been checked."""
-
-    def resolve(dataset_id: UUID) -> str:
-        with service.database.transaction() as session:
-            return str(catalogue.get_dataset(session, project_id, dataset_id).id)
 
     def find(artifact_id: UUID) -> tuple[Manifest, str]:
         with service.database.transaction() as session:
             return catalogue.stored(session, project_id, artifact_id)
 
-    texts = {"calibration.source": spec.calibration.source, "evaluation.source": spec.evaluation.source}
+    resolve = _datasets_of(service, project_id)
+    texts = {"evaluation.source": spec.evaluation.source}
     for index, domain in enumerate(spec.evaluation.domains):
         texts[f"evaluation.domains.{index}.source"] = domain.source
     with _looking():
@@ -150,7 +185,40 @@ def _look(service: Service, project_id: UUID, spec: JobSpec) -> ModelDescription
         for field, uri in spec.evaluation.rows().items():
             with _blaming(field):
                 sources.check_rows_uri(uri, service.settings, resolve)
-        return sources.describe(spec.model, service.settings, sources.Shelf(find, service.store))
+        _check_calibration(service, project_id, spec)
+        description = sources.describe(spec.model, service.settings, sources.Shelf(find, service.store))
+    if spec.calibration.stored_id is not None:
+        _check_calibration(service, project_id, spec, description)
+    return description
+
+
+def _datasets_of(service: Service, project_id: UUID) -> sources.ResolveDataset:
+    def resolve(dataset_id: UUID) -> str:
+        with service.database.transaction() as session:
+            return str(catalogue.get_dataset(session, project_id, dataset_id).id)
+
+    return resolve
+
+
+def _check_calibration(
+    service: Service, project_id: UUID, spec: JobSpec, description: ModelDescription | None = None
+) -> None:
+    """The text's address; or that there is such a calibration, and that the model can take it, as far as is known."""
+    calibration = spec.calibration
+    with _blaming("calibration.source"):
+        if calibration.stored_id is None:
+            sources.check_text_uri(calibration.source, service.settings, _datasets_of(service, project_id))
+            return
+        with service.database.transaction() as session:
+            fingerprint = _fingerprint(session, project_id, spec.model, description) if description else None
+            calibrations.check(session, project_id, calibration.stored_id, fingerprint)
+
+
+def _fingerprint(session: Session, project_id: UUID, uri: str, description: ModelDescription) -> str | None:
+    """Of the model whose tokenizer this one has; None where the project has not used it yet."""
+    if description.base is not None:
+        return description.base.fingerprint
+    return inputs.known_fingerprint(session, project_id, uri, description.revision)
 
 
 def _plan(service: Service, spec: JobSpec, description: ModelDescription) -> Plan:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from paredown.client.commands import access, aliases, catalogue, jobs, prices, searches, sweeps
+from paredown.client.commands import access, aliases, calibrations, catalogue, jobs, prices, searches, sweeps
 from paredown.client.commands.options import BudgetPreset, MaxPerplexityIncrease, MaxSizeRatio, RecipePath, load_recipe
 from paredown.client.errors import UNREACHABLE, CommandFailed, ExitCode, PareApiError
 from paredown.client.output import JsonOption, emit_json, say
@@ -77,6 +77,7 @@ sweeps.register(app)
 searches.register(app)
 catalogue.register(app)
 aliases.register(app)
+calibrations.register(app)
 prices.register(app)
 access.register(app)
 

@@ -1,5 +1,6 @@
 """PareClient: the typed SDK. Every method speaks to one route and answers with the contract that the API promises."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from paredown.client.transport import MAX_TRIES, Transport
 from paredown.contracts.access import KeyCreated, KeyView, Me, Scope
 from paredown.contracts.alias import SIGN, AliasDetails, AliasView
 from paredown.contracts.artifact import ArtifactView, CostAxis, Front, FrontEntry, Manifest, Verdict
+from paredown.contracts.calibration import CalibrationView
 from paredown.contracts.dataset import DatasetView
 from paredown.contracts.job import JobEvent, JobSpec, JobState, JobView, Plan, PlanOutcomes
 from paredown.contracts.methods import MethodView
@@ -57,6 +59,8 @@ _FRONTS = TypeAdapter(Page[FrontEntry])
 _POOLS = TypeAdapter(Page[PoolView])
 _DATASET = TypeAdapter(DatasetView)
 _DATASETS = TypeAdapter(Page[DatasetView])
+_CALIBRATION = TypeAdapter(CalibrationView)
+_CALIBRATIONS = TypeAdapter(Page[CalibrationView])
 _ARTIFACT = TypeAdapter(ArtifactView)
 _ARTIFACTS = TypeAdapter(Page[ArtifactView])
 _ALIAS = TypeAdapter(AliasDetails)
@@ -312,6 +316,36 @@ class PareClient:
 
     def delete_dataset(self, dataset_id: UUID | str) -> None:
         self._transport.call("DELETE", f"/v1/datasets/{dataset_id}")
+
+    # Calibrations
+
+    def calibration(self, calibration_id: UUID | str) -> CalibrationView:
+        return self._transport.read(_CALIBRATION, "GET", f"/v1/calibrations/{calibration_id}")
+
+    def calibrations_page(
+        self, *, tokens_sha256: str | None = None, after: str | None = None, limit: int = 50
+    ) -> Page[CalibrationView]:
+        """Newest first; `tokens_sha256` is as manifests have it."""
+        parameters = _parameters(tokens_sha256=tokens_sha256, after=after, limit=limit)
+        return self._transport.read(_CALIBRATIONS, "GET", "/v1/calibrations", params=parameters)
+
+    def calibrations(self, **filters: Any) -> Iterator[CalibrationView]:
+        """The token blocks that the project's jobs drew."""
+        return _all_pages(self.calibrations_page, filters)
+
+    def download_calibration(self, calibration_id: UUID | str, path: Path) -> CalibrationView:
+        """Write its tokens to a file, checked by their hash: NumPy's .npy, int32, samples × sequence_length."""
+        view = self.calibration(calibration_id)
+        content = self._transport.call("GET", f"/v1/calibrations/{calibration_id}/tokens").content
+        if hashlib.sha256(content).hexdigest() != view.file_sha256:
+            raise PareApiError(
+                "file_corrupt", f"The stored tokens of {view.uri} have another SHA-256 than they should."
+            )
+        path.write_bytes(content)
+        return view
+
+    def delete_calibration(self, calibration_id: UUID | str) -> None:
+        self._transport.call("DELETE", f"/v1/calibrations/{calibration_id}")
 
     # Artifacts
 

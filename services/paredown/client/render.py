@@ -24,13 +24,22 @@ from paredown.contracts.artifact import (
     TaskResult,
     Verdict,
 )
+from paredown.contracts.calibration import CalibrationView
 from paredown.contracts.dataset import DatasetView
 from paredown.contracts.gate import TERMS
 from paredown.contracts.job import Canary, Interval, JobState, JobView, Plan, PlanOutcomes, Progress
 from paredown.contracts.methods import MethodView
 from paredown.contracts.prices import PriceBook, Savings, Serving
 from paredown.contracts.search import Rung, SearchDetails, SearchState, SearchView
-from paredown.contracts.sweep import SweepDetails, SweepPlan, SweepState, SweepView
+from paredown.contracts.sweep import (
+    FigureSpread,
+    SpreadFigure,
+    SweepDetails,
+    SweepMember,
+    SweepPlan,
+    SweepState,
+    SweepView,
+)
 
 STATE_STYLES = {
     JobState.QUEUED: "dim",
@@ -223,21 +232,21 @@ def sweep(view: SweepDetails) -> RenderableType:
             ("name", view.name),
             ("state", sweep_state(view)),
             ("model", view.model),
-            ("recipes", sweep_counts(view)),
+            ("calibrations" if view.spec.calibrations else "recipes", sweep_counts(view)),
+            *([("recipe", view.members[0].recipe_name)] if view.spec.calibrations else []),
             ("progress", "" if view.state.terminal else f"{view.progress:.0%}"),
             ("created", view.created_at.isoformat(timespec="seconds")),
         ]
     )
     unbeaten = {point.artifact_id for point in view.front.points if point.on_front} if view.front else set()
+    if view.spec.calibrations:
+        return Group(facts, Text(), _calibrated(view), *([Text(), _spread(view.spread)] if view.spread else []))
     right = ("perplexity", "Δ", "size", "ratio")
     table = _table("recipe", "state", *right, "verdict", "front", "job or artifact", right=right)
     for member in view.members:
-        state_text = "reused" if member.reused else member.error.code if member.error else str(member.state)
-        if member.state is JobState.RUNNING:
-            state_text = f"running {member.progress:.0%}"
         table.add_row(
             member.label,
-            Text(state_text, style=STATE_STYLES[member.state]),
+            _member_state(member),
             figure(member.perplexity, ".3f"),
             figure(member.perplexity_increase, "+.1%"),
             NOTHING if member.size_bytes is None else size(member.size_bytes),
@@ -247,6 +256,45 @@ def sweep(view: SweepDetails) -> RenderableType:
             str(member.artifact_id or member.job_id or NOTHING),
         )
     return Group(facts, Text(), table)
+
+
+def _member_state(member: SweepMember) -> Text:
+    state_text = "reused" if member.reused else member.error.code if member.error else str(member.state)
+    if member.state is JobState.RUNNING:
+        state_text = f"running {member.progress:.0%}"
+    return Text(state_text, style=STATE_STYLES[member.state])
+
+
+# Figures of a sweep over calibrations: their headings, and how each is written.
+_SPREAD_FIGURES: dict[SpreadFigure, tuple[str, str]] = {
+    "perplexity": ("perplexity", ".4f"),
+    "perplexity_increase": ("Δ", "+.2%"),
+    "mean_divergence": ("mean KL", ".5f"),
+    "top1_agreement": ("top-1", ".2%"),
+}
+
+
+def _calibrated(view: SweepDetails) -> RenderableType:
+    """A line for each calibration."""
+    headings = [heading for heading, _ in _SPREAD_FIGURES.values()]
+    table = _table("calibration", "state", *headings, "verdict", "job or artifact", right=headings)
+    for member in view.members:
+        figures = [figure(getattr(member, name), style) for name, (_, style) in _SPREAD_FIGURES.items()]
+        made = str(member.artifact_id or member.job_id or NOTHING)
+        table.add_row(member.label, _member_state(member), *figures, verdict(member.verdict), made)
+    return table
+
+
+def _spread(spreads: Iterable[FigureSpread]) -> RenderableType:
+    """A line for each figure: how far it lies apart over the calibrations."""
+    right = ("minimum", "median", "maximum", "max − min")
+    table = _table("figure", *right, "of", right=right)
+    for spread in spreads:
+        heading, style = _SPREAD_FIGURES[spread.figure]
+        values = (spread.minimum, spread.median, spread.maximum)
+        wide = figure(spread.range, style.removeprefix("+"))
+        table.add_row(heading, *(figure(value, style) for value in values), wide, str(spread.members))
+    return table
 
 
 def searches(items: Iterable[SearchView]) -> RenderableType:
@@ -563,7 +611,9 @@ def _mark(value: bool | None) -> Text:
 def _evidence(view: Report) -> list[RenderableType]:
     """What lies behind perplexity, size and speed, and what the gate said of it."""
     notes = (Text(f"Note: {warning}", style="yellow") for warning in view.warnings)
-    behind = [*_divergence(view), *_generations(view), *_measured(view), *speeds(view), *proofs(view)]
+    left_out = view.held_out_windows
+    apart = [] if left_out is None else [Text(f"held out of calibration: {left_out} windows of its text")]
+    behind = [*apart, *_divergence(view), *_generations(view), *_measured(view), *speeds(view), *proofs(view)]
     return [*behind, *_checks(view), *notes]
 
 
@@ -842,6 +892,37 @@ def keys(items: Iterable[KeyView]) -> RenderableType:
         used = age(key.last_used_at) if key.last_used_at else "never"
         table.add_row(str(key.id), key.name, key.prefix, " ".join(key.scopes), age(key.created_at), used, standing)
     return table
+
+
+def calibrations(items: Iterable[CalibrationView]) -> RenderableType:
+    right = ("sequences", "seed")
+    table = _table("id", "source", *right, "model", "created", right=right)
+    for item in items:
+        drawn = f"{item.samples} × {item.sequence_length}"
+        table.add_row(str(item.id), item.source, drawn, str(item.seed), item.model, age(item.created_at))
+    return table
+
+
+def calibration(view: CalibrationView) -> RenderableType:
+    experts = [tokens for block in view.coverage.values() for tokens in block]
+    reached = f"{len(experts)} experts, of which the least reached saw {min(experts)} tokens" if experts else ""
+    return _facts(
+        [
+            ("use it as", view.uri),
+            ("source", view.source),
+            ("sequences", f"{view.samples} × {view.sequence_length}, seed {view.seed}"),
+            ("held out", "" if view.held_out_windows is None else f"{view.held_out_windows} windows left out"),
+            ("tokens", view.tokens_sha256),
+            ("text", view.source_sha256),
+            ("tokenizer", view.tokenizer_sha256),
+            ("chat template", view.chat_template_sha256 or "none applied"),
+            ("coverage", reached),
+            ("model", f"{view.model} ({view.model_type}, {view.vocab_size} tokens in its vocabulary)"),
+            ("size", size(view.size_bytes)),
+            ("job", view.job_id),
+            ("created", view.created_at.isoformat(timespec="seconds")),
+        ]
+    )
 
 
 def datasets(items: Iterable[DatasetView]) -> RenderableType:

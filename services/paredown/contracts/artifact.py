@@ -439,6 +439,12 @@ class Report(Contract):
     flags: tuple[Flag, ...] = ()
     speeds: dict[Literal["base", "artifact"], Speed] = {}
     runtimes: tuple[RuntimeProof, ...] = ()
+    held_out_windows: int | None = Field(
+        None,
+        exclude_if=lambda number: number is None,
+        description="How many windows of the calibration text were left out because they share 13 tokens in a row with "
+        "the text of the evaluation; none where that was not asked for.",
+    )
     layers: tuple[LayerReport, ...] = ()
     stages: tuple[StageReport, ...] = ()
     phase_seconds: dict[str, float] = {}

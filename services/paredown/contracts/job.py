@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from paredown.contracts.recipes import Mixed, Quantizer, Recipe, Stage, rounds_activations, storing
+from paredown.contracts.recipes import Mixed, Quantizer, Recipe, Stage, Training, rounds_activations, storing
 from paredown.contracts.tasks import TASKS, TaskName
 
 Uri = Annotated[
@@ -39,10 +39,18 @@ class Contract(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), ser_json_inf_nan="strings")
 
 
+# What names token blocks of the catalogue in the place of a text.
+CALIBRATION_SCHEME = "calibration://"
+
+
 class Calibration(Contract):
     """Text whose activations a method sees: `samples` sequences of `sequence_length` tokens, drawn with `seed`."""
 
-    source: Uri = Field("builtin://python-docs", description="Text to calibrate on.")
+    source: Uri = Field(
+        "builtin://python-docs",
+        description="Text to calibrate on; or calibration://ID, the very tokens of an earlier job, of which samples, "
+        "sequence_length and seed are part.",
+    )
     samples: int = Field(32, ge=1, le=4096, description="Sequences.")
     sequence_length: int = Field(512, ge=16, le=131072, description="Tokens in each sequence.")
     seed: int = Field(0, ge=0, lt=2**32, description="Which sequences are drawn.")
@@ -59,6 +67,30 @@ class Calibration(Contract):
         description="Of which inputs: sequential takes those that the compressed layers before leave, so later layers "
         "make up for earlier ones; dense takes the base model's, which are the same for every recipe.",
     )
+    exclude_held_out: bool = Field(
+        False,
+        exclude_if=lambda excluded: not excluded,
+        description="Draw no sequence that shares 13 tokens in a row with the text that perplexity is measured on.",
+    )
+
+    @model_validator(mode="after")
+    def _is_drawn_once(self) -> "Calibration":
+        if self.stored_id is not None and self.exclude_held_out:
+            raise ValueError(
+                "exclude_held_out says what is drawn from a text, and the tokens of a calibration:// are drawn "
+                "already; leave it out"
+            )
+        return self
+
+    @property
+    def stored_id(self) -> UUID | None:
+        """The calibration of the catalogue whose tokens are taken; None where they are drawn from a text."""
+        if not self.source.startswith(CALIBRATION_SCHEME):
+            return None
+        try:
+            return UUID(self.source.removeprefix(CALIBRATION_SCHEME))
+        except ValueError as error:
+            raise ValueError(f"{self.source} names no calibration; write calibration:// and its id") from error
 
 
 class TaskSettings(Contract):
@@ -283,6 +315,17 @@ def _tasks_refusal(evaluation: EvaluationSettings, budget: Budget | None, file_f
     return None
 
 
+def _calibration_refusal(calibration: Calibration, recipe: tuple[Stage, ...]) -> str | None:
+    """Why a recipe cannot do with stored tokens, as a clause."""
+    trains = next((stage for stage in recipe if isinstance(stage, Training)), None)
+    if trains is None or calibration.stored_id is None:
+        return None
+    return (
+        f"{trains.title} trains on the calibration's text, of which {CALIBRATION_SCHEME} keeps only the tokens that "
+        "were drawn; name the text in calibration.source"
+    )
+
+
 class JobSpec(Contract):
     """All that decides a job's result. Immutable once submitted."""
 
@@ -319,6 +362,8 @@ class JobSpec(Contract):
         if refusal := format_refusal(self.format, self.recipe):
             raise ValueError(refusal)
         if refusal := _tasks_refusal(self.evaluation, self.budget, self.resolved_format):
+            raise ValueError(refusal)
+        if refusal := _calibration_refusal(self.calibration, self.recipe):
             raise ValueError(refusal)
         if self.run_at and self.deadline_at and self.deadline_at <= self.run_at:
             raise ValueError("deadline_at must be later than run_at")

@@ -144,6 +144,11 @@ class SearchSpec(Contract):
             raise ValueError("give max_size_ratio: without a limit on bytes, the base itself loses least")
         if self.minimize == "size" and self.max_perplexity_increase is None:
             raise ValueError("give max_perplexity_increase: without a limit on loss, the smallest is always best")
+        if self.calibration.stored_id is not None and self.proxy is not None:
+            raise ValueError(
+                "recipes are tried first on a share of the samples, and a calibration:// is taken whole; set proxy to "
+                "null, or name a text in calibration.source"
+            )
         return self
 
     @property

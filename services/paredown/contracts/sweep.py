@@ -1,12 +1,23 @@
 """Sweeps: many recipes over one model, measured alike, followed and cancelled as one thing."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 from itertools import product
-from typing import Annotated, Any
+from math import isfinite
+from statistics import median
+from typing import Annotated, Any, Literal, get_args
 from uuid import UUID
 
-from pydantic import AwareDatetime, Field, JsonValue, StringConstraints, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AwareDatetime,
+    Field,
+    JsonValue,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from paredown.contracts.artifact import Front, Sha256, Verdict
 from paredown.contracts.job import (
@@ -23,9 +34,10 @@ from paredown.contracts.job import (
     Tag,
     Uri,
 )
-from paredown.contracts.recipes import Recipe, recipe_hash, recipe_name
+from paredown.contracts.recipes import Recipe, recipe_hash, recipe_labels, recipe_name
 
 MAX_RECIPES = 200
+MAX_CALIBRATIONS = 8
 _RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)
 
 SettingPath = Annotated[str, StringConstraints(pattern=r"^[0-7]\.[a-z][a-z0-9_]*$")]
@@ -83,6 +95,13 @@ class SweepSpec(Contract):
     recipes: tuple[Recipe, ...] = Field((), max_length=MAX_RECIPES, description="One job each; or give a grid.")
     grid: Grid | None = None
     calibration: Calibration = Calibration()
+    calibrations: tuple[Calibration, ...] = Field(
+        (),
+        max_length=MAX_CALIBRATIONS,
+        exclude_if=lambda given: not given,
+        description="In place of `calibration`, and for a single recipe: one job with each, which shows how much the "
+        "figures hang on it.",
+    )
     evaluation: EvaluationSettings = EvaluationSettings()
     budget: Budget | None = None
     format: Format = Field(Format.AUTO, description="As of a job; auto chooses for each recipe.")
@@ -109,17 +128,43 @@ class SweepSpec(Contract):
                 raise ValueError(f"recipes {first} and {index} are the same ({recipe_name(recipe)}); give each once")
         return self
 
+    @model_validator(mode="after")
+    def _different_calibrations(self) -> "SweepSpec":
+        given = self.calibrations
+        if not given:
+            return self
+        if len(given) == 1 or len(self.all_recipes()) > 1:
+            raise ValueError("calibrations are two or more, for one recipe; for several recipes give one calibration")
+        if self.calibration != Calibration():
+            raise ValueError("give calibration or calibrations, not both")
+        if again := next((index for index, each in enumerate(given) if each in given[:index]), None):
+            raise ValueError(f"calibrations {given.index(given[again])} and {again} are the same; give each once")
+        if not any(stage.needs_calibration for stage in self.all_recipes()[0]):
+            raise ValueError("no stage of the recipe looks at calibration text, so its figures hang on none")
+        return self
+
     def all_recipes(self) -> tuple[Recipe, ...]:
-        """In the order in which members are numbered, from 0."""
         return self.grid.recipes() if self.grid else self.recipes
 
-    def job(self, recipe: Recipe) -> JobSpec:
+    def variants(self) -> tuple[tuple[Recipe, Calibration], ...]:
+        """What each member has of its own, in the order in which they are numbered, from 0."""
+        recipes = self.all_recipes()
+        if self.calibrations:
+            return tuple((recipes[0], calibration) for calibration in self.calibrations)
+        return tuple((recipe, self.calibration) for recipe in recipes)
+
+    def labels(self) -> tuple[str, ...]:
+        """Of each member: what tells it from the others."""
+        if self.calibrations:
+            return calibration_labels(self.calibrations)
+        return recipe_labels(self.all_recipes())
+
+    def job(self, recipe: Recipe, calibration: Calibration | None = None) -> JobSpec:
         """Raises ValidationError where the format cannot hold what the recipe leaves."""
         shared: dict[str, Any] = {
             name: getattr(self, name)
             for name in (
                 "model",
-                "calibration",
                 "evaluation",
                 "budget",
                 "format",
@@ -130,7 +175,20 @@ class SweepSpec(Contract):
                 "tags",
             )
         }
-        return JobSpec(recipe=recipe, **shared)
+        return JobSpec(recipe=recipe, calibration=calibration or self.calibration, **shared)
+
+
+def calibration_labels(calibrations: Sequence[Calibration]) -> tuple[str, ...]:
+    """Each by the settings in which they differ; a source alone needs no name."""
+    rows = [calibration.model_dump(mode="json") for calibration in calibrations]
+    names = [name for name in Calibration.model_fields if len({str(row.get(name)) for row in rows}) > 1]
+    return tuple(
+        ", ".join(
+            str(getattr(calibration, name)) if name == "source" else f"{name} {getattr(calibration, name)}"
+            for name in names
+        )
+        for calibration in calibrations
+    )
 
 
 class PlannedRecipe(Contract):
@@ -177,9 +235,12 @@ class SweepState(StrEnum):
 class SweepMember(Contract):
     """One recipe of a sweep: its job or the artifact that was there already, and what was measured."""
 
-    position: int = Field(description="Number of the recipe, from 0.")
+    position: int = Field(description="Number of the recipe, or of the calibration, from 0.")
     recipe_name: str
-    label: str = Field(description="The name, and where others of the sweep have it too, the settings that differ.")
+    label: str = Field(
+        description="The name, and where others of the sweep have it too, the settings that differ; of a sweep over "
+        "calibrations, in what this one differs."
+    )
     recipe_hash: Sha256
     state: JobState
     reused: bool = Field(description="Whether an artifact that was there already took the job's place.")
@@ -192,6 +253,8 @@ class SweepMember(Contract):
     size_bytes: int | None
     size_ratio: float | None
     decode_tokens_per_second: float | None
+    mean_divergence: float | None = Field(None, description="From the base, in nats.")
+    top1_agreement: float | None = Field(None, description="Share of positions where base and artifact agree.")
     verdict: Verdict | None = Field(description="Of the sweep's budget.")
 
 
@@ -211,9 +274,43 @@ class SweepView(Contract):
     created_at: datetime
 
 
+SpreadFigure = Literal["perplexity", "perplexity_increase", "mean_divergence", "top1_agreement"]
+
+
+class FigureSpread(Contract):
+    """How far a figure lies apart over the calibrations of a sweep."""
+
+    figure: SpreadFigure
+    members: int = Field(description="Those of which it was measured.")
+    minimum: float
+    median: float
+    maximum: float
+    range: float = Field(description="Maximum less minimum.")
+
+
+def spread_over(members: Sequence[SweepMember]) -> tuple[FigureSpread, ...]:
+    """Of each figure that at least two members have; one that is not finite belongs to no spread."""
+    spreads = []
+    for figure in get_args(SpreadFigure):
+        values = [value for member in members if (value := getattr(member, figure)) is not None and isfinite(value)]
+        if len(values) > 1:
+            spreads.append(
+                FigureSpread(
+                    figure=figure,
+                    members=len(values),
+                    minimum=min(values),
+                    median=median(values),
+                    maximum=max(values),
+                    range=max(values) - min(values),
+                )
+            )
+    return tuple(spreads)
+
+
 class SweepDetails(SweepView):
     """A sweep with its recipes, and the front of its own artifacts."""
 
     spec: SweepSpec
     members: tuple[SweepMember, ...]
     front: Front | None = Field(description="Under the protocol of most members; none before anything was measured.")
+    spread: tuple[FigureSpread, ...] = Field((), description="Of a sweep over calibrations, once two were measured.")

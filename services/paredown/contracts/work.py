@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from paredown.contracts.artifact import Evaluation, Isolation, Report
+from paredown.contracts.artifact import Evaluation, Isolation, Report, Sha256
 from paredown.contracts.job import (
     Budget,
     Calibration,
@@ -49,6 +49,8 @@ class WorkOrder(Contract):
     recipe: Recipe
     calibration: Calibration | None
     calibration_text: Path | None = Field(None, description="UTF-8 text, or JSON lines with a `text` field.")
+    calibration_tokens: Path | None = Field(None, description="In the text's place: .npy, int32, N × T.")
+    calibration_tokenizer_sha256: Sha256 | None = Field(None, description="Of the tokenizer that those are of.")
     evaluation: EvaluationSettings | None = Field(None, description="None skips evaluation.")
     evaluation_text: Path | None = None
     tasks: tuple[TaskFiles, ...] = Field((), description="Those of the evaluation, each with its rows.")
@@ -87,12 +89,20 @@ class EngineProgress(Contract):
     progress: Progress
 
 
+class DrawnCalibration(Contract):
+    """The calibration's token blocks, as `CALIBRATION_FILE` in the work directory."""
+
+    tokenizer_sha256: Sha256
+    held_out_windows: int | None
+
+
 class EngineResult(Contract):
     """The last line of a run that went well. `report` has no cost and no gate yet: the supervisor knows those."""
 
     type: Literal["result"] = "result"
     report: Report
     calibration_tokens_sha256: str | None
+    drawn: DrawnCalibration | None = Field(None, description="Where calibration was drawn from a text.")
     evaluation_tokens_sha256: str | None
 
 
@@ -138,11 +148,16 @@ ENGINE_MESSAGE: TypeAdapter[EngineMessage] = TypeAdapter(Annotated[EngineMessage
 TICK = "tick"
 DRAIN = "drain"
 
+# In the work directory: what was drawn, as numpy.save writes it (int32).
+CALIBRATION_FILE = "calibration.npy"
+
 __all__ = [
+    "CALIBRATION_FILE",
     "DRAIN",
     "ENGINE_MESSAGE",
     "TICK",
     "Budget",
+    "DrawnCalibration",
     "EngineDrained",
     "EngineFailure",
     "EngineMessage",

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from paredown.contracts.artifact import ArtifactView, Manifest, Verdict
 from paredown.contracts.job import JobState, content_hash
-from paredown.core import history
+from paredown.core import calibrations, history
 from paredown.core.artifact_queries import of_model, readable, select_views, view
 from paredown.core.errors import ArtifactAliased, Forbidden, NotFound, PreconditionFailed, StateConflict
 from paredown.core.etags import matches
@@ -75,6 +75,7 @@ class NewArtifact:
     name: str
     tags: tuple[str, ...] = ()
     took: history.Took | None = None
+    calibration: calibrations.NewCalibration | None = None
 
     @property
     def verdict(self) -> Verdict | None:
@@ -286,7 +287,8 @@ def mark_swept(session: Session, artifact_id: UUID) -> None:
 
 
 def known_prefix(session: Session, prefix: str) -> bool:
-    """Whether something may still need what lies there: `artifacts/JOB/EPOCH`, `checkpoints/JOB`, `datasets/ID`.
+    """Whether something may still need what lies there: `artifacts/JOB/EPOCH`, `checkpoints/JOB`, `datasets/ID`,
+    `calibrations/ID`.
 
     A prefix of another shape counts as known: what is not understood is not removed.
     """
@@ -305,6 +307,8 @@ def known_prefix(session: Session, prefix: str) -> bool:
                 query = select(select(JobRow.id).where(JobRow.id == UUID(job), open_states).exists())
             case ["datasets", dataset]:
                 query = select(select(DatasetRow.id).where(DatasetRow.id == UUID(dataset)).exists())
+            case ["calibrations", calibration]:
+                query = select(calibrations.is_kept(UUID(calibration)))
             case _:
                 return True
     except ValueError:

@@ -164,6 +164,13 @@ class CalibrationUnfit(PareError):
     status = 422
 
 
+class TokenizerDiffers(PareError):
+    """A calibration of the catalogue was drawn with another tokenizer than the model's."""
+
+    code = "tokenizer_differs"
+    status = 422
+
+
 class BaselineUnknown(PareError):
     """A budget needs the perplexity of an artifact's base, which was never measured under that evaluation."""
 

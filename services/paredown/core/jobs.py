@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from paredown.contracts.artifact import ArtifactView, Verdict
 from paredown.contracts.job import Canary, JobError, JobState, JobView, Progress
-from paredown.core import catalogue, history
+from paredown.core import calibrations, catalogue, history
 from paredown.core.db import database_now
 from paredown.core.errors import (
     CancelPending,
@@ -221,6 +221,8 @@ def finish(session: Session, job_id: UUID, epoch: int, artifact: catalogue.NewAr
     if row.cancel_requested:
         raise CancelPending("A cancel was asked for before the job was finished.")
     catalogue.add_artifact(session, row, artifact)
+    if artifact.calibration is not None:
+        calibrations.add(session, row, artifact.calibration)
     if artifact.took is not None:
         history.record(session, row, artifact.manifest.recipe, artifact.took, artifact.manifest.report)
     state = JobState.REJECTED if artifact.verdict is Verdict.MISSED else JobState.SUCCEEDED

@@ -1,4 +1,5 @@
-"""Sweeps: one job for each recipe, made in one transaction and cancelled in one. Their jobs alone say how far they are.
+"""Sweeps: one job for each recipe, or for each calibration of one recipe, made in one transaction and cancelled in one.
+Their jobs alone say how far they are.
 
 Jobs are written by core/jobs.py, as all others are. Every function takes the session of an open transaction.
 """
@@ -16,7 +17,7 @@ from sqlalchemy.orm import Session
 from paredown.contracts.artifact import ArtifactView, Manifest, Verdict
 from paredown.contracts.gate import judge
 from paredown.contracts.job import JobSpec, JobState, JobView, Plan, content_hash
-from paredown.contracts.recipes import Recipe, recipe_hash, recipe_labels, recipe_name
+from paredown.contracts.recipes import Recipe, recipe_hash, recipe_name
 from paredown.contracts.sweep import (
     PlannedRecipe,
     SweepDetails,
@@ -25,9 +26,10 @@ from paredown.contracts.sweep import (
     SweepSpec,
     SweepState,
     SweepView,
+    spread_over,
 )
 from paredown.core import catalogue, idempotency, inputs, jobs
-from paredown.core.artifact_queries import readable, select_views, view
+from paredown.core.artifact_queries import readable, report_number, select_views, view
 from paredown.core.errors import NotFound, PareError, RecipeRefused, StateConflict
 from paredown.core.paging import Place, encode_cursor, page
 from paredown.core.settings import Settings
@@ -35,7 +37,7 @@ from paredown.core.storable import check_storable
 from paredown.core.tables import ArtifactRow, JobRow, ProjectRow, SweepRow
 
 # Texts that never change under their address. Of all others only the worker that reads them knows what they hold.
-_FIXED_TEXTS = ("builtin://", "dataset://")
+_FIXED_TEXTS = ("builtin://", "dataset://", "calibration://")
 
 
 @dataclass(frozen=True)
@@ -55,20 +57,35 @@ class Reused:
     verdict: Verdict | None
 
 
-def job_of(spec: SweepSpec, index: int, recipe: Recipe) -> JobSpec:
-    """Raises RecipeRefused, which names the recipe, where the format cannot hold what it leaves."""
+@dataclass(frozen=True)
+class _Measured:
+    """An artifact as lists show it, and what only its report says."""
+
+    artifact: ArtifactView
+    mean_divergence: float | None
+    top1_agreement: float | None
+
+
+def job_of(spec: SweepSpec, index: int) -> JobSpec:
+    """Of a member. Raises RecipeRefused, which names the recipe, where the format cannot hold what it leaves."""
+    recipe, calibration = spec.variants()[index]
     try:
-        return spec.job(recipe)
+        return spec.job(recipe, calibration)
     except ValidationError as error:
         reason = str(error.errors(include_url=False)[0]["msg"]).removeprefix("Value error, ")
-        raise blamed(RecipeRefused(f"{reason}.", field="recipe"), index, recipe) from error
+        raise blamed(RecipeRefused(f"{reason}.", field="recipe"), spec, index) from error
 
 
-def blamed(error: PareError, index: int, recipe: Recipe) -> PareError:
-    """The refusal of one recipe's job as one of the sweep: `recipe.0.bits` is `recipes.3.0.bits`."""
-    error.detail = f"Recipe {index} ({recipe_name(recipe)}): {error.detail}"
-    if error.field is not None and error.field.split(".")[0] == "recipe":
-        error.field = f"recipes.{index}{error.field.removeprefix('recipe')}"
+def blamed(error: PareError, spec: SweepSpec, index: int) -> PareError:
+    """The refusal of one member's job as one of the sweep: `recipe.0.bits` is `recipes.3.0.bits`."""
+    part, _, rest = (error.field or "").partition(".")
+    if spec.calibrations:
+        error.detail = f"Calibration {index} ({spec.labels()[index]}): {error.detail}"
+        index = 0 if part == "recipe" else index
+    else:
+        error.detail = f"Recipe {index} ({recipe_name(spec.all_recipes()[index])}): {error.detail}"
+    if part == "recipe" or (part == "calibration" and spec.calibrations):
+        error.field = ".".join(filter(None, [f"{part}s", str(index), rest]))
     return error
 
 
@@ -86,9 +103,7 @@ def total(spec: SweepSpec, plans: Sequence[Plan], reused: Sequence[bool]) -> Swe
             output_bytes=plan.output_bytes,
             size_ratio=plan.size_ratio,
         )
-        for position, (label, plan, found) in enumerate(
-            zip(recipe_labels(spec.all_recipes()), plans, reused, strict=True)
-        )
+        for position, (label, plan, found) in enumerate(zip(spec.labels(), plans, reused, strict=True))
     ]
     return SweepPlan(
         recipes=len(plans),
@@ -199,13 +214,17 @@ def get(session: Session, project_id: UUID | None, sweep_id: UUID) -> SweepDetai
     spec = SweepSpec.model_validate(row.spec)
     members = _members(session, row, spec)
     artifacts = [member.artifact_id for member in members if member.artifact_id]
+    front = catalogue.front_among(session, row.project_id, artifacts)
+    # Figures of another protocol belong to no spread.
+    alike = {point.artifact_id for point in front.points} if front and spec.calibrations else set()
     progress = sum(member.progress for member in members) / len(members)
     summary = _view(row, project, spec, Counter(member.state for member in members), progress)
     return SweepDetails(
         **{name: getattr(summary, name) for name in SweepView.model_fields},
         spec=spec,
         members=members,
-        front=catalogue.front_among(session, row.project_id, artifacts),
+        front=front,
+        spread=spread_over([member for member in members if member.artifact_id and member.artifact_id in alike]),
     )
 
 
@@ -326,11 +345,9 @@ def _members(session: Session, row: SweepRow, spec: SweepSpec) -> tuple[SweepMem
     by_position = jobs.of_sweep(session, row.id)
     wanted = [job.artifact_id for job in by_position.values() if job.artifact_id]
     wanted += [UUID(item["artifact_id"]) for item in row.reused.values()]
-    query = select_views().where(ArtifactRow.id.in_(wanted), *readable(row.project_id))
-    artifacts = {made.id: made for made in (view(*found) for found in session.execute(query))} if wanted else {}
+    artifacts = _measured(session, row.project_id, wanted)
     members = []
-    recipes = spec.all_recipes()
-    for position, (recipe, label) in enumerate(zip(recipes, recipe_labels(recipes), strict=True)):
+    for position, ((recipe, _), label) in enumerate(zip(spec.variants(), spec.labels(), strict=True)):
         job = by_position.get(position)
         if job is not None:
             made = artifacts.get(job.artifact_id) if job.artifact_id else None
@@ -342,7 +359,17 @@ def _members(session: Session, row: SweepRow, spec: SweepSpec) -> tuple[SweepMem
     return tuple(members)
 
 
-def _of_job(position: int, label: str, job: JobView, artifact: ArtifactView | None) -> SweepMember:
+def _measured(session: Session, project_id: UUID, artifact_ids: Sequence[UUID]) -> dict[UUID, _Measured]:
+    if not artifact_ids:
+        return {}
+    alive = (ArtifactRow.id.in_(artifact_ids), *readable(project_id))
+    query = select(ArtifactRow.id, report_number("divergence", "mean"), report_number("divergence", "top1_agreement"))
+    distances = {id_: (mean, agreement) for id_, mean, agreement in session.execute(query.where(*alive))}
+    views = [view(*found) for found in session.execute(select_views().where(*alive))]
+    return {made.id: _Measured(made, *distances[made.id]) for made in views if made.id in distances}
+
+
+def _of_job(position: int, label: str, job: JobView, made: _Measured | None) -> SweepMember:
     fraction = job.progress.fraction if job.progress else 0.0
     return SweepMember(
         position=position,
@@ -354,13 +381,13 @@ def _of_job(position: int, label: str, job: JobView, artifact: ArtifactView | No
         job_id=job.id,
         progress=1.0 if job.state.terminal else fraction,
         error=job.error,
-        verdict=artifact.verdict if artifact else None,
-        **_figures(artifact),
+        verdict=made.artifact.verdict if made else None,
+        **_figures(made),
     )
 
 
 def _of_artifact(
-    position: int, label: str, recipe: Recipe, item: dict[str, Any], artifact: ArtifactView | None
+    position: int, label: str, recipe: Recipe, item: dict[str, Any], made: _Measured | None
 ) -> SweepMember:
     """Where the artifact was deleted since, its figures are gone with it."""
     return SweepMember(
@@ -374,16 +401,21 @@ def _of_artifact(
         progress=1.0,
         error=None,
         verdict=item["verdict"],
-        **_figures(artifact),
+        **_figures(made),
     )
 
 
-def _figures(artifact: ArtifactView | None) -> dict[str, Any]:
+def _figures(made: _Measured | None) -> dict[str, Any]:
     names = ("perplexity", "size_bytes", "size_ratio", "decode_tokens_per_second")
-    if artifact is None:
+    if made is None:
         return dict.fromkeys(("artifact_id", "perplexity_increase", *names))
+    artifact = made.artifact
     perplexity, base = artifact.perplexity, artifact.base_perplexity
     increase = perplexity / base - 1 if perplexity is not None and base else None
-    return {"artifact_id": artifact.id, "perplexity_increase": increase} | {
-        name: getattr(artifact, name) for name in names
+    return {
+        "artifact_id": artifact.id,
+        "perplexity_increase": increase,
+        "mean_divergence": made.mean_divergence,
+        "top1_agreement": made.top1_agreement,
+        **{name: getattr(artifact, name) for name in names},
     }

@@ -346,6 +346,53 @@ class DatasetRow(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
+class CalibrationRow(Base):
+    """Token blocks that jobs calibrated on, addressed as calibration://ID; the bytes lie in the object store.
+
+    Only marked when deleted: a job that named it by an idempotency key is still the same job.
+    """
+
+    __tablename__ = "calibrations"
+    __table_args__ = (
+        Index(
+            "calibrations_once",
+            "project_id",
+            "tokens_sha256",
+            "sequence_length",
+            "tokenizer_sha256",
+            unique=True,
+            postgresql_where=text("deleted_at IS NULL"),
+        ),
+        Index("calibrations_by_project", "project_id", text("created_at DESC"), text("id DESC")),
+        Index("calibrations_by_model", "project_id", "model_fingerprint"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"))
+    # The first job that drew these tokens.
+    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id"))
+    # Of the tokens as int64, row by row: it does not tell how long a row is.
+    tokens_sha256: Mapped[str]
+    samples: Mapped[int] = mapped_column(Integer)
+    sequence_length: Mapped[int] = mapped_column(Integer)
+    seed: Mapped[int] = mapped_column(BigInteger)
+    source: Mapped[str]
+    source_sha256: Mapped[str]
+    tokenizer_sha256: Mapped[str]
+    chat_template_sha256: Mapped[str | None]
+    held_out_windows: Mapped[int | None] = mapped_column(Integer)
+    coverage: Mapped[JsonObject] = mapped_column(server_default="{}")
+    model: Mapped[str]
+    model_fingerprint: Mapped[str]
+    model_type: Mapped[str]
+    vocab_size: Mapped[int] = mapped_column(Integer)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    file_sha256: Mapped[str]
+    storage_key: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    deleted_at: Mapped[datetime | None]
+
+
 class BaselineRow(Base):
     """Quality of an uncompressed model under one protocol: measured once, used by every later job."""
 

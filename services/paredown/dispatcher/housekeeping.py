@@ -24,8 +24,8 @@ log = structlog.get_logger(__name__)
 
 IDEMPOTENCY_HOURS = 24
 
-# How many parts of a key make up one owner's place: artifacts/JOB/EPOCH, checkpoints/JOB, datasets/ID.
-_PLACES = {"artifacts": 3, "checkpoints": 2, "datasets": 2}
+# How many parts of a key make up one owner's place: artifacts/JOB/EPOCH, checkpoints/JOB, datasets/ID, calibrations/ID.
+_PLACES = {"artifacts": 3, "checkpoints": 2, "datasets": 2, "calibrations": 2}
 
 
 def keep_house(database: Database, store: ObjectStore, settings: Settings, stop: threading.Event) -> None:

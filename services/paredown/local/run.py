@@ -26,12 +26,12 @@ from paredown.client.recipe_files import BadRecipeFile, explain
 from paredown.client.watching import JobBoard
 from paredown.contracts.artifact import MANIFEST_NAME, Manifest, Verdict
 from paredown.contracts.gate import unmeasurable
-from paredown.contracts.job import JobSpec, JobState, Phase, Plan, Progress, RecipeFile
+from paredown.contracts.job import CALIBRATION_SCHEME, JobSpec, JobState, Phase, Plan, Progress, RecipeFile
 from paredown.contracts.recipes import recipe_hash, recipe_name
 from paredown.contracts.tasks import TaskName
 from paredown.contracts.work import EngineProgress, EngineStarted, WorkOrder
 from paredown.core import planning, sources
-from paredown.core.errors import NotFound, PareError
+from paredown.core.errors import NotFound, PareError, SourceNotFound
 from paredown.core.prices import Rate
 from paredown.core.settings import Settings
 from paredown.core.storage import LocalStore
@@ -221,6 +221,10 @@ def _domain_texts(run: _Run) -> tuple[Path, ...]:
 
 
 def _text(run: _Run, uri: str, part: sources.Part, field: str | None = None) -> Path:
+    if uri.startswith(CALIBRATION_SCHEME):
+        raise SourceNotFound(
+            f"{uri} lies in a service; `pare run` takes file:// and builtin:// texts.", field=field or f"{part}.source"
+        )
     try:
         return sources.fetch_text(
             uri, run.settings, part=part, store=LocalStore(run.home.store), resolve_dataset=no_datasets

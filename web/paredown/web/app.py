@@ -48,6 +48,7 @@ def _pages() -> dict[str, list[st.Page]]:
             st.Page(parts.TRADE_OFFS, title="Trade-offs", icon=":material/scatter_plot:", url_path="trade-offs"),
             st.Page(parts.CATALOGUE, title="Catalogue", icon=":material/inventory_2:", url_path="catalogue"),
             _hidden(parts.ARTIFACT, "Artifact", ":material/deployed_code:", "artifact"),
+            st.Page(parts.CALIBRATIONS, title="Calibrations", icon=":material/dataset:", url_path="calibrations"),
             st.Page(parts.PRICES, title="Prices", icon=":material/payments:", url_path="prices"),
             _hidden(parts.COMPARE, "Compare", ":material/compare:", "compare"),
         ],

@@ -27,6 +27,7 @@ SWEEPS, SWEEP, NEW_SWEEP = "views/sweeps.py", "views/sweep.py", "views/new_sweep
 SEARCHES, SEARCH, NEW_SEARCH = "views/searches.py", "views/search.py", "views/new_search.py"
 TRADE_OFFS, CATALOGUE, ARTIFACT = "views/trade_offs.py", "views/catalogue.py", "views/artifact.py"
 COMPARE, PRICES = "views/compare.py", "views/prices.py"
+CALIBRATIONS = "views/calibrations.py"
 
 _ASKED = "parts.asked"
 _TONES = {

@@ -169,7 +169,15 @@ def _read_order(arguments: list[str]) -> WorkOrder:
 def _texts(order: WorkOrder) -> list[Path]:
     rows = (path for task in order.tasks for path in (task.rows, task.fewshot))
     return [
-        text for text in (order.calibration_text, order.evaluation_text, *order.domain_texts, *rows) if text is not None
+        text
+        for text in (
+            order.calibration_text,
+            order.calibration_tokens,
+            order.evaluation_text,
+            *order.domain_texts,
+            *rows,
+        )
+        if text is not None
     ]
 
 

@@ -11,7 +11,7 @@ Shapes: N sequences, T tokens in each.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from paredown.contracts.artifact import Protocol
 from paredown.contracts.job import Calibration, DType, EvaluationSettings, content_hash
 from paredown.contracts.recipes import Training
 from paredown.engine.errors import CalibrationTooShort, CalibrationUnfit, NotAModel, TextUnusable
+from paredown.engine.held_out import OVERLAP_TOKENS, ngrams, overlapping
 
 # Characters tokenized at once.
 PIECE_CHARACTERS = 1 << 20
@@ -39,11 +40,15 @@ class TokenBlocks:
     tokens_NT: Tensor
     sha256: str
     warnings: tuple[str, ...] = ()
+    # Windows of the text that overlap with held-out text; None where nobody looked.
+    held_out_windows: int | None = None
 
     @classmethod
-    def of(cls, tokens_NT: Tensor, warnings: tuple[str, ...] = ()) -> "TokenBlocks":
+    def of(
+        cls, tokens_NT: Tensor, warnings: tuple[str, ...] = (), held_out_windows: int | None = None
+    ) -> "TokenBlocks":
         little_endian = tokens_NT.numpy().astype("<i8", copy=False)
-        return cls(tokens_NT, hashlib.sha256(little_endian.tobytes()).hexdigest(), warnings)
+        return cls(tokens_NT, hashlib.sha256(little_endian.tobytes()).hexdigest(), warnings, held_out_windows)
 
 
 def load_tokenizer(model_dir: Path, gguf_file: str | None) -> Any:
@@ -59,12 +64,19 @@ def load_tokenizer(model_dir: Path, gguf_file: str | None) -> Any:
 
 
 def calibration_blocks(
-    path: Path, settings: Calibration, tokenizer: Any, vocab_size: int, context: int, first_token: int | None = None
+    path: Path,
+    settings: Calibration,
+    tokenizer: Any,
+    vocab_size: int,
+    context: int,
+    first_token: int | None = None,
+    held_out: Sequence[TokenBlocks] | None = None,
 ) -> TokenBlocks:
     """Draw `samples` of the text's windows of `sequence_length` tokens, `first_token` included, without replacement.
 
     The text is cut into windows that do not overlap. They are taken in the order of SHA-256("seed:index"), which no
-    library's random generator can change. Raises CalibrationTooShort, CalibrationUnfit, TextUnusable.
+    library's random generator can change; those that overlap with the `held_out` text are passed over. Raises
+    CalibrationTooShort, CalibrationUnfit, TextUnusable.
     """
     _check_context(settings.sequence_length, context, "calibration.sequence_length")
     tokens_T = _all_tokens(path, tokenizer)
@@ -72,12 +84,18 @@ def calibration_blocks(
     num_windows = len(tokens_T) // width
     if num_windows < settings.samples:
         raise _too_short("calibration", len(tokens_T), settings.samples, width)
-    preferred = sorted(range(num_windows), key=lambda index: _draw(settings.seed, index))[: settings.samples]
     windows_NT = tokens_T[: num_windows * width].reshape(num_windows, width)
+    admitted = _admitted(windows_NT, held_out, first_token)
+    if len(admitted) < settings.samples:
+        raise _too_held_out(
+            len(admitted), num_windows, width, f"{settings.samples} were asked for", "calibration.samples"
+        )
+    preferred = sorted(admitted, key=lambda index: _draw(settings.seed, index))[: settings.samples]
     warnings: tuple[str, ...] = ()
     if path.stat().st_size > 4 * CALIBRATION_CHARACTERS:  # at most four bytes a character
         warnings = (f"Calibration was drawn from the first {CALIBRATION_CHARACTERS:,} characters of its text.",)
-    return TokenBlocks.of(_checked(_begun(windows_NT[preferred], first_token), vocab_size), warnings)
+    left_out = None if held_out is None else num_windows - len(admitted)
+    return TokenBlocks.of(_checked(_begun(windows_NT[preferred], first_token), vocab_size), warnings, left_out)
 
 
 def training_blocks(
@@ -88,10 +106,11 @@ def training_blocks(
     vocab_size: int,
     context: int,
     first_token: int | None = None,
+    held_out: Sequence[TokenBlocks] | None = None,
 ) -> TokenBlocks:
     """The sequences of the stage's batches in their order: the text's windows, shuffled anew each time that it is read.
 
-    `index` is the stage's place in the recipe. The text is cut and shuffled as calibration's is. Raises
+    `index` is the stage's place in the recipe. The text is cut, shuffled and kept apart as calibration's is. Raises
     CalibrationTooShort, CalibrationUnfit, TextUnusable.
     """
     _check_context(stage.sequence_length, context, f"recipe.{index}.sequence_length")
@@ -107,15 +126,41 @@ def training_blocks(
             field=f"recipe.{index}.tokens",
         )
     windows_NT = tokens_T[: num_windows * width].reshape(num_windows, width)
+    admitted = _admitted(windows_NT, held_out, first_token)
+    if wanted > len(admitted) * stage.repeats:
+        asked = f"{stage.title} wants {wanted:,}, and repeats is {stage.repeats}"
+        raise _too_held_out(len(admitted), num_windows, width, asked, f"recipe.{index}.tokens")
     order = [
         window
-        for repeat in range(-(-wanted // num_windows))
-        for window in sorted(range(num_windows), key=lambda window: _draw(stage.seed, repeat * num_windows + window))
+        for repeat in range(-(-wanted // len(admitted)))
+        for window in sorted(admitted, key=lambda window: _draw(stage.seed, repeat * num_windows + window))
     ]
     warnings: tuple[str, ...] = ()
-    if wanted > num_windows:
-        warnings = (f"{stage.title} read its text of {len(tokens_T):,} tokens {wanted / num_windows:.1f} times.",)
+    if wanted > len(admitted):
+        warnings = (f"{stage.title} read its text of {len(tokens_T):,} tokens {wanted / len(admitted):.1f} times.",)
     return TokenBlocks.of(_checked(_begun(windows_NT[order[:wanted]], first_token), vocab_size), warnings)
+
+
+def _admitted(
+    windows_NT: "numpy.ndarray[Any, Any]", held_out: Sequence[TokenBlocks] | None, first_token: int | None
+) -> Sequence[int]:
+    """The windows that do not overlap with held-out text; all of them where there is none to keep apart."""
+    if held_out is None:
+        return range(len(windows_NT))
+    # Every sequence begins with `first_token`, which says nothing of its text.
+    begin = int(first_token is not None)
+    known = [ngrams(blocks.tokens_NT.numpy()[:, begin:]) for blocks in held_out]
+    admitted: list[int] = numpy.flatnonzero(~overlapping(windows_NT, known)).tolist()
+    return admitted
+
+
+def _too_held_out(left: int, num_windows: int, width: int, asked: str, field: str) -> CalibrationTooShort:
+    return CalibrationTooShort(
+        f"The calibration text has {num_windows:,} windows of {width} tokens, and {num_windows - left:,} of them share "
+        f"{OVERLAP_TOKENS} tokens in a row with the text of the evaluation: {left:,} are left. {asked[0].upper()}"
+        f"{asked[1:]}. Ask for fewer or shorter sequences, or give another text.",
+        field=field,
+    )
 
 
 def _all_tokens(path: Path, tokenizer: Any) -> "numpy.ndarray[Any, Any]":

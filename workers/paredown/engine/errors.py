@@ -100,6 +100,12 @@ class CalibrationUnfit(EngineError):
     code = "calibration_unfit"
 
 
+class TokenizerDiffers(EngineError):
+    """A calibration of the catalogue was drawn with another tokenizer than the model's."""
+
+    code = "tokenizer_differs"
+
+
 class FormatRefused(EngineError):
     """The format cannot hold this model."""
 

@@ -10,6 +10,7 @@ from paredown.contracts.job import Calibration, Format, automatic_format, format
 from paredown.contracts.recipes import Stage, Training
 from paredown.contracts.work import WorkOrder
 from paredown.engine import data
+from paredown.engine.calibration import stored_blocks
 from paredown.engine.checkpoint import identity_hash
 from paredown.engine.errors import ArchitectureUnsupported, FormatRefused, NotAModel, OrderInvalid, RecipeUnfit
 from paredown.engine.formats import checkpoints, compressed_tensors, gguf
@@ -50,13 +51,18 @@ def resolved_format(order: WorkOrder) -> Format:
     return order.format
 
 
-def _calibration_of(order: WorkOrder) -> tuple[Calibration, Path] | None:
-    """Settings and text, where a stage needs them. Raises OrderInvalid."""
+def _calibration_of(order: WorkOrder) -> Calibration | None:
+    """Its settings, where a stage needs them. Raises OrderInvalid."""
     if not any(stage.needs_calibration for stage in order.recipe):
         return None
-    if order.calibration is None or order.calibration_text is None:
+    trains = any(isinstance(stage, Training) for stage in order.recipe)
+    if order.calibration is None or (order.calibration_text is None and (trains or order.calibration_tokens is None)):
         raise OrderInvalid("A stage of the recipe needs calibration text, and the order names none.")
-    return order.calibration, order.calibration_text
+    if order.calibration.exclude_held_out and order.evaluation is None:
+        raise OrderInvalid(
+            "calibration.exclude_held_out keeps the evaluation's text apart, and there is no evaluation."
+        )
+    return order.calibration
 
 
 def read_inputs(order: WorkOrder, output_format: Format) -> Inputs:
@@ -84,21 +90,8 @@ def read_inputs(order: WorkOrder, output_format: Format) -> Inputs:
         if calibrated or order.evaluation:
             raise
         warnings.append(f"{error.detail} The artifact has none either.")
-    calibration = evaluation = None
-    training: dict[int, data.TokenBlocks] = {}
+    evaluation = None
     first_token = _first_token(tokenizer, shape)
-    if calibrated:
-        settings, text = calibrated
-        calibration = data.calibration_blocks(
-            text, settings, tokenizer, shape.vocab_size, shape.context_length, first_token
-        )
-        warnings += calibration.warnings
-        for index, stage in enumerate(order.recipe):
-            if isinstance(stage, Training):
-                training[index] = data.training_blocks(
-                    text, stage, index, tokenizer, shape.vocab_size, shape.context_length, first_token
-                )
-                warnings += training[index].warnings
     if order.evaluation and order.evaluation_text:
         evaluation = data.evaluation_blocks(
             order.evaluation_text, order.evaluation, tokenizer, shape.vocab_size, shape.context_length, first_token
@@ -110,7 +103,37 @@ def read_inputs(order: WorkOrder, output_format: Format) -> Inputs:
         for index, text in enumerate(order.domain_texts)
         if order.evaluation
     )
+    held_out = [blocks for blocks in (evaluation, *domains) if blocks is not None]
+    calibration, training = _calibration_blocks(order, calibrated, tokenizer, shape, held_out)
+    for blocks in (calibration, *training.values()):
+        warnings += blocks.warnings if blocks else ()
     return Inputs(files, shape, tokenizer, calibration, evaluation, training, domains, tuple(warnings))
+
+
+def _calibration_blocks(
+    order: WorkOrder,
+    settings: Calibration | None,
+    tokenizer: Any,
+    shape: ModelShape,
+    held_out: Sequence[data.TokenBlocks],
+) -> tuple[data.TokenBlocks | None, dict[int, data.TokenBlocks]]:
+    """What methods calibrate on, and what each stage that trains is trained on."""
+    training: dict[int, data.TokenBlocks] = {}
+    if settings is None:
+        return None, training
+    sizes = (shape.vocab_size, shape.context_length)
+    text = order.calibration_text
+    if text is None:
+        assert order.calibration_tokens is not None, "checked with the order"
+        expected = order.calibration_tokenizer_sha256
+        return stored_blocks(order.calibration_tokens, settings, tokenizer, expected, *sizes), training
+    first_token = _first_token(tokenizer, shape)
+    apart = held_out if settings.exclude_held_out else None
+    calibration = data.calibration_blocks(text, settings, tokenizer, *sizes, first_token, apart)
+    for index, stage in enumerate(order.recipe):
+        if isinstance(stage, Training):
+            training[index] = data.training_blocks(text, stage, index, tokenizer, *sizes, first_token, apart)
+    return calibration, training
 
 
 def check_stages(recipe: Sequence[Stage], shape: ModelShape) -> None:

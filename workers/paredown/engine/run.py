@@ -19,8 +19,9 @@ from paredown.contracts.job import Calibration, Contract, EvaluationSettings, Fo
 from paredown.contracts.recipes import Gptq, Mixed, Squeezellm, Stage, Training, UniformGrid, quantizer
 from paredown.contracts.runtimes import vllm_refusal
 from paredown.contracts.trust import flags
-from paredown.contracts.work import EngineResult, WorkOrder
+from paredown.contracts.work import CALIBRATION_FILE, DrawnCalibration, EngineResult, WorkOrder
 from paredown.engine import data
+from paredown.engine.calibration import save_blocks, tokenizer_sha256
 from paredown.engine.checkpoint import identity_hash
 from paredown.engine.errors import BaselineUnknown, DeviceUnavailable, NanFound, OrderInvalid
 from paredown.engine.evaluation.divergence import Comparison, StatesFile, has_states
@@ -155,6 +156,7 @@ def run(
     for measured in (speeds, *(proof.speeds for proof in runtimes)):
         if sentence := not_faster(measured, size_bytes / base_bytes):
             warnings = (*warnings, sentence)
+    drawn = _keep_calibration(order, inputs)
     layers = compressed.layers
     weights = sum(layer.weights for layer in layers)
     return EngineResult(
@@ -172,6 +174,7 @@ def run(
             average_bits=sum(layer.bits * layer.weights for layer in layers) / weights,
             speeds=speeds,
             runtimes=runtimes,
+            held_out_windows=inputs.calibration.held_out_windows if inputs.calibration else None,
             layers=layers,
             stages=compressed.stages,
             phase_seconds=journey.seconds,
@@ -180,7 +183,18 @@ def run(
             warnings=(*inputs.warnings, *_unscaled(layers), *coverage_warnings(layers, _calibration(order)), *warnings),
         ),
         calibration_tokens_sha256=inputs.calibration.sha256 if inputs.calibration else None,
+        drawn=drawn,
         evaluation_tokens_sha256=inputs.evaluation.sha256 if inputs.evaluation else None,
+    )
+
+
+def _keep_calibration(order: WorkOrder, inputs: Inputs) -> DrawnCalibration | None:
+    """What was drawn, for others to take; stored tokens are kept already."""
+    if inputs.calibration is None or order.calibration_text is None:
+        return None
+    save_blocks(inputs.calibration, order.work_dir / CALIBRATION_FILE)
+    return DrawnCalibration(
+        tokenizer_sha256=tokenizer_sha256(inputs.tokenizer), held_out_windows=inputs.calibration.held_out_windows
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import structlog
@@ -21,8 +22,17 @@ from paredown.contracts.job import Phase, Plan, Progress, content_hash
 from paredown.contracts.recipes import Family
 from paredown.contracts.recipes.pruning import Pruner
 from paredown.contracts.tasks import TaskName
-from paredown.contracts.work import EngineProgress, EngineStarted, Origin, TaskFiles, WorkOrder
-from paredown.core import canary, catalogue, history, jobs, planning, prices, sources
+from paredown.contracts.work import (
+    CALIBRATION_FILE,
+    EngineProgress,
+    EngineResult,
+    EngineStarted,
+    Origin,
+    TaskFiles,
+    WorkOrder,
+)
+from paredown.core import calibrations, canary, catalogue, history, jobs, planning, prices, sources
+from paredown.core.calibrations import NewCalibration, StoredCalibration
 from paredown.core.catalogue import NewArtifact
 from paredown.core.db import Database, database_now
 from paredown.core.errors import CanaryRefused, DatabaseUnavailable, DiskFull, EngineCrashed, LeaseLost, PareError
@@ -64,6 +74,8 @@ class Worker:
 class _Inputs:
     model: FetchedModel
     calibration_text: Path | None
+    # Of a calibration:// in the text's place, and the hash of the tokenizer that they are of.
+    calibration_tokens: tuple[Path, str] | None
     evaluation_text: Path
     tasks: tuple[TaskFiles, ...]
     domain_texts: tuple[Path, ...]
@@ -84,6 +96,7 @@ class Attempt:
         self._uploader = checkpoints.CheckpointUploader(
             worker.store, claim.job.id, self.workspace, worker.settings.checkpoint_upload_seconds
         )
+        self._calibration_key: str | None = None
 
     @property
     def prefix(self) -> str:
@@ -127,6 +140,8 @@ class Attempt:
         """Remove what was uploaded, once the job has ended without it. What cannot be removed now is swept later."""
         try:
             self._worker.store.delete_prefix(f"{self.prefix}/")
+            if self._calibration_key is not None:
+                self._worker.store.delete(self._calibration_key)
         except PareError as error:
             log.warning("upload_not_removed", error=error.detail)
 
@@ -158,19 +173,35 @@ class Attempt:
             self._transaction(
                 lambda session: catalogue.record_model(session, self._claim.project_id, fetched.record, fetched.config)
             )
-        calibration = None
+        calibration = tokens = None
         if any(stage.needs_calibration for stage in spec.recipe):
-            calibration = self._text(spec.calibration.source, "calibration")
+            if spec.calibration.stored_id is None:
+                calibration = self._text(spec.calibration.source, "calibration")
+            else:
+                tokens = self._calibration_tokens()
         evaluation = self._text(spec.evaluation.source, "evaluation")
         tasks = task_files(spec.evaluation, self._rows)
         domains = tuple(
             self._text(domain.source, "evaluation", f"evaluation.domains.{index}.source")
             for index, domain in enumerate(spec.evaluation.domains)
         )
-        return _Inputs(fetched, calibration, evaluation, tasks, domains)
+        return _Inputs(fetched, calibration, tokens, evaluation, tasks, domains)
 
     def _find_artifact(self, artifact_id: UUID) -> tuple[Manifest, str]:
         return self._transaction(lambda session: catalogue.stored(session, self._claim.project_id, artifact_id))
+
+    def _calibration_tokens(self) -> tuple[Path, str]:
+        def stored(calibration_id: UUID) -> StoredCalibration:
+            return self._transaction(
+                lambda session: calibrations.stored(session, self._claim.project_id, calibration_id)
+            )
+
+        def tokens(_step: Callable[[], None]) -> tuple[Path, str]:
+            return sources.fetch_calibration(
+                self._spec.calibration, self._settings, store=self._worker.store, resolve=stored
+            )
+
+        return attended(tokens, self._lease.check)
 
     def _dataset(self, dataset_id: UUID) -> str:
         return self._transaction(lambda session: lookups.dataset_key(session, self._claim.project_id, dataset_id))
@@ -207,13 +238,16 @@ class Attempt:
         )
         if resumed is not None:
             log.info("checkpoint_restored", from_epoch=resumed)
+        tokens, tokenizer_sha256 = inputs.calibration_tokens or (None, None)
         return plan, WorkOrder(
             model_dir=model.directory,
             gguf_file=model.gguf_file,
             origin=self._origin(model),
             recipe=spec.recipe,
-            calibration=spec.calibration if inputs.calibration_text else None,
+            calibration=spec.calibration if inputs.calibration_text or tokens else None,
             calibration_text=inputs.calibration_text,
+            calibration_tokens=tokens,
+            calibration_tokenizer_sha256=tokenizer_sha256,
             evaluation=spec.evaluation,
             evaluation_text=inputs.evaluation_text,
             tasks=inputs.tasks,
@@ -282,14 +316,17 @@ class Attempt:
         The key holds what a worker knows of all that decides them; the engine keeps apart what else does, such as the
         versions of its libraries.
         """
-        calibration, text = order.calibration, inputs.calibration_text
+        calibration, text = order.calibration, order.calibration_text or order.calibration_tokens
         if calibration is None or text is None or calibration.statistics != "dense":
             return None
         if any(stage.family in (Family.DEPTH, Family.WIDTH, Family.TRAINING) for stage in order.recipe):
             return None  # gathered of the model that this stage leaves, which no other recipe has
         model = inputs.model
         ancestors = [str(ancestor.artifact_id) for ancestor in model.lineage]
-        drawn = [calibration.samples, calibration.sequence_length, calibration.seed]
+        drawn: list[Any] = [calibration.samples, calibration.sequence_length, calibration.seed]
+        if calibration.exclude_held_out:
+            held_out = [inputs.evaluation_text, *inputs.domain_texts]
+            drawn += [self._spec.evaluation.model_dump(mode="json"), [path.stem for path in held_out]]
         # The cache names a text by its hash.
         key = content_hash([model.record.fingerprint, ancestors, text.stem, drawn, order.dtype, order.device])
         size_bytes = statistics_bytes(shape_from_config(model.config), self._spec)
@@ -432,9 +469,24 @@ class Attempt:
                 storage_prefix=self.prefix,
                 name=lookups.artifact_name(self._claim.job, manifest),
                 tags=self._spec.tags,
+                calibration=self._uploaded_calibration(model, order, manifest, result),
             )
 
         return attended(upload, self._lease.check)
+
+    def _uploaded_calibration(
+        self, model: FetchedModel, order: WorkOrder, manifest: Manifest, result: EngineResult
+    ) -> NewCalibration | None:
+        """The tokens that were drawn, in the store; None where there are none, or where the project has them."""
+        new = publish.drawn_calibration(order, manifest, result, shape_from_config(model.config))
+        if new is None:
+            return None
+        same = (new.tokens_sha256, new.settings.sequence_length, new.tokenizer_sha256)
+        if self._transaction(lambda session: calibrations.is_known(session, self._claim.project_id, *same)):
+            return None
+        self._worker.store.put_file(new.storage_key, order.work_dir / CALIBRATION_FILE, new.file_sha256)
+        self._calibration_key = new.storage_key
+        return new
 
     def _completed(self, report: Report) -> Report:
         seconds = self._claim.worker_seconds + time.monotonic() - self._claimed_at

@@ -18,11 +18,14 @@ from paredown.contracts.artifact import (
     Report,
     sha256_file,
 )
+from paredown.contracts.calibration import coverage
+from paredown.contracts.families import ModelShape
 from paredown.contracts.gate import judge
 from paredown.contracts.job import Budget
 from paredown.contracts.prices import hourly, per_million_tokens
 from paredown.contracts.recipes import recipe_hash
-from paredown.contracts.work import EngineResult, EngineStarted, WorkOrder
+from paredown.contracts.work import CALIBRATION_FILE, EngineResult, EngineStarted, WorkOrder
+from paredown.core.calibrations import NewCalibration
 from paredown.core.prices import Rate
 from paredown.core.storage import ObjectStore
 
@@ -87,6 +90,33 @@ def build_manifest(
         isolation=started.isolation,
         tools=started.tools,
         report=report,
+    )
+
+
+def drawn_calibration(
+    order: WorkOrder, manifest: Manifest, result: EngineResult, shape: ModelShape
+) -> NewCalibration | None:
+    """What the catalogue keeps of the tokens that the engine drew; None where it drew none."""
+    if result.drawn is None:
+        return None
+    assert order.calibration is not None, "a calibration was drawn by its settings"
+    assert order.calibration_text is not None, "a calibration was drawn from a text"
+    assert result.calibration_tokens_sha256 is not None, "tokens that were drawn have a hash"
+    path = order.work_dir / CALIBRATION_FILE
+    return NewCalibration(
+        tokens_sha256=result.calibration_tokens_sha256,
+        settings=order.calibration,
+        # The cache names a text by its hash.
+        source_sha256=order.calibration_text.stem,
+        tokenizer_sha256=result.drawn.tokenizer_sha256,
+        held_out_windows=result.drawn.held_out_windows,
+        coverage=coverage(result.report.layers),
+        model=manifest.base.uri,
+        model_fingerprint=manifest.base.fingerprint,
+        model_type=shape.model_type,
+        vocab_size=shape.vocab_size,
+        size_bytes=path.stat().st_size,
+        file_sha256=sha256_file(path),
     )
 
 

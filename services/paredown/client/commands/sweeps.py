@@ -71,10 +71,10 @@ def submit(
         view = client.submit_sweep(spec, idempotency_key)
         if wait:
             say(f"Sweep {view.id}")
-            view = _followed(client, view)
+            view = followed(client, view)
     _show(view, json_output)
     if wait:
-        raise typer.Exit(_exit_code(view))
+        raise typer.Exit(exit_code(view))
 
 
 def list_sweeps(limit: Limit = 20, json_output: JsonOption = False) -> None:
@@ -96,9 +96,9 @@ def show(sweep_id: SweepId, json_output: JsonOption = False) -> None:
 def watch(sweep_id: SweepId, json_output: JsonOption = False) -> None:
     """Follow a sweep to its end. Exit code 1 when a job failed, 3 when every artifact missed the budget."""
     with connect() as client:
-        view = _followed(client, client.sweep(sweep_id))
+        view = followed(client, client.sweep(sweep_id))
     _show(view, json_output)
-    raise typer.Exit(_exit_code(view))
+    raise typer.Exit(exit_code(view))
 
 
 def cancel(sweep_id: SweepId, json_output: JsonOption = False) -> None:
@@ -107,11 +107,12 @@ def cancel(sweep_id: SweepId, json_output: JsonOption = False) -> None:
         _show(client.cancel_sweep(sweep_id), json_output)
 
 
-def _followed(client: PareClient, view: SweepDetails) -> SweepDetails:
+def followed(client: PareClient, view: SweepDetails) -> SweepDetails:
+    """The sweep once it has ended."""
     return follow("sweep", view, client.sweep, render.sweep_counts)
 
 
-def _exit_code(view: SweepDetails) -> ExitCode:
+def exit_code(view: SweepDetails) -> ExitCode:
     if view.state is SweepState.CANCELLED:
         return ExitCode.CANCELLED
     if view.counts.get(JobState.FAILED):

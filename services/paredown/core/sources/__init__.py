@@ -4,6 +4,7 @@ One file for each family of schemes. Everything ends as verified files in the co
 model is ever executed or unpickled.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import cast
 from uuid import UUID
 
+from paredown.contracts.job import Calibration
 from paredown.contracts.tasks import TaskName
-from paredown.core.errors import ModelRejected, SchemeUnknown, SourceError, SourceNotFound
+from paredown.core.calibrations import StoredCalibration
+from paredown.core.errors import ModelRejected, NotFound, SchemeUnknown, SourceError, SourceNotFound, TextUnusable
 from paredown.core.settings import Settings
 from paredown.core.sources.artifact import ArtifactSource, Shelf
 from paredown.core.sources.base import (
@@ -118,6 +121,8 @@ def fetch_model(
 
 # The key of a data set in the object store; raises NotFound for a foreign or unknown one.
 ResolveDataset = Callable[[UUID], str]
+# Where a calibration of the project lies; raises NotFound for a foreign or unknown one.
+ResolveCalibration = Callable[[UUID], StoredCalibration]
 
 
 def check_text_uri(uri: str, settings: Settings, resolve_dataset: ResolveDataset | None = None) -> None:
@@ -152,6 +157,31 @@ def fetch_text(
     else:
         raise SchemeUnknown(f"{uri} is not an address of a text; write builtin, dataset, {_written(_TEXTS)}.")
     return Cache(settings).put_text(data)
+
+
+def fetch_calibration(
+    calibration: Calibration, settings: Settings, *, store: ObjectStore, resolve: ResolveCalibration
+) -> tuple[Path, str]:
+    """The token blocks of a calibration:// in the cache, and the hash of the tokenizer that they are of.
+
+    Raises SourceNotFound, TextUnusable, StorageUnavailable, DiskFull.
+    """
+    assert calibration.stored_id is not None, "its tokens are drawn from a text"
+    field = "calibration.source"
+    try:
+        found = resolve(calibration.stored_id)
+        data = b"".join(store.read_range(found.storage_key, 0, found.size_bytes))
+    except NotFound as error:
+        raise SourceNotFound(
+            f"{calibration.source} was deleted; name the text that it was drawn from.", field=field
+        ) from error
+    if hashlib.sha256(data).hexdigest() != found.file_sha256:
+        raise TextUnusable(
+            f"The object store holds other bytes of {calibration.source} than were drawn; delete it, and name the text "
+            "that it was drawn from.",
+            field=field,
+        )
+    return Cache(settings).put_text(data, ".npy"), found.tokenizer_sha256
 
 
 def check_rows_uri(uri: str, settings: Settings, resolve_dataset: ResolveDataset | None = None) -> None:
@@ -226,12 +256,14 @@ __all__ = [
     "ModelSource",
     "Part",
     "Progress",
+    "ResolveCalibration",
     "ResolveDataset",
     "Shelf",
     "SourceFile",
     "check_rows_uri",
     "check_text_uri",
     "describe",
+    "fetch_calibration",
     "fetch_model",
     "fetch_rows",
     "fetch_text",

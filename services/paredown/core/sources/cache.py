@@ -3,6 +3,7 @@
     listings/KEY.json          what was found at a place once: fingerprint, revision. KEY is the hash of its listing
     models/FINGERPRINT/files/  the model; beside it record.json, whose modification time is the last use
     texts/SHA256.txt           texts; modification time is the last use
+    texts/SHA256.npy           token blocks of calibrations, likewise
     statistics/KEY/            what engines gather once for all runs that share it; .need.json is written at each use
     partial/KEY/               downloads under way or broken off, resumed by whoever comes next
     locks/                     flock on these files; a lock ends with its process, whatever that died of
@@ -281,9 +282,9 @@ class Cache:
                     shutil.rmtree(directory, ignore_errors=True)
                     lock.close()
 
-    def put_text(self, text: bytes) -> Path:
+    def put_text(self, text: bytes, suffix: str = ".txt") -> Path:
         """Keep a text under its own hash. Raises DiskFull."""
-        path = self._texts / f"{hashlib.sha256(text).hexdigest()}.txt"
+        path = self._texts / f"{hashlib.sha256(text).hexdigest()}{suffix}"
         if path.is_file() and path.stat().st_size == len(text):
             os.utime(path)
             return path

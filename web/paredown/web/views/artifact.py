@@ -32,6 +32,7 @@ def page() -> None:
     tabs = st.tabs(["Report", "Use it", "Lineage", "Files", "Manifest", "Aliases", "Edit"])
     with tabs[0], parts.problems_shown("report"):
         report.show(manifest, view.override)
+        _calibration(view, manifest)
         _override(view)
     with tabs[1], parts.problems_shown("serving"):
         _use(view, manifest)
@@ -95,6 +96,30 @@ def _override(view: ArtifactView) -> None:
             session.client().override_verdict(view.id, reason.strip())
             st.toast("The verdict is overridden.", icon=":material/check:")
             st.rerun()
+
+
+def _calibration(view: ArtifactView, manifest: Manifest) -> None:
+    """The tokens that it was calibrated on, and how another job takes the same."""
+    calibration, tokens = manifest.calibration, manifest.calibration_tokens_sha256
+    if calibration is None or tokens is None:
+        return
+    st.subheader("Calibration", anchor=False)
+    left_out = manifest.report.held_out_windows
+    parts.facts(
+        [
+            ("Source", parts.mono(calibration.source)),
+            ("Sequences", f"{calibration.samples} × {calibration.sequence_length}"),
+            ("Seed", str(calibration.seed)),
+            *([("Held out", f"{left_out} windows")] if left_out is not None else []),
+            ("Tokens", parts.mono(f"{tokens[:16]}…")),
+        ]
+    )
+    if view.project != session.me().project:
+        return
+    kept = session.client().calibrations_page(tokens_sha256=tokens, limit=1).items
+    if kept:
+        st.caption("Another job takes these very tokens with this source:")
+        parts.copyable(kept[0].uri, None)
 
 
 def _use(view: ArtifactView, manifest: Manifest) -> None:

@@ -1,11 +1,12 @@
 """One sweep: how far it is, the front of its artifacts, and a line for each recipe."""
 
+from collections.abc import Callable
 from uuid import UUID
 
 import streamlit as st
 
 from paredown.contracts.job import JobState
-from paredown.contracts.sweep import SweepDetails, SweepMember
+from paredown.contracts.sweep import SpreadFigure, SweepDetails, SweepMember
 from paredown.web import format as fmt
 from paredown.web import front, parts, session
 
@@ -25,7 +26,7 @@ def page() -> None:
         )
         return
     sweep = session.client().sweep(sweep_id)
-    title = sweep.name or f"{sweep.recipes} recipes"
+    title = sweep.name or f"{sweep.recipes} {'calibrations' if sweep.spec.calibrations else 'recipes'}"
     st.set_page_config(page_title=f"{title} · Pare")
     st.page_link(parts.SWEEPS, label="All sweeps", icon=":material/arrow_back:")
     st.title(parts.plain(title), anchor=False)
@@ -80,17 +81,41 @@ def _show(sweep: SweepDetails) -> None:
     parts.facts(
         [
             ("Model", parts.mono(sweep.model)),
-            ("Recipes", str(sweep.recipes)),
+            ("Calibrations" if sweep.spec.calibrations else "Recipes", str(sweep.recipes)),
             ("There already", str(sweep.reused)),
             ("Submitted", fmt.moment(sweep.created_at)),
         ]
     )
-    _chart(sweep)
+    if sweep.spec.calibrations:
+        _spread(sweep)
+    else:
+        _chart(sweep)
     unbeaten = {point.artifact_id for point in sweep.front.points if point.on_front} if sweep.front else set[UUID]()
     with st.container(key="list-members", gap=None):
         for member in sweep.members:
             _row(member, on_front=member.artifact_id is not None and member.artifact_id in unbeaten)
     parts.json_view(sweep.spec.model_dump(mode="json", exclude_unset=True), "The sweep as JSON")
+
+
+_FIGURES: dict[SpreadFigure, tuple[str, Callable[[float], str]]] = {
+    "perplexity": ("Perplexity", fmt.perplexity),
+    "perplexity_increase": ("Rise over the base", fmt.change),
+    "mean_divergence": ("Mean divergence", fmt.nats),
+    "top1_agreement": ("Top-1 agreement", "{:.2%}".format),
+}
+
+
+def _spread(sweep: SweepDetails) -> None:
+    """How far each figure lies apart over the calibrations."""
+    if not sweep.spread:
+        st.caption("How far the figures lie apart is told once two calibrations are measured.")
+        return
+    rows = []
+    for spread in sweep.spread:
+        name, written = _FIGURES[spread.figure]
+        figures = (spread.minimum, spread.median, spread.maximum, spread.range)
+        rows.append([name, *(parts.escaped(written(figure)) for figure in figures), str(spread.members)])
+    parts.table(["Figure", "Least", "Median", "Most", "Most − least", "Of"], rows)
 
 
 def _chart(sweep: SweepDetails) -> None:
