@@ -85,11 +85,11 @@ def chart(drawn: TrialPoints, size_limit: float | None) -> alt.LayerChart | None
         "size_ratio:Q",
         title="Size, share of the base's bytes",
         scale=alt.Scale(zero=False, nice=True, padding=24),
-        axis=alt.Axis(format="~%"),
+        axis=alt.Axis(format="~%", tickCount=8),
     )
     y = alt.Y(
         "loss:Q",
-        title=f"{name} (lower is better{', logarithmic)' if logarithmic else ')'}",
+        title=f"{name} ({'logarithmic' if logarithmic else 'lower is better'})",
         scale=alt.Scale(type="log", nice=True) if logarithmic else alt.Scale(zero=False, nice=True, padding=16),
         axis=alt.Axis(tickCount=6, format="~g"),
     )

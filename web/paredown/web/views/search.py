@@ -107,10 +107,10 @@ def _chart(search: SearchDetails, rung: Rung) -> None:
     loss = "divergence" if drawn.is_divergence else "perplexity"
     st.altair_chart(chart, key=f"search.chart.{rung}", alt=f"{loss} of {len(drawn.points)} trials against their bytes")
     notes = [f"{count} {what}" for what, count in search_chart.unmeasured(search, rung).items()]
-    if search.spec.max_perplexity_increase is not None and drawn.is_divergence:
-        notes.append("the limit on perplexity has no line among divergences; the colours tell who holds it")
     if notes:
-        st.caption(f"Not on the chart: {'; '.join(notes)}.")
+        st.caption(f"Not on the chart: {', '.join(notes)}.")
+    if search.spec.max_perplexity_increase is not None and drawn.is_divergence:
+        st.caption("The limit on perplexity is no line among divergences; the colours tell what holds it.")
 
 
 def _row(trial: TrialView, *, chosen: bool) -> None:
