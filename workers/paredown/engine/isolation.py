@@ -26,6 +26,7 @@ from paredown.engine.errors import IsolationUnavailable
 HARMLESS_VARIABLES = frozenset(
     {
         "CUDA_VISIBLE_DEVICES",
+        "GLIBC_TUNABLES",
         "HOME",
         "LANG",
         "LC_ALL",
