@@ -7,7 +7,7 @@ from rich.console import Console
 from tests.client.conftest import make_manifest
 from tests.core.builders import make_speed
 
-from paredown.client import comparison, render
+from paredown.client import comparison, render_artifacts
 from paredown.contracts.artifact import Energy, Manifest, TaskMetric, TaskProtocol, TaskResult
 from paredown.contracts.job import EvaluationSettings, content_hash
 from paredown.contracts.recipes import Gptq, Rtn
@@ -65,7 +65,7 @@ def test_energy_is_told_where_it_was_counted_and_nowhere_else() -> None:
 
     def told(one: Manifest) -> str:
         console = Console(width=200, record=True, file=StringIO())
-        console.print(*render.speeds(one.report))
+        console.print(*render_artifacts.speeds(one.report))
         return console.export_text()
 
     assert "J/token" not in told(without)

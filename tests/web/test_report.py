@@ -6,7 +6,7 @@ from rich.console import Console
 from streamlit.testing.v1 import AppTest
 from tests.web.house import make_manifest
 
-from paredown.client import render
+from paredown.client import render_artifacts
 from paredown.contracts.artifact import Manifest, RuntimeProof
 from paredown.contracts.job import JobSpec
 
@@ -47,7 +47,7 @@ def test_the_page_has_each_runtime_with_its_speeds() -> None:
 
 def test_the_terminal_has_each_runtime_with_its_speeds() -> None:
     console = Console(width=200, record=True, force_terminal=False)
-    console.print(render.report(proved()))
+    console.print(render_artifacts.report(proved()))
     lines = console.export_text().splitlines()
     [row] = [line for line in lines if line.split()[:2] == ["vllm", "0.32.0"]]
     assert row.split()[2:8] == ["yes", "yes", "23.750", "yes", "83.5", "(base"]

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from paredown.client import render
+from paredown.client import wording
 from paredown.client.client import PareClient
 from paredown.client.downloads import DownloadProgress
 from paredown.client.errors import ExitCode
@@ -101,7 +101,7 @@ class JobBoard:
         if job_id not in self._tasks:
             self._tasks[job_id] = self._bars.add_task(name, total=1.0, what="", eta_seconds=None)
         fraction = 1.0 if state in (JobState.SUCCEEDED, JobState.REJECTED) else progress.fraction if progress else 0.0
-        what = render.step(progress) if state is JobState.RUNNING and progress else str(state)
+        what = wording.step(progress) if state is JobState.RUNNING and progress else str(state)
         self._bars.update(
             self._tasks[job_id],
             completed=fraction,
@@ -111,9 +111,9 @@ class JobBoard:
 
     def _tell(self, job_id: UUID, name: str, state: JobState, progress: Progress | None, note: str) -> None:
         heading = str(state) if state is not JobState.RUNNING or progress is None else str(progress.phase)
-        parts = [f"{progress.fraction:.0%}", render.step(progress)] if state is JobState.RUNNING and progress else []
+        parts = [f"{progress.fraction:.0%}", wording.step(progress)] if state is JobState.RUNNING and progress else []
         if parts and progress and progress.eta_seconds is not None:
-            parts.append(f"{render.duration(progress.eta_seconds)} left")
+            parts.append(f"{wording.duration(progress.eta_seconds)} left")
         line = "  ".join([name, *(parts or [str(state)]), *([note] if note else [])])
         before = self._said.get(job_id)
         now = time.monotonic()
@@ -130,7 +130,7 @@ def watch(client: PareClient, job: JobView, on_event: Callable[[JobEvent], None]
             if on_event:
                 on_event(event)
             if found := canary_of(event):
-                say(render.canary(found))
+                say(wording.canary(found))
             state = _STATE_OF_EVENT.get(event.type)
             if state is not None:
                 board.show(job.id, job.recipe_name, state, progress_of(event))
@@ -207,5 +207,5 @@ class DownloadBars(AbstractContextManager["DownloadBars"]):
         if path not in self._tasks:
             self._tasks[path] = self._bars.add_task(path, total=total)
             if not self._live:
-                say(f"{self._verb} {path} ({render.size(total)})")
+                say(f"{self._verb} {path} ({wording.size(total)})")
         self._bars.update(self._tasks[path], completed=received)

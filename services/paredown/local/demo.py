@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from paredown.client import render
+from paredown.client import render_artifacts, wording
 from paredown.client.client import PareClient
 from paredown.client.errors import CommandFailed
 from paredown.client.output import emit_json, say, stdout
@@ -91,7 +91,7 @@ def follow(client: PareClient, jobs: list[JobView]) -> list[JobView]:
                 return jobs
             if time.monotonic() > give_up_at:
                 raise CommandFailed(
-                    f"The jobs did not end within {render.duration(TIME_LIMIT_SECONDS)}.", code="demo_slow"
+                    f"The jobs did not end within {wording.duration(TIME_LIMIT_SECONDS)}.", code="demo_slow"
                 )
             time.sleep(POLL_SECONDS)
 
@@ -130,7 +130,7 @@ def _tell(front: Front, jobs: list[JobView], addresses: Addresses | None) -> Non
     shown = front.model_copy(update={"points": tuple(point for point in front.points if point.artifact_id in ours)})
     out = stdout()
     out.print()
-    out.print(render.front(shown, out.width))
+    out.print(render_artifacts.front(shown, out.width))
     out.print()
     if addresses is None:
         return

@@ -19,7 +19,7 @@ from uuid import UUID, uuid4
 
 from pydantic import ValidationError
 
-from paredown.client import render
+from paredown.client import render_artifacts
 from paredown.client.errors import CommandFailed, ExitCode
 from paredown.client.output import emit_json, say, stdout
 from paredown.client.recipe_files import BadRecipeFile, explain
@@ -94,7 +94,7 @@ def run_here(
     if as_json:
         emit_json(manifest)
     else:
-        stdout().print(render.report(manifest))
+        stdout().print(render_artifacts.report(manifest))
         stdout().print(str(out_dir), soft_wrap=True)
     gate = manifest.report.gate
     return ExitCode.REJECTED if gate and gate.verdict is Verdict.MISSED else ExitCode.OK

@@ -5,7 +5,7 @@ from uuid import UUID
 
 import typer
 
-from paredown.client import render
+from paredown.client import render_artifacts
 from paredown.client.credentials import connect
 from paredown.client.output import JsonOption, emit_json, stdout
 
@@ -32,7 +32,7 @@ def list_aliases(json_output: JsonOption = False) -> None:
     if json_output:
         emit_json(views)
     else:
-        stdout().print(render.aliases(views))
+        stdout().print(render_artifacts.aliases(views))
 
 
 @aliases.command("set")
@@ -55,7 +55,7 @@ def set_alias(
     if json_output:
         emit_json(alias)
     else:
-        stdout().print(render.alias(alias))
+        stdout().print(render_artifacts.alias(alias))
 
 
 @aliases.command("show")
@@ -66,7 +66,7 @@ def show_alias(name: AliasName, json_output: JsonOption = False) -> None:
     if json_output:
         emit_json(alias)
     else:
-        stdout().print(render.alias(alias))
+        stdout().print(render_artifacts.alias(alias))
 
 
 @aliases.command("remove")

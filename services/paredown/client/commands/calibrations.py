@@ -8,7 +8,7 @@ from uuid import UUID
 import typer
 from pydantic import ValidationError
 
-from paredown.client import render
+from paredown.client import render, render_artifacts
 from paredown.client.commands.options import Limit, ModelUri, RecipePath
 from paredown.client.commands.sweeps import exit_code, followed
 from paredown.client.credentials import connect
@@ -43,7 +43,7 @@ def list_calibrations(limit: Limit = 20, json_output: JsonOption = False) -> Non
     if json_output:
         emit_json(views)
     else:
-        stdout().print(render.calibrations(views))
+        stdout().print(render_artifacts.calibrations(views))
 
 
 def show(calibration_id: CalibrationId, json_output: JsonOption = False) -> None:
@@ -53,7 +53,7 @@ def show(calibration_id: CalibrationId, json_output: JsonOption = False) -> None
     if json_output:
         emit_json(view)
     else:
-        stdout().print(render.calibration(view))
+        stdout().print(render_artifacts.calibration(view))
 
 
 def download(

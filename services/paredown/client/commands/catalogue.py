@@ -11,7 +11,7 @@ from uuid import UUID
 import typer
 from pydantic import ValidationError
 
-from paredown.client import comparison, render
+from paredown.client import comparison, render, render_artifacts, wording
 from paredown.client.commands.options import ArtifactReference, Limit, MaxPerplexityIncrease, MaxSizeRatio, reference_of
 from paredown.client.comparison import MOST_COMPARED
 from paredown.client.credentials import connect
@@ -65,7 +65,7 @@ def front(
         emit_json(view)
     else:
         out = stdout()
-        out.print(render.front(view, out.width))
+        out.print(render_artifacts.front(view, out.width))
 
 
 def _check_export(path: Path) -> None:
@@ -126,7 +126,7 @@ def list_artifacts(
     if json_output:
         emit_json(views)
     else:
-        stdout().print(render.artifacts(views))
+        stdout().print(render_artifacts.artifacts(views))
 
 
 @artifacts.command("show")
@@ -139,7 +139,7 @@ def artifact(reference: ArtifactReference, json_output: JsonOption = False) -> N
     if json_output:
         emit_json(manifest)
     else:
-        stdout().print(render.artifact(view, manifest.report))
+        stdout().print(render_artifacts.artifact(view, manifest.report))
 
 
 @artifacts.command()
@@ -156,7 +156,7 @@ def override(
     if json_output:
         emit_json(view)
     else:
-        stdout().print(render.artifact(view, manifest.report))
+        stdout().print(render_artifacts.artifact(view, manifest.report))
 
 
 @artifacts.command()
@@ -185,7 +185,7 @@ def compare(
         lines["tasks"] = [asdict(line) | {"values": [_json(value) for value in line.values]} for line in tasks]
         emit_json({"artifacts": [str(one) for one in chosen], **lines})
     else:
-        stdout().print(render.comparison(names, settings, figures, tasks))
+        stdout().print(render_artifacts.comparison(names, settings, figures, tasks))
 
 
 def _json(metric: TaskMetric | None) -> dict[str, Any] | None:
@@ -248,7 +248,7 @@ def verify(
         raise typer.Exit(ExitCode.PROBLEM)
     if not json_output:
         total = sum(file.size_bytes for file in manifest.files)
-        stdout().print(f"Intact: {len(manifest.files)} files, {render.size(total)}, artifact {manifest.artifact_id}")
+        stdout().print(f"Intact: {len(manifest.files)} files, {wording.size(total)}, artifact {manifest.artifact_id}")
 
 
 def _uuid(text: str) -> UUID | None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 from pydantic import ValidationError
 
-from paredown.client import render
+from paredown.client import render, render_artifacts
 from paredown.client.commands.options import ArtifactReference
 from paredown.client.credentials import connect
 from paredown.client.errors import CommandFailed, ExitCode
@@ -94,7 +94,7 @@ def show_savings(
         emit_json(saved.model_dump(mode="json") | {"saved": saved.saved})
         return
     served = {role: serving(book, report.speeds.get(role)) for role in ("base", "artifact")}
-    stdout().print(render.savings(saved, served))
+    stdout().print(render_artifacts.savings(saved, served))
     if not book.items:
         say("The price book is empty, so nothing is known of money: pare prices set NAME PRICE --memory-gb …")
 
