@@ -16,9 +16,9 @@ from pathlib import Path
 from packaged import GGUF, documentation, model_directory, wikitext
 from pydantic import TypeAdapter
 
-from paredown.contracts.artifact import Evaluation
 from paredown.contracts.job import Calibration, EvaluationSettings, Format
 from paredown.contracts.recipes import Recipe
+from paredown.contracts.report import Evaluation
 from paredown.contracts.work import WorkOrder
 from paredown.engine.run import run
 

@@ -19,20 +19,11 @@ from fastapi import FastAPI
 
 from paredown.api.app import create_app
 from paredown.contracts.access import Scope
-from paredown.contracts.artifact import (
-    MANIFEST_NAME,
-    BaseModelRecord,
-    Evaluation,
-    Gate,
-    Isolation,
-    Manifest,
-    ManifestFile,
-    Protocol,
-    Report,
-)
+from paredown.contracts.artifact import MANIFEST_NAME, BaseModelRecord, Isolation, Manifest, ManifestFile
 from paredown.contracts.gate import judge
 from paredown.contracts.job import JobSpec
 from paredown.contracts.recipes import recipe_hash
+from paredown.contracts.report import Evaluation, Gate, Protocol, Report
 from paredown.core import access, jobs
 from paredown.core.catalogue import NewArtifact
 from paredown.core.db import Database

@@ -17,19 +17,10 @@ import uvicorn
 
 from paredown.api.app import create_app
 from paredown.client.client import PareClient
-from paredown.contracts.artifact import (
-    BaseModelRecord,
-    Evaluation,
-    Gate,
-    Isolation,
-    Manifest,
-    ManifestFile,
-    Protocol,
-    Report,
-    Verdict,
-)
+from paredown.contracts.artifact import BaseModelRecord, Isolation, Manifest, ManifestFile
 from paredown.contracts.job import JobSpec, JobView, content_hash
 from paredown.contracts.recipes import Rtn, recipe_hash
+from paredown.contracts.report import Evaluation, Gate, Protocol, Report, Verdict
 from paredown.core import access, jobs
 from paredown.core.catalogue import NewArtifact
 from paredown.core.db import Database

@@ -18,8 +18,9 @@ from typer.testing import CliRunner, Result
 
 from paredown.client.cli import app
 from paredown.client.client import PareClient
-from paredown.contracts.artifact import Manifest, Verdict
+from paredown.contracts.artifact import Manifest
 from paredown.contracts.job import BUDGET_PRESETS, JobError, Phase, Progress
+from paredown.contracts.report import Verdict
 from paredown.core import jobs
 from paredown.core.catalogue import NewArtifact
 from paredown.core.settings import Settings

@@ -8,9 +8,10 @@ from tests.client.conftest import make_manifest
 from tests.core.builders import make_speed
 
 from paredown.client import comparison, render_artifacts
-from paredown.contracts.artifact import Energy, Manifest, TaskMetric, TaskProtocol, TaskResult
+from paredown.contracts.artifact import Manifest
 from paredown.contracts.job import EvaluationSettings, content_hash
 from paredown.contracts.recipes import Gptq, Rtn
+from paredown.contracts.report import Energy, TaskMetric, TaskProtocol, TaskResult
 
 
 def manifest(**changes: object) -> Manifest:

@@ -9,8 +9,8 @@ from tests.client.conftest import ApiServer, BreakingProxy, House
 from paredown.client.client import PareClient
 from paredown.client.errors import PareApiError
 from paredown.client.events import parse_stream
-from paredown.contracts.artifact import Verdict
 from paredown.contracts.job import JobError, JobEvent, JobState, Phase, Progress
+from paredown.contracts.report import Verdict
 from paredown.core import jobs
 
 pytestmark = pytest.mark.usefixtures("no_pauses")

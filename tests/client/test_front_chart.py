@@ -17,7 +17,8 @@ from paredown.client.front_chart import (
     image,
     points,
 )
-from paredown.contracts.artifact import Front, FrontPoint, Verdict
+from paredown.contracts.artifact import Front, FrontPoint
+from paredown.contracts.report import Verdict
 
 FAMILIES = {"rtn": "quantization", "gptq": "quantization", "wanda": "pruning"}
 

@@ -6,7 +6,9 @@ import pytest
 from pydantic import ValidationError
 from tests.core.builders import make_evaluation, make_speed
 
-from paredown.contracts.artifact import (
+from paredown.contracts.gate import TERMS, judge, unmeasurable
+from paredown.contracts.job import BUDGET_PRESETS, Budget, JobSpec
+from paredown.contracts.report import (
     Cost,
     Divergence,
     Figure,
@@ -19,8 +21,6 @@ from paredown.contracts.artifact import (
     TaskResult,
     Verdict,
 )
-from paredown.contracts.gate import TERMS, judge, unmeasurable
-from paredown.contracts.job import BUDGET_PRESETS, Budget, JobSpec
 
 # Each figure of the report below.
 VALUES: dict[Figure, float] = {

@@ -7,9 +7,10 @@ import pytest
 from pydantic import TypeAdapter
 from tests.core.builders import make_speed
 
-from paredown.contracts.artifact import Manifest, Report, RuntimeProof
+from paredown.contracts.artifact import Manifest
 from paredown.contracts.job import EvaluationSettings, Format
 from paredown.contracts.recipes import Recipe
+from paredown.contracts.report import Report, RuntimeProof
 from paredown.contracts.runtimes import own_runtime, unread_runtime, vllm_refusal
 
 RECIPES: TypeAdapter[Recipe] = TypeAdapter(Recipe)

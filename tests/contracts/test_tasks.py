@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from paredown.contracts.artifact import (
+from paredown.contracts.gate import judge
+from paredown.contracts.job import Budget, EvaluationSettings, JobSpec, TaskSettings
+from paredown.contracts.report import (
     DomainResult,
     Evaluation,
     Flag,
@@ -17,8 +19,6 @@ from paredown.contracts.artifact import (
     TaskResult,
     Verdict,
 )
-from paredown.contracts.gate import judge
-from paredown.contracts.job import Budget, EvaluationSettings, JobSpec, TaskSettings
 from paredown.contracts.tasks import TASKS, TaskName
 from paredown.contracts.trust import flags
 

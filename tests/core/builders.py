@@ -6,23 +6,10 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import func, update
 
-from paredown.contracts.artifact import (
-    BaseModelRecord,
-    Check,
-    Cost,
-    Evaluation,
-    Gate,
-    Isolation,
-    LayerReport,
-    Manifest,
-    ManifestFile,
-    Protocol,
-    Report,
-    Speed,
-    Verdict,
-)
+from paredown.contracts.artifact import BaseModelRecord, Isolation, Manifest, ManifestFile
 from paredown.contracts.job import Calibration, EvaluationSettings, Format, JobSpec, content_hash
 from paredown.contracts.recipes import Rtn, recipe_hash
+from paredown.contracts.report import Check, Cost, Evaluation, Gate, LayerReport, Protocol, Report, Speed, Verdict
 from paredown.core import jobs
 from paredown.core.calibrations import NewCalibration
 from paredown.core.catalogue import NewArtifact

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from sqlalchemy.orm import Session
 from tests.core.builders import FINGERPRINT, MODEL, claim_job, finish_job, make_evaluation, submit_job
 
-from paredown.contracts.artifact import ArtifactView, BaseModelRecord, Check, CostAxis, FrontPoint, Verdict
+from paredown.contracts.artifact import ArtifactView, BaseModelRecord, CostAxis, FrontPoint
 from paredown.contracts.job import JobState
+from paredown.contracts.report import Check, Verdict
 from paredown.core import access, catalogue, jobs
 from paredown.core.db import Database
 from paredown.core.errors import Forbidden, NotFound, PreconditionFailed, RequestInvalid, StateConflict

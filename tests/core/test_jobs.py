@@ -16,9 +16,9 @@ from tests.core.builders import (
     submit_job,
 )
 
-from paredown.contracts.artifact import Verdict
 from paredown.contracts.job import JobError, JobState, Phase, Progress
 from paredown.contracts.recipes import Rtn, Wanda
+from paredown.contracts.report import Verdict
 from paredown.core import access, catalogue, jobs
 from paredown.core.db import Database
 from paredown.core.errors import (

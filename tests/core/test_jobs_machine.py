@@ -23,8 +23,8 @@ from sqlalchemy import func, text
 from sqlalchemy.orm import Session
 from tests.core.builders import make_artifact, make_spec, run_out, set_job
 
-from paredown.contracts.artifact import Verdict
 from paredown.contracts.job import JobError, JobState, Progress
+from paredown.contracts.report import Verdict
 from paredown.core import jobs
 from paredown.core.db import Database
 from paredown.core.errors import CancelPending, IdempotencyMismatch, LeaseLost, StateConflict

@@ -7,9 +7,9 @@ from uuid import UUID
 import pytest
 from tests.core.builders import MODEL, claim_job, make_artifact, make_evaluation
 
-from paredown.contracts.artifact import Divergence, Verdict
 from paredown.contracts.job import Budget, EvaluationSettings, JobState, JobView, Phase, Progress
 from paredown.contracts.recipes import Rtn
+from paredown.contracts.report import Divergence, Verdict
 from paredown.contracts.sweep import SweepDetails, SweepSpec, SweepState
 from paredown.core import access, catalogue, jobs, sweeps
 from paredown.core.catalogue import NewArtifact

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tests.engine.conftest import CPU
 
-from paredown.contracts.artifact import LayerReport
+from paredown.contracts.report import LayerReport
 from paredown.engine import checkpoint
 from paredown.engine.checkpoint import Checkpoint, identity_hash
 from paredown.engine.errors import DiskFull

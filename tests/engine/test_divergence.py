@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from paredown.contracts.artifact import Divergence, Report
 from paredown.contracts.job import Progress
+from paredown.contracts.report import Divergence, Report
 from paredown.engine.errors import Drained
 from paredown.engine.evaluation.divergence import Comparison, StatesFile, has_states, kl_divergence
 from paredown.engine.evaluation.perplexity import perplexity

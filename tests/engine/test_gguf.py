@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from tests.engine.orders import config_of, order, save_model, write_order
 from transformers import LlamaConfig, PreTrainedConfig
 
-from paredown.contracts.artifact import RuntimeProof
 from paredown.contracts.families import shape_from_config
 from paredown.contracts.job import EvaluationSettings, Format
 from paredown.contracts.recipes import Gptq, LlmPruner, Magnitude, Mixed, Rtn, ShortGpt, Stage
+from paredown.contracts.report import RuntimeProof
 from paredown.contracts.work import ENGINE_MESSAGE, EngineResult, EngineStarted, Origin
 from paredown.core.estimates import output_bytes
 from paredown.engine import llama_cpp

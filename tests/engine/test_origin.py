@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from tests.engine.orders import order
 
-from paredown.contracts.artifact import Evaluation
+from paredown.contracts.report import Evaluation
 from paredown.contracts.work import Origin, WorkOrder
 from paredown.engine.errors import BaselineUnknown
 from paredown.engine.run import run

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.engine.orders import config_of, file_hashes, order, save_model
 
-from paredown.contracts.artifact import Evaluation
 from paredown.contracts.job import Calibration, EvaluationSettings, Format, Progress
+from paredown.contracts.report import Evaluation
 from paredown.contracts.work import EngineResult, WorkOrder
 from paredown.engine.errors import (
     CalibrationTooShort,

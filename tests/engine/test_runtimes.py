@@ -11,10 +11,10 @@ import pytest
 import torch
 from tests.engine.orders import config_of, order, save_model
 
-from paredown.contracts.artifact import Speed, Spread
 from paredown.contracts.families import MODEL_TYPES
 from paredown.contracts.job import Format
 from paredown.contracts.recipes import Rtn, Wanda
+from paredown.contracts.report import Speed, Spread
 from paredown.engine import runtimes
 from paredown.engine.errors import RuntimeDisagrees, RuntimeLoadFailed, RuntimeUnavailable
 from paredown.engine.evaluation import speed

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from tests.engine.test_real_model import GGUF, model_dir, texts
 
-from paredown.contracts.artifact import Report, RuntimeProof
 from paredown.contracts.job import Calibration, EvaluationSettings, Format
 from paredown.contracts.recipes import Fp8, Gptq, LlmPruner, Recipe, Rtn, ShortGpt, SmoothQuant, Wanda
+from paredown.contracts.report import Report, RuntimeProof
 from paredown.contracts.work import WorkOrder
 from paredown.core.errors import EngineFailed
 from paredown.engine.vllm import TOLERANCE

@@ -13,8 +13,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from paredown.contracts.artifact import Evaluation, Isolation, Protocol, Report
+from paredown.contracts.artifact import Isolation
 from paredown.contracts.job import JobError, Phase, Progress, content_hash
+from paredown.contracts.report import Evaluation, Protocol, Report
 from paredown.contracts.work import (
     CALIBRATION_FILE,
     DrawnCalibration,

@@ -15,10 +15,11 @@ from uuid import UUID, uuid4
 import uvicorn
 
 from paredown.api.app import create_app
-from paredown.contracts.artifact import (
-    MANIFEST_NAME,
-    Ancestor,
-    BaseModelRecord,
+from paredown.contracts.artifact import MANIFEST_NAME, Ancestor, BaseModelRecord, Isolation, Manifest, ManifestFile
+from paredown.contracts.gate import judge
+from paredown.contracts.job import JobError, JobSpec, Phase, Progress, TaskSettings, content_hash
+from paredown.contracts.recipes import Depth, Training, quantizer, recipe_hash
+from paredown.contracts.report import (
     BlockReport,
     Cost,
     Divergence,
@@ -26,11 +27,8 @@ from paredown.contracts.artifact import (
     Evaluation,
     Exemplar,
     Generation,
-    Isolation,
     LayerReport,
     LossPoint,
-    Manifest,
-    ManifestFile,
     Prediction,
     Protocol,
     RefusalChange,
@@ -46,9 +44,6 @@ from paredown.contracts.artifact import (
     TaskProtocol,
     TaskResult,
 )
-from paredown.contracts.gate import judge
-from paredown.contracts.job import JobError, JobSpec, Phase, Progress, TaskSettings, content_hash
-from paredown.contracts.recipes import Depth, Training, quantizer, recipe_hash
 from paredown.contracts.search import SearchSpec
 from paredown.contracts.sweep import SweepSpec
 from paredown.contracts.tasks import TASKS

@@ -5,7 +5,7 @@ from uuid import UUID
 
 import pytest
 
-from paredown.contracts.artifact import BlockReport, LayerReport, LossPoint, StageReport
+from paredown.contracts.report import BlockReport, LayerReport, LossPoint, StageReport
 from paredown.contracts.search import Rung, SearchDetails
 from paredown.web import charts, search_chart
 

@@ -7,8 +7,9 @@ from streamlit.testing.v1 import AppTest
 from tests.web.house import make_manifest
 
 from paredown.client import render_artifacts
-from paredown.contracts.artifact import Manifest, RuntimeProof
+from paredown.contracts.artifact import Manifest
 from paredown.contracts.job import JobSpec
+from paredown.contracts.report import RuntimeProof
 
 
 def proved() -> Manifest:

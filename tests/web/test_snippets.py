@@ -8,9 +8,10 @@ import yaml
 from tests.web.house import make_manifest
 
 from paredown.client.recipe_files import parse_recipe
-from paredown.contracts.artifact import ArtifactView, RuntimeProof
+from paredown.contracts.artifact import ArtifactView
 from paredown.contracts.job import JobSpec
 from paredown.contracts.recipes import recipe_hash, recipe_name
+from paredown.contracts.report import RuntimeProof
 from paredown.web import snippets
 
 SPEC = JobSpec.model_validate(

@@ -5,18 +5,10 @@ from uuid import uuid4
 
 import pytest
 
-from paredown.contracts.artifact import (
-    MANIFEST_NAME,
-    BaseModelRecord,
-    Isolation,
-    Manifest,
-    Report,
-    Speed,
-    Verdict,
-    verify_files,
-)
+from paredown.contracts.artifact import MANIFEST_NAME, BaseModelRecord, Isolation, Manifest, verify_files
 from paredown.contracts.job import Budget, Format
 from paredown.contracts.recipes import recipe_hash
+from paredown.contracts.report import Report, Speed, Verdict
 from paredown.contracts.work import EngineResult, EngineStarted, WorkOrder
 from paredown.core.prices import Rate
 from paredown.worker import publish

@@ -15,9 +15,10 @@ from sqlalchemy import func, update
 from tests.support.task_rows import save_rows
 from tests.worker.conftest import MakeWorker, Submit
 
-from paredown.contracts.artifact import MANIFEST_NAME, Manifest, Verdict, verify_files
+from paredown.contracts.artifact import MANIFEST_NAME, Manifest, verify_files
 from paredown.contracts.job import JobState, JobView, Phase
 from paredown.contracts.prices import InstanceType, PriceBook
+from paredown.contracts.report import Verdict
 from paredown.contracts.work import WorkOrder
 from paredown.core import catalogue, history, jobs, prices
 from paredown.core.db import Database

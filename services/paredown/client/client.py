@@ -18,12 +18,13 @@ from paredown.client.events import PATIENCE_SECONDS, follow
 from paredown.client.transport import MAX_TRIES, Transport
 from paredown.contracts.access import KeyCreated, KeyView, Me, Scope
 from paredown.contracts.alias import SIGN, AliasDetails, AliasView
-from paredown.contracts.artifact import ArtifactView, CostAxis, Front, FrontEntry, Manifest, Verdict
+from paredown.contracts.artifact import ArtifactView, CostAxis, Front, FrontEntry, Manifest
 from paredown.contracts.calibration import CalibrationView
 from paredown.contracts.dataset import DatasetView
 from paredown.contracts.job import JobEvent, JobSpec, JobState, JobView, Plan, PlanOutcomes
 from paredown.contracts.methods import MethodView
 from paredown.contracts.prices import PriceBook
+from paredown.contracts.report import Verdict
 from paredown.contracts.search import SearchDetails, SearchSpec, SearchView
 from paredown.contracts.service import FileLink, ModelEntry, PoolView
 from paredown.contracts.sweep import SweepDetails, SweepPlan, SweepSpec, SweepView

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
 
-from paredown.contracts.artifact import ArtifactView, Divergence, Manifest, Report, Speed, TaskMetric
+from paredown.contracts.artifact import ArtifactView, Manifest
 from paredown.contracts.recipes import Stage
+from paredown.contracts.report import Divergence, Report, Speed, TaskMetric
 from paredown.contracts.tasks import TASKS
 
 MOST_COMPARED = 6

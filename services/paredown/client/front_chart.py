@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 import altair as alt
 
-from paredown.contracts.artifact import CostAxis, Front, FrontPoint, Verdict
+from paredown.contracts.artifact import CostAxis, Front, FrontPoint
+from paredown.contracts.report import Verdict
 
 FAMILY_COLOURS = {
     "base": "#64748b",

@@ -8,13 +8,11 @@ from rich.text import Text
 
 from paredown.client import wording
 from paredown.contracts.access import KeyView
-from paredown.contracts.artifact import (
-    Verdict,
-)
 from paredown.contracts.dataset import DatasetView
 from paredown.contracts.job import Interval, JobState, JobView, Plan, PlanOutcomes
 from paredown.contracts.methods import MethodView
 from paredown.contracts.prices import PriceBook
+from paredown.contracts.report import Verdict
 from paredown.contracts.search import Rung, SearchDetails, SearchState, SearchView
 from paredown.contracts.sweep import (
     FigureSpread,

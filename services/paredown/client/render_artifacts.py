@@ -8,22 +8,11 @@ from rich.text import Text
 from paredown.client import render, wording
 from paredown.client.comparison import Line, TaskLine, Value
 from paredown.contracts.alias import AliasDetails, AliasView
-from paredown.contracts.artifact import (
-    ArtifactView,
-    Check,
-    DomainResult,
-    Energy,
-    Front,
-    FrontPoint,
-    Manifest,
-    RefusalResult,
-    Report,
-    TaskMetric,
-    TaskResult,
-)
+from paredown.contracts.artifact import ArtifactView, Front, FrontPoint, Manifest
 from paredown.contracts.calibration import CalibrationView
 from paredown.contracts.gate import TERMS
 from paredown.contracts.prices import Savings, Serving
+from paredown.contracts.report import Check, DomainResult, Energy, RefusalResult, Report, TaskMetric, TaskResult
 
 # Columns from which a table holds an id of 36 characters beside its figures.
 _WIDE = 140

@@ -6,8 +6,8 @@ from uuid import UUID
 
 from pydantic import Field, StringConstraints
 
-from paredown.contracts.artifact import Verdict
 from paredown.contracts.job import Contract
+from paredown.contracts.report import Verdict
 
 # Every part begins with a letter or digit, so that no name is ".." or holds an empty part: it stands in addresses.
 AliasName = Annotated[

@@ -6,8 +6,8 @@ from uuid import UUID
 
 from pydantic import Field
 
-from paredown.contracts.artifact import LayerReport, Sha256
 from paredown.contracts.job import CALIBRATION_SCHEME, Contract
+from paredown.contracts.report import LayerReport, Sha256
 
 # Calibration tokens that reached each expert of a block, by the name of the block's experts.
 Coverage = dict[str, tuple[int, ...]]

@@ -3,8 +3,8 @@
 from datetime import datetime
 from uuid import UUID
 
-from paredown.contracts.artifact import Sha256
 from paredown.contracts.job import Contract
+from paredown.contracts.report import Sha256
 
 
 class DatasetView(Contract):

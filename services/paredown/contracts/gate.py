@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-from paredown.contracts.artifact import Check, Divergence, Figure, Gate, Report, Verdict
 from paredown.contracts.job import Budget
+from paredown.contracts.report import Check, Divergence, Figure, Gate, Report, Verdict
 
 
 class Need(StrEnum):

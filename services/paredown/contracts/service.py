@@ -5,8 +5,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from paredown.contracts.artifact import FilePath, Sha256
+from paredown.contracts.artifact import FilePath
 from paredown.contracts.job import Contract, PoolName
+from paredown.contracts.report import Sha256
 
 
 class FieldProblem(Contract):

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from paredown.contracts.artifact import Front, Sha256, Verdict
+from paredown.contracts.artifact import Front
 from paredown.contracts.job import (
     Budget,
     Calibration,
@@ -35,6 +35,7 @@ from paredown.contracts.job import (
     Uri,
 )
 from paredown.contracts.recipes import Recipe, recipe_hash, recipe_labels, recipe_name
+from paredown.contracts.report import Sha256, Verdict
 
 MAX_RECIPES = 200
 MAX_CALIBRATIONS = 8

@@ -5,7 +5,7 @@ Thresholds are fixed, so that a flag means the same on every artifact. A budget 
 
 from collections.abc import Iterator
 
-from paredown.contracts.artifact import DomainResult, Evaluation, Flag, RefusalResult, TaskResult
+from paredown.contracts.report import DomainResult, Evaluation, Flag, RefusalResult, TaskResult
 from paredown.contracts.tasks import TASKS
 
 # A task's main metric, as a share of the rows; only where the verdict is worse.

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from paredown.contracts.artifact import Evaluation, Isolation, Report, Sha256
+from paredown.contracts.artifact import Isolation
 from paredown.contracts.job import (
     Budget,
     Calibration,
@@ -22,6 +22,7 @@ from paredown.contracts.job import (
     TaskSettings,
 )
 from paredown.contracts.recipes import Recipe
+from paredown.contracts.report import Evaluation, Report, Sha256
 
 
 class Origin(Contract):

@@ -13,9 +13,10 @@ from sqlalchemy.orm import Session
 
 from paredown.contracts.access import Scope
 from paredown.contracts.alias import SIGN, AliasDetails, AliasMove, AliasRequest, AliasView
-from paredown.contracts.artifact import ArtifactView, Verdict
+from paredown.contracts.artifact import ArtifactView
 from paredown.contracts.gate import TERMS
 from paredown.contracts.job import content_hash
+from paredown.contracts.report import Verdict
 from paredown.core import catalogue
 from paredown.core.access import Principal
 from paredown.core.errors import AliasProtected, Forbidden, NotFound, PreconditionFailed, RequestInvalid, SourceNotFound

@@ -12,8 +12,9 @@ from uuid import UUID
 from sqlalchemy import func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
-from paredown.contracts.artifact import ArtifactView, Manifest, Verdict
+from paredown.contracts.artifact import ArtifactView, Manifest
 from paredown.contracts.job import JobState, content_hash
+from paredown.contracts.report import Verdict
 from paredown.core import calibrations, history
 from paredown.core.artifact_queries import of_model, readable, select_views, view
 from paredown.core.errors import ArtifactAliased, Forbidden, NotFound, PreconditionFailed, StateConflict

@@ -11,8 +11,9 @@ from sqlalchemy import ColumnElement, Select, column, func, select, true
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
-from paredown.contracts.artifact import CostAxis, Front, FrontEntry, FrontPoint, Speed
+from paredown.contracts.artifact import CostAxis, Front, FrontEntry, FrontPoint
 from paredown.contracts.prices import PriceBook, serving
+from paredown.contracts.report import Speed
 from paredown.core.artifact_queries import of_model, readable
 from paredown.core.errors import NotFound
 from paredown.core.prices import price_book

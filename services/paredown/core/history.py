@@ -15,9 +15,9 @@ from uuid import UUID
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
-from paredown.contracts.artifact import Report
 from paredown.contracts.job import Interval, Plan, PlanOutcome, PlanOutcomes
 from paredown.contracts.recipes import Recipe
+from paredown.contracts.report import Report
 from paredown.core.estimates import DOWNLOAD_BYTES_PER_SECOND
 from paredown.core.tables import JobRow, PlanOutcomeRow
 

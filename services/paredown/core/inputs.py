@@ -8,9 +8,10 @@ from sqlalchemy import Select, func, insert, select
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.orm import Session
 
-from paredown.contracts.artifact import BaseModelRecord, Evaluation
+from paredown.contracts.artifact import BaseModelRecord
 from paredown.contracts.dataset import DatasetView
 from paredown.contracts.job import DType, EvaluationSettings
+from paredown.contracts.report import Evaluation
 from paredown.contracts.service import ModelEntry
 from paredown.core.errors import NotFound
 from paredown.core.paging import Place, encode_cursor, page

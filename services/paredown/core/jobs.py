@@ -14,8 +14,9 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
-from paredown.contracts.artifact import ArtifactView, Verdict
+from paredown.contracts.artifact import ArtifactView
 from paredown.contracts.job import Canary, JobError, JobState, JobView, Progress
+from paredown.contracts.report import Verdict
 from paredown.core import calibrations, catalogue, history
 from paredown.core.db import database_now
 from paredown.core.errors import (

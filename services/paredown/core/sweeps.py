@@ -14,10 +14,11 @@ from pydantic import ValidationError
 from sqlalchemy import Select, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from paredown.contracts.artifact import ArtifactView, Manifest, Verdict
+from paredown.contracts.artifact import ArtifactView, Manifest
 from paredown.contracts.gate import judge
 from paredown.contracts.job import JobSpec, JobState, JobView, Plan, content_hash
 from paredown.contracts.recipes import Recipe, recipe_hash, recipe_name
+from paredown.contracts.report import Verdict
 from paredown.contracts.sweep import (
     PlannedRecipe,
     SweepDetails,

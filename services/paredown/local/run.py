@@ -24,10 +24,11 @@ from paredown.client.errors import CommandFailed, ExitCode
 from paredown.client.output import emit_json, say, stdout
 from paredown.client.recipe_files import BadRecipeFile, explain
 from paredown.client.watching import JobBoard
-from paredown.contracts.artifact import MANIFEST_NAME, Manifest, Verdict
+from paredown.contracts.artifact import MANIFEST_NAME, Manifest
 from paredown.contracts.gate import unmeasurable
 from paredown.contracts.job import CALIBRATION_SCHEME, JobSpec, JobState, Phase, Plan, Progress, RecipeFile
 from paredown.contracts.recipes import recipe_hash, recipe_name
+from paredown.contracts.report import Verdict
 from paredown.contracts.tasks import TaskName
 from paredown.contracts.work import EngineProgress, EngineStarted, WorkOrder
 from paredown.core import planning, sources

@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 
 from paredown.client.front_chart import DOMINATED, FAMILY_COLOURS
-from paredown.contracts.artifact import LayerReport, StageReport
+from paredown.contracts.report import LayerReport, StageReport
 
 # What is compared layer by layer, with the title that it has.
 LAYER_QUANTITIES = {"error": "Relative error", "bits": "Bits for each weight", "zeros": "Zeros"}

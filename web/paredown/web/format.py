@@ -2,8 +2,8 @@
 
 from datetime import UTC, datetime
 
-from paredown.contracts.artifact import Spread
 from paredown.contracts.gate import Unit
+from paredown.contracts.report import Spread
 
 ABSENT = "–"
 

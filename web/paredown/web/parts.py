@@ -13,8 +13,8 @@ from streamlit.delta_generator import DeltaGenerator
 
 from paredown.client.errors import PareApiError
 from paredown.contracts.alias import SIGN
-from paredown.contracts.artifact import Verdict
 from paredown.contracts.job import JobState
+from paredown.contracts.report import Verdict
 from paredown.contracts.search import SearchState
 from paredown.contracts.sweep import SweepState, SweepView
 from paredown.web import session

@@ -5,11 +5,11 @@ from typing import Literal
 
 import streamlit as st
 
-from paredown.contracts.artifact import (
+from paredown.contracts.artifact import Manifest, Override
+from paredown.contracts.gate import TERMS
+from paredown.contracts.report import (
     Check,
     Exemplar,
-    Manifest,
-    Override,
     Prediction,
     Report,
     RuntimeProof,
@@ -18,7 +18,6 @@ from paredown.contracts.artifact import (
     TaskResult,
     Verdict,
 )
-from paredown.contracts.gate import TERMS
 from paredown.web import charts, parts
 from paredown.web import format as fmt
 

@@ -2,8 +2,8 @@
 
 import streamlit as st
 
-from paredown.contracts.artifact import Report
 from paredown.contracts.prices import PriceBook, Serving, savings, serving
+from paredown.contracts.report import Report
 from paredown.web import format as fmt
 from paredown.web import parts, session
 

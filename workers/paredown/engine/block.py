@@ -14,9 +14,9 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
-from paredown.contracts.artifact import LayerReport
 from paredown.contracts.job import Calibration
 from paredown.contracts.recipes import Stage
+from paredown.contracts.report import LayerReport
 from paredown.engine.activations import ActivationGrid, entering
 from paredown.engine.architectures import Skeleton
 from paredown.engine.errors import ExpertsUnreached, NanFound

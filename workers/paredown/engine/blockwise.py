@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from paredown.contracts.artifact import StageReport
 from paredown.contracts.recipes import Training
+from paredown.contracts.report import StageReport
 from paredown.engine.adapters import Adapters, TunedView
 from paredown.engine.architectures import Skeleton
 from paredown.engine.checkpoint import Checkpoint

@@ -22,8 +22,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from paredown.contracts.artifact import LayerReport, sha256_file
+from paredown.contracts.artifact import sha256_file
 from paredown.contracts.job import Contract
+from paredown.contracts.report import LayerReport
 from paredown.engine.activations import ActivationGrid
 from paredown.engine.compact import FORMS
 from paredown.engine.errors import DiskFull

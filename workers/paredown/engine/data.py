@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from paredown.contracts.artifact import Protocol
 from paredown.contracts.job import Calibration, DType, EvaluationSettings, content_hash
 from paredown.contracts.recipes import Training
+from paredown.contracts.report import Protocol
 from paredown.engine.errors import CalibrationTooShort, CalibrationUnfit, NotAModel, TextUnusable
 from paredown.engine.held_out import OVERLAP_TOKENS, ngrams, overlapping
 

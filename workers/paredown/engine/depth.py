@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paredown.contracts.artifact import BlockReport, StageReport
 from paredown.contracts.recipes import Depth, Stage
+from paredown.contracts.report import BlockReport, StageReport
 from paredown.engine.architectures import Skeleton
 from paredown.engine.checkpoint import Checkpoint
 from paredown.engine.errors import Drained, NanFound, RecipeUnfit

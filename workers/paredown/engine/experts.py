@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paredown.contracts.artifact import LayerReport
 from paredown.contracts.job import Calibration
+from paredown.contracts.report import LayerReport
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy
 import torch
 
-from paredown.contracts.artifact import Evaluation, Generation, RuntimeProof, Speed
+from paredown.contracts.report import Evaluation, Generation, RuntimeProof, Speed
 from paredown.contracts.work import WorkOrder
 from paredown.engine.errors import RuntimeDisagrees, RuntimeLoadFailed
 from paredown.engine.evaluation import generation, speed

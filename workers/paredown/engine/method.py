@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paredown.contracts.artifact import StageReport
 from paredown.contracts.recipes import Stage
+from paredown.contracts.report import StageReport
 from paredown.engine.quantized import QuantizedLinear
 from paredown.engine.scaling import Fold
 from paredown.engine.shuffle import Exchange

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy
 import torch
 
-from paredown.contracts.artifact import Evaluation, Generation, RuntimeProof, Speed
+from paredown.contracts.report import Evaluation, Generation, RuntimeProof, Speed
 from paredown.contracts.runtimes import OWN_LOADER
 from paredown.contracts.work import WorkOrder
 from paredown.engine.errors import RuntimeLoadFailed

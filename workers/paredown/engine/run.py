@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import torch
 
-from paredown.contracts.artifact import Divergence, Evaluation, LayerReport, Protocol, Report, RuntimeProof, Speed
 from paredown.contracts.job import Calibration, Contract, EvaluationSettings, Format, Phase, Progress
 from paredown.contracts.recipes import Gptq, Mixed, Squeezellm, Stage, Training, UniformGrid, quantizer
+from paredown.contracts.report import Divergence, Evaluation, LayerReport, Protocol, Report, RuntimeProof, Speed
 from paredown.contracts.runtimes import vllm_refusal
 from paredown.contracts.trust import flags
 from paredown.contracts.work import CALIBRATION_FILE, DrawnCalibration, EngineResult, WorkOrder

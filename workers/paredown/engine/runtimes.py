@@ -16,9 +16,9 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 
-from paredown.contracts.artifact import RuntimeProof
 from paredown.contracts.job import Format, RuntimeName
 from paredown.contracts.recipes import Stage
+from paredown.contracts.report import RuntimeProof
 from paredown.contracts.runtimes import OWN_LOADER, vllm_refusal
 from paredown.engine.errors import RuntimeDisagrees, RuntimeLoadFailed
 from paredown.engine.isolation import HARMLESS_VARIABLES

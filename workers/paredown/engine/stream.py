@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from paredown.contracts.artifact import LayerReport, StageReport
 from paredown.contracts.job import Calibration
 from paredown.contracts.recipes import Quantizer, Stage, Training
+from paredown.contracts.report import LayerReport, StageReport
 from paredown.engine.activations import ActivationGrid
 from paredown.engine.architectures import Skeleton
 from paredown.engine.block import BlockRun

@@ -12,8 +12,8 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from paredown.contracts.artifact import LossPoint, StageReport
 from paredown.contracts.recipes import Training
+from paredown.contracts.report import LossPoint, StageReport
 from paredown.engine.adapters import Adapters, TunedView
 from paredown.engine.architectures import Skeleton
 from paredown.engine.checkpoint import Checkpoint

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy
 import torch
 
-from paredown.contracts.artifact import Evaluation, RuntimeProof, Speed
 from paredown.contracts.job import Format
+from paredown.contracts.report import Evaluation, RuntimeProof, Speed
 from paredown.contracts.runtimes import vllm_refusal
 from paredown.contracts.work import WorkOrder
 from paredown.engine.errors import RuntimeDisagrees, RuntimeLoadFailed, RuntimeUnavailable

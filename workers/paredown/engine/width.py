@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paredown.contracts.artifact import StageReport
 from paredown.contracts.recipes import Width
+from paredown.contracts.report import StageReport
 from paredown.engine.architectures import Skeleton
 from paredown.engine.depth import stage_report
 from paredown.engine.errors import RecipeUnfit

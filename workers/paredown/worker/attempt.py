@@ -16,11 +16,12 @@ from uuid import UUID, uuid4
 import structlog
 from sqlalchemy.orm import Session
 
-from paredown.contracts.artifact import Evaluation, Manifest, Report
+from paredown.contracts.artifact import Manifest
 from paredown.contracts.families import ModelShape, shape_from_config
 from paredown.contracts.job import Phase, Plan, Progress, content_hash
 from paredown.contracts.recipes import Family
 from paredown.contracts.recipes.pruning import Pruner
+from paredown.contracts.report import Evaluation, Report
 from paredown.contracts.tasks import TaskName
 from paredown.contracts.work import (
     CALIBRATION_FILE,

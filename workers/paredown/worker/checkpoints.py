@@ -17,8 +17,9 @@ from uuid import UUID
 import structlog
 from pydantic import ValidationError
 
-from paredown.contracts.artifact import FilePath, Sha256, sha256_file
+from paredown.contracts.artifact import FilePath, sha256_file
 from paredown.contracts.job import Contract
+from paredown.contracts.report import Sha256
 from paredown.core.errors import NotFound, PareError
 from paredown.core.storage import ObjectStore
 from paredown.worker.blocking import CHECK_SECONDS, LINGER_SECONDS

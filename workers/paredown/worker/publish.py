@@ -8,22 +8,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
-from paredown.contracts.artifact import (
-    MANIFEST_NAME,
-    Ancestor,
-    BaseModelRecord,
-    Cost,
-    Manifest,
-    ManifestFile,
-    Report,
-    sha256_file,
-)
+from paredown.contracts.artifact import MANIFEST_NAME, Ancestor, BaseModelRecord, Manifest, ManifestFile, sha256_file
 from paredown.contracts.calibration import coverage
 from paredown.contracts.families import ModelShape
 from paredown.contracts.gate import judge
 from paredown.contracts.job import Budget
 from paredown.contracts.prices import hourly, per_million_tokens
 from paredown.contracts.recipes import recipe_hash
+from paredown.contracts.report import Cost, Report
 from paredown.contracts.work import CALIBRATION_FILE, EngineResult, EngineStarted, WorkOrder
 from paredown.core.calibrations import NewCalibration
 from paredown.core.prices import Rate

@@ -12,8 +12,9 @@ from paredown.api.openapi import header, problems
 from paredown.api.routes.jobs import IfNoneMatch
 from paredown.api.schemas import ArtifactChanges, ArtifactId, ArtifactPage, Cursor, Limit, OverrideRequest
 from paredown.api.service import UsesService
-from paredown.contracts.artifact import ArtifactView, Manifest, Verdict
+from paredown.contracts.artifact import ArtifactView, Manifest
 from paredown.contracts.job import Tag
+from paredown.contracts.report import Verdict
 from paredown.core import catalogue
 from paredown.core.access import Principal
 

@@ -12,8 +12,8 @@ from paredown.api.http import ApiRoute
 from paredown.api.openapi import header, problems
 from paredown.api.schemas import CalibrationId, CalibrationPage, Cursor, Limit
 from paredown.api.service import UsesService
-from paredown.contracts.artifact import Sha256
 from paredown.contracts.calibration import CalibrationView
+from paredown.contracts.report import Sha256
 from paredown.core import calibrations
 from paredown.core.access import Principal
 from paredown.core.errors import StorageUnavailable

@@ -19,7 +19,8 @@ from paredown.client.errors import CommandFailed, ExitCode
 from paredown.client.output import JsonOption, emit_json, say, stdout
 from paredown.client.watching import DownloadBars
 from paredown.contracts.alias import SIGN
-from paredown.contracts.artifact import MANIFEST_NAME, CostAxis, Front, Manifest, TaskMetric, Verdict, verify_files
+from paredown.contracts.artifact import MANIFEST_NAME, CostAxis, Front, Manifest, verify_files
+from paredown.contracts.report import TaskMetric, Verdict
 
 datasets = typer.Typer(help="Calibration texts that were uploaded.", no_args_is_help=True, rich_markup_mode=None)
 

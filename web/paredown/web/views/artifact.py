@@ -3,9 +3,10 @@
 import streamlit as st
 
 from paredown.contracts.access import Scope
-from paredown.contracts.artifact import ArtifactView, Manifest, Verdict
+from paredown.contracts.artifact import ArtifactView, Manifest
 from paredown.contracts.job import Format
 from paredown.contracts.recipes import recipe_name
+from paredown.contracts.report import Verdict
 from paredown.web import aliases, draft, form, parts, report, serving, session, snippets
 from paredown.web import format as fmt
 

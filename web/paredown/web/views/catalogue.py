@@ -3,7 +3,8 @@
 import streamlit as st
 
 from paredown.client.comparison import MOST_COMPARED, labels
-from paredown.contracts.artifact import ArtifactView, Verdict
+from paredown.contracts.artifact import ArtifactView
+from paredown.contracts.report import Verdict
 from paredown.web import format as fmt
 from paredown.web import parts, session
 

@@ -8,7 +8,8 @@ import streamlit as st
 
 from paredown.client import comparison
 from paredown.client.comparison import MOST_COMPARED, Line, TaskLine, Value
-from paredown.contracts.artifact import Manifest, TaskMetric
+from paredown.contracts.artifact import Manifest
+from paredown.contracts.report import TaskMetric
 from paredown.web import charts, parts, report, session
 from paredown.web import format as fmt
 

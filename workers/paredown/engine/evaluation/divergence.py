@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from paredown.contracts.artifact import Divergence, Exemplar, Prediction
+from paredown.contracts.report import Divergence, Exemplar, Prediction
 from paredown.engine.architectures import Skeleton
 from paredown.engine.formats.files import synchronize
 from paredown.engine.weights import ModelReader

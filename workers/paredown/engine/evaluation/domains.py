@@ -5,8 +5,8 @@ import time
 
 import torch
 
-from paredown.contracts.artifact import DomainResult, Evaluation
 from paredown.contracts.job import Phase
+from paredown.contracts.report import DomainResult, Evaluation
 from paredown.contracts.work import WorkOrder
 from paredown.engine import data
 from paredown.engine.errors import NanFound

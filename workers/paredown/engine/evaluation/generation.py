@@ -8,7 +8,7 @@ under greedy decoding too, so what counts is the rise over the base, which reads
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from paredown.contracts.artifact import Generation
+from paredown.contracts.report import Generation
 from paredown.engine.evaluation.speed import Role
 from paredown.engine.inputs import Inputs
 from paredown.engine.runtimes import RuntimeProcess

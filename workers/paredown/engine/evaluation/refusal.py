@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from paredown.contracts.artifact import RefusalChange, RefusalProtocol, RefusalResult, RefusalShare
 from paredown.contracts.job import Phase, content_hash
+from paredown.contracts.report import RefusalChange, RefusalProtocol, RefusalResult, RefusalShare
 from paredown.contracts.work import WorkOrder
 from paredown.engine.evaluation.speed import Role
 from paredown.engine.evaluation.writing import check_writing, roles, writer

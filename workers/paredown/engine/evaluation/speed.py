@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from statistics import median, quantiles
 from typing import Literal, TypeVar
 
-from paredown.contracts.artifact import BatchSpeed, Energy, Speed, Spread
+from paredown.contracts.report import BatchSpeed, Energy, Speed, Spread
 from paredown.engine.evaluation.energy import Meter, meter_of
 from paredown.engine.runtimes import RuntimeProcess
 

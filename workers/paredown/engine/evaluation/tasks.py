@@ -16,8 +16,9 @@ from typing import Any
 import numpy
 import torch
 
-from paredown.contracts.artifact import TaskGroup, TaskMetric, TaskProtocol, TaskResult, sha256_file
+from paredown.contracts.artifact import sha256_file
 from paredown.contracts.job import Contract, Phase, content_hash
+from paredown.contracts.report import TaskGroup, TaskMetric, TaskProtocol, TaskResult
 from paredown.contracts.tasks import TASKS, TaskName
 from paredown.contracts.work import TaskFiles, WorkOrder
 from paredown.engine.errors import TaskUnfit

@@ -23,8 +23,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from paredown.contracts.artifact import StageReport
 from paredown.contracts.recipes import Bonsai
+from paredown.contracts.report import StageReport
 from paredown.engine.architectures import Skeleton
 from paredown.engine.checkpoint import Checkpoint
 from paredown.engine.depth import check_finite

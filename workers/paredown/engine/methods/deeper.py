@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from paredown.contracts.artifact import StageReport
 from paredown.contracts.recipes import Deeper
+from paredown.contracts.report import StageReport
 from paredown.engine.depth import DepthView, blocks_to_drop, dropping, numbers, survey
 from paredown.engine.method import ModelMethod, ModelWork
 from paredown.engine.weights import ModelReader

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional
 
-from paredown.contracts.artifact import StageReport
 from paredown.contracts.recipes import Distil
+from paredown.contracts.report import StageReport
 from paredown.engine.adapters import TunedView
 from paredown.engine.blockwise import train_blocks
 from paredown.engine.gradients import Loss

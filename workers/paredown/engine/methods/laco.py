@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from paredown.contracts.artifact import StageReport
 from paredown.contracts.recipes import Laco
+from paredown.contracts.report import StageReport
 from paredown.engine.architectures import Skeleton
 from paredown.engine.checkpoint import Checkpoint
 from paredown.engine.depth import (

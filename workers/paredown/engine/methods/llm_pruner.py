@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from paredown.contracts.artifact import StageReport
 from paredown.contracts.recipes import LlmPruner
+from paredown.contracts.report import StageReport
 from paredown.engine.architectures import Skeleton
 from paredown.engine.depth import survey
 from paredown.engine.gradients import backward

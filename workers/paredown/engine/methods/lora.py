@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional
 
-from paredown.contracts.artifact import StageReport
 from paredown.contracts.recipes import Lora
+from paredown.contracts.report import StageReport
 from paredown.engine.adapters import TunedView
 from paredown.engine.gradients import Loss
 from paredown.engine.method import ModelMethod, ModelWork

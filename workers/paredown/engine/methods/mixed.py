@@ -27,8 +27,8 @@ import highspy
 import torch
 from torch import Tensor
 
-from paredown.contracts.artifact import StageReport
 from paredown.contracts.recipes import Gptq, Mixed
+from paredown.contracts.report import StageReport
 from paredown.engine.architectures import Skeleton
 from paredown.engine.columns import channel_importance, restored
 from paredown.engine.depth import stage_report, survey
