@@ -11,6 +11,7 @@ with wanda: at the 135 million of benchmarks/engine.py most of either's memory i
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig
 
 from paredown.engine.architectures import Skeleton
+from paredown.worker.process import ALLOCATOR
 
 GPTQ = '[{"method": "gptq", "group_size": 128}]'
 WANDA = '[{"method": "wanda"}]'
@@ -104,7 +106,9 @@ def measure(
             )
             return int(answer["peak"])
 
-        ours = show("", json.loads(execute([sys.executable, "-c", COMPRESS, name, recipe, str(blocks)])))
+        # As a worker starts its engine.
+        command = [sys.executable, "-c", COMPRESS, name, recipe, str(blocks)]
+        ours = show("", json.loads(execute(command, GLIBC_TUNABLES=ALLOCATOR)))
         if not arguments.peer or recipe != WANDA:
             return ours, None
         tokens, answer = str(directory / "tokens.npy"), directory / "answer.json"
@@ -113,8 +117,9 @@ def measure(
         return ours, show(", llm-compressor", json.loads(answer.read_text()))
 
 
-def execute(command: list[str]) -> str:
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+def execute(command: list[str], **variables: str) -> str:
+    environment = {**os.environ, **variables}
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if finished.returncode != 0:
         raise SystemExit(finished.stderr[-3000:])
     return finished.stdout

@@ -57,7 +57,7 @@ _INHERITED = (
 )
 # glibc would come to take blocks of up to 32 MB from its heap, which then falls into pieces: peaks were up to several
 # times what was in use. Those from 8 MB on are mapped by themselves, in huge pages, so that fewer are to be asked for.
-_ALLOCATOR = "glibc.malloc.mmap_threshold=8388608:glibc.malloc.hugetlb=1"
+ALLOCATOR = "glibc.malloc.mmap_threshold=8388608:glibc.malloc.hugetlb=1"
 
 
 @dataclass(frozen=True)
@@ -286,7 +286,7 @@ def engine_environment(home: Path, temporary: Path, threads: int | None) -> dict
         "LANG": "C.UTF-8",
         "PYTHONUNBUFFERED": "1",
     }
-    environment.setdefault("GLIBC_TUNABLES", _ALLOCATOR)
+    environment.setdefault("GLIBC_TUNABLES", ALLOCATOR)
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
     return environment
