@@ -20,10 +20,12 @@ from typing import Any
 
 import numpy
 import torch
+from packaged import GGUF, model_directory
 from safetensors.torch import save_file
 from transformers import LlamaConfig
 
 from paredown.engine.architectures import Skeleton
+from paredown.engine.data import load_tokenizer
 from paredown.worker.process import ALLOCATOR
 
 GPTQ = '[{"method": "gptq", "group_size": 128}]'
@@ -112,6 +114,8 @@ def measure(
         if not arguments.peer or recipe != WANDA:
             return ours, None
         tokens, answer = str(directory / "tokens.npy"), directory / "answer.json"
+        # It wants one beside the model, though the text comes as tokens.
+        load_tokenizer(model_directory(), GGUF).save_pretrained(name)
         script = str(Path(__file__).with_name("peer.py"))
         execute([str(arguments.peer), script, name, tokens, tokens, "wanda-50%", "bfloat16", str(answer)])
         return ours, show(", llm-compressor", json.loads(answer.read_text()))
