@@ -56,8 +56,9 @@ _INHERITED = (
     "GLIBC_TUNABLES",
 )
 # glibc would come to take blocks of up to 32 MB from its heap, which then falls into pieces: peaks were up to several
-# times what was in use. Those from 8 MB on are mapped by themselves, in huge pages, so that fewer are to be asked for.
-ALLOCATOR = "glibc.malloc.mmap_threshold=8388608:glibc.malloc.hugetlb=1"
+# times what was in use. Those from 16 MB on, as logits are, are mapped by themselves. Huge pages would make that
+# cheaper, but the kernel then fills up what was given back, and memory grew by 12 % with twice the blocks.
+ALLOCATOR = "glibc.malloc.mmap_threshold=16777216"
 
 
 @dataclass(frozen=True)
