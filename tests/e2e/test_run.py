@@ -49,6 +49,7 @@ def test_a_missed_budget_is_exit_code_3_with_the_evidence(pare: Pare, home: Path
     assert manifest_of(out).report.gate
 
 
+@pytest.mark.slow
 def test_runs_share_dense_statistics_in_a_directory(pare: Pare, home: Path, model: Path, recipes: Path) -> None:
     shared = home / "statistics"
     refused = pare("run", model, recipes / "gptq.yaml", home / "none", "--statistics", shared, expect=2)

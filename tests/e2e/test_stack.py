@@ -42,6 +42,7 @@ def test_a_job_from_submit_to_a_verified_download(stack: Pare, home: Path, model
     assert "tiny-gptq" in stack("front", uri).stdout
 
 
+@pytest.mark.slow
 def test_a_canary_is_told_while_the_job_is_watched_and_changes_no_byte(
     stack: Pare, home: Path, model: Path, recipes: Path
 ) -> None:

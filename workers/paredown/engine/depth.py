@@ -87,14 +87,7 @@ class DepthView:
 
 
 def _shortened(config: Any, kept: Sequence[int]) -> Any:
-    """The configuration with the blocks `kept` alone. Raises RecipeUnfit."""
-    moved = any(place != block for place, block in enumerate(kept))
-    if moved and getattr(config, "scale_attn_by_inverse_layer_idx", False):
-        raise RecipeUnfit(
-            "This model scales each block's attention by the block's number (scale_attn_by_inverse_layer_idx), so no "
-            "block can take another's place; its depth cannot be pruned.",
-            field="recipe",
-        )
+    """The configuration with the blocks `kept` alone."""
     shorter = copy.deepcopy(config)
     num_blocks = config.num_hidden_layers
     for name, value in config.to_dict().items():
@@ -107,6 +100,12 @@ def _shortened(config: Any, kept: Sequence[int]) -> Any:
 
 def blocks_to_drop(config: Any, stage: Depth) -> tuple[int, frozenset[int]]:
     """(how many, which must stay). Raises RecipeUnfit."""
+    if getattr(config, "scale_attn_by_inverse_layer_idx", False):
+        raise RecipeUnfit(
+            "This model scales each block's attention by the block's number (scale_attn_by_inverse_layer_idx), so no "
+            "block can take another's place; its depth cannot be pruned.",
+            field="recipe",
+        )
     skeleton = Skeleton(config, torch.float32)
     num_blocks = skeleton.num_blocks
     protected = stage.protected([skeleton.linear_names(index) for index in range(num_blocks)])
