@@ -242,6 +242,7 @@ def test_the_artifact_of_a_gguf_file_brings_its_tokenizer(
     assert AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"] == tokenizer(text)["input_ids"]
 
 
+@pytest.mark.slow
 def test_a_gguf_artifact_runs_in_llama_cpp_and_is_as_large_as_planned(
     tmp_path: Path, model_dir: Path, texts: dict[str, Path]
 ) -> None:
