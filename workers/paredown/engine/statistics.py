@@ -265,9 +265,12 @@ class InputStatistics:
         lower_II, info = torch.linalg.cholesky_ex(damped_II)
         if int(info) != 0:
             raise HessianSingular(self.name, damping)
+        # Each of these takes twice the Hessian's bytes, which are the most of a large block's memory.
+        del damped_II
         inverse_II = torch.zeros_like(lower_II)
         _invert_lower(lower_II, inverse_II)
-        upper_II = inverse_II.flip(0, 1).float()
+        del lower_II
+        upper_II = inverse_II.float().flip(0, 1)
         if not all_finite(upper_II):
             raise HessianSingular(self.name, damping)
         return upper_II, order_I
