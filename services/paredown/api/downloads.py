@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from email.utils import quote
 from pathlib import PurePosixPath
+from typing import Any
 from urllib.parse import quote as percent_encoded
 
 from fastapi import Request
@@ -12,9 +13,25 @@ from starlette.responses import Response, StreamingResponse
 
 from paredown.api.errors import problem, request_id_of
 from paredown.api.http import matches
+from paredown.api.openapi import header
 from paredown.core.errors import RangeUnsatisfiable, StorageUnavailable
 from paredown.core.storage import ObjectStore
 
+_BYTES = {"application/octet-stream": {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}}
+# What `serve` answers, but for problems, as OpenAPI has it.
+SERVED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The whole file.",
+        "content": _BYTES,
+        "headers": {"ETag": header("The file's SHA-256, in quotes."), "Accept-Ranges": header("`bytes`")},
+    },
+    206: {
+        "description": "The range that was asked for.",
+        "content": _BYTES,
+        "headers": {"Content-Range": header("Which bytes of how many.")},
+    },
+    304: {"description": "You have it already."},
+}
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 

@@ -243,7 +243,7 @@ def _other_tensors(shape: ModelShape) -> int:
 PROCESS_BYTES = 560 * 2**20
 CUDA_CONTEXT_BYTES = 600 * 2**20
 # The allocator keeps pieces that were freed: the packaged model's gptq-4 peaked at 1601 MiB, of which this sum without
-# the factor explains 1260.
+# the factor explains 1260. That was before the engine gave them back after each block; it was not measured again.
 _FRAGMENTATION = 1.5
 # Hidden states of tasks (engine/evaluation/task_models.py); lm-eval with its data library once imported (107 MiB of
 # resident size on Linux), and its requests.

@@ -151,6 +151,3 @@ def _timed(work: Callable[[], object]) -> float:
     started = time.monotonic()
     work()
     return time.monotonic() - started
-
-
-__all__ = ["largest_block", "rehearse"]

@@ -17,7 +17,6 @@ import torch
 from paredown.contracts.job import Calibration, Contract, EvaluationSettings, Format, Phase, Progress
 from paredown.contracts.recipes import Gptq, Mixed, Squeezellm, Stage, Training, UniformGrid, quantizer
 from paredown.contracts.report import Divergence, Evaluation, LayerReport, Protocol, Report, RuntimeProof, Speed
-from paredown.contracts.runtimes import vllm_refusal
 from paredown.contracts.trust import flags
 from paredown.contracts.work import CALIBRATION_FILE, DrawnCalibration, EngineResult, WorkOrder
 from paredown.engine import data
@@ -42,7 +41,7 @@ from paredown.engine.proof import prove_artifact
 from paredown.engine.runtimes import unclaimed
 from paredown.engine.statistics import Statistic
 from paredown.engine.stream import CompressedModel, compress_model
-from paredown.engine.vllm import check_vllm, prove_in_vllm
+from paredown.engine.vllm import check_vllm, prove_in_vllm, tries_vllm
 from paredown.engine.weights import ModelFiles
 
 _TOOLS = (
@@ -134,7 +133,7 @@ def run(
             proof, speeds, warnings = prove_artifact(order, inputs, device, artifact, journey)
         asked = order.evaluation.runtimes if order.evaluation else None
         runtimes = (proof, *unclaimed(output_format, order.recipe, asked))
-    if _tries_vllm(order, output_format):
+    if tries_vllm(order, output_format):
         give_back(device)
         in_vllm, more = prove_in_vllm(order, inputs, output_format, artifact, journey)
         others = [proof for proof in runtimes if proof.runtime != "vllm"]
@@ -203,10 +202,6 @@ def _runtime(output_format: Format) -> Literal["transformers", "llama.cpp"]:
     return "llama.cpp" if output_format is Format.GGUF else "transformers"
 
 
-def _tries_vllm(order: WorkOrder, output_format: Format) -> bool:
-    return order.vllm_python is not None and vllm_refusal(output_format, order.recipe) is None
-
-
 def _unscaled(layers: tuple[LayerReport, ...]) -> Iterator[str]:
     names = [layer.name for layer in layers if layer.scaled is False]
     if names:
@@ -268,7 +263,7 @@ def _parts(order: WorkOrder, inputs: Inputs, output_format: Format) -> dict[str,
             parts["speed"] = Part(Phase.EVALUATE, 4000.0 + _WRITING, "measuring speed")
         written = _WRITING if evaluated else 0
         parts["prove"] = Part(Phase.EVALUATE, 2000.0 + written + evaluated, f"loading the artifact in {runtime}")
-    if _tries_vllm(order, output_format):
+    if tries_vllm(order, output_format):
         timed = 8000.0 if order.evaluation and order.evaluation.speed else 0
         parts["vllm"] = Part(Phase.EVALUATE, 8000.0 + timed + evaluated, "loading the artifact in vllm")
     return parts | domain_parts(order, inputs) | task_parts(order) | refusal_parts(order)

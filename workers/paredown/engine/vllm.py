@@ -99,10 +99,15 @@ class _Unclaimed(Exception):
     """vLLM does not read the artifact here; the message says what it would take."""
 
 
+def tries_vllm(order: WorkOrder, output_format: Format) -> bool:
+    """Whether there is to be a vLLM, and it reads what the recipe leaves in this format."""
+    return order.vllm_python is not None and vllm_refusal(output_format, order.recipe) is None
+
+
 def check_vllm(order: WorkOrder, output_format: Format) -> None:
     """Before hours of work: is there a vLLM where the order says? Raises RuntimeUnavailable."""
     python = order.vllm_python
-    if python is None or vllm_refusal(output_format, order.recipe):
+    if not tries_vllm(order, output_format):
         return
     try:
         found = subprocess.run(  # noqa: S603  # the operator's choice

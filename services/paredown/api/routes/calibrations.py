@@ -1,42 +1,22 @@
 """Calibrations: the token blocks that jobs drew, named as calibration://ID in a job."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
-import structlog
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from paredown.api.auth import allow
-from paredown.api.downloads import StoredFile, serve
+from paredown.api.downloads import SERVED, StoredFile, serve
 from paredown.api.http import ApiRoute
-from paredown.api.openapi import header, problems
+from paredown.api.openapi import problems
 from paredown.api.schemas import CalibrationId, CalibrationPage, Cursor, Limit
 from paredown.api.service import UsesService
 from paredown.contracts.calibration import CalibrationView
 from paredown.contracts.report import Sha256
 from paredown.core import calibrations
 from paredown.core.access import Principal
-from paredown.core.errors import StorageUnavailable
 
 router = APIRouter(prefix="/v1", route_class=ApiRoute, tags=["calibrations"])
-
-_log = structlog.get_logger("pare.api")
-
-_BYTES = {"application/octet-stream": {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}}
-_TOKENS: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "The whole file.",
-        "content": _BYTES,
-        "headers": {"ETag": header("The file's SHA-256, in quotes."), "Accept-Ranges": header("`bytes`")},
-    },
-    206: {
-        "description": "The range that was asked for.",
-        "content": _BYTES,
-        "headers": {"Content-Range": header("Which bytes of how many.")},
-    },
-    304: {"description": "You have it already."},
-    **problems(404, 416, 503),
-}
 
 
 @router.get("/calibrations", operation_id="listCalibrations", summary="List calibrations, newest first")
@@ -71,7 +51,7 @@ def get_calibration(
     operation_id="downloadCalibration",
     summary="Its token blocks: whole, or a range",
     response_class=Response,
-    responses=_TOKENS,
+    responses={**SERVED, **problems(404, 416, 503)},
 )
 def download_calibration(
     request: Request,
@@ -102,8 +82,4 @@ def delete_calibration(
     """Refused while a job or a search that has not ended takes it. What was made with it stays."""
     with service.database.transaction() as session:
         key = calibrations.delete(session, caller.project_id, calibration_id)
-    # After the commit: bytes without a row are swept later, a row without its bytes would be a broken promise.
-    try:
-        service.store.delete(key)
-    except StorageUnavailable as error:
-        _log.warning("calibration_bytes_left_to_the_sweep", key=key, reason=error.detail)
+    service.remove_bytes(key)

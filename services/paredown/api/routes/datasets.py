@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 from uuid import UUID, uuid4
 
-import structlog
 from fastapi import APIRouter, Request
 from pydantic import StringConstraints, TypeAdapter, ValidationError
 from starlette.concurrency import run_in_threadpool
@@ -22,11 +21,10 @@ from paredown.api.service import Service, UsesService
 from paredown.contracts.dataset import DatasetView
 from paredown.core import catalogue
 from paredown.core.access import Principal
-from paredown.core.errors import MediaTypeUnsupported, RequestInvalid, RequestMalformed, StorageUnavailable
+from paredown.core.errors import MediaTypeUnsupported, RequestInvalid, RequestMalformed
 
 router = APIRouter(prefix="/v1", route_class=ApiRoute, tags=["datasets"])
 
-_log = structlog.get_logger("pare.api")
 
 # Boundaries and headers of the parts, beside the file itself.
 _FORM_OVERHEAD_BYTES = 64 * 2**10
@@ -112,11 +110,7 @@ def delete_dataset(dataset_id: DatasetId, service: UsesService, caller: Principa
     """Jobs that have read it keep their results; a job that still waits for it will fail."""
     with service.database.transaction() as session:
         key = catalogue.delete_dataset(session, caller.project_id, dataset_id)
-    # After the commit: bytes without a row are swept later, a row without its bytes would be a broken promise.
-    try:
-        service.store.delete(key)
-    except StorageUnavailable as error:
-        _log.warning("dataset_bytes_left_to_the_sweep", key=key, reason=error.detail)
+    service.remove_bytes(key)
 
 
 async def _read_form(request: Request, limit_bytes: int) -> FormData:

@@ -13,7 +13,7 @@ from fastapi.security import APIKeyQuery
 from starlette.responses import RedirectResponse, Response
 
 from paredown.api.auth import allow, authenticate, bearer, require
-from paredown.api.downloads import StoredFile, serve
+from paredown.api.downloads import SERVED, StoredFile, serve
 from paredown.api.http import ApiRoute
 from paredown.api.openapi import header, problems
 from paredown.api.schemas import ArtifactId, FilePage
@@ -37,20 +37,9 @@ signed = APIKeyQuery(
     auto_error=False,
 )
 
-_BYTES = {"application/octet-stream": {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}}
 _ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "The whole file.",
-        "content": _BYTES,
-        "headers": {"ETag": header("The file's SHA-256, in quotes."), "Accept-Ranges": header("`bytes`")},
-    },
-    206: {
-        "description": "The range that was asked for.",
-        "content": _BYTES,
-        "headers": {"Content-Range": header("Which bytes of how many.")},
-    },
+    **SERVED,
     302: {"description": "The object store has it, at the address in Location.", "headers": {"Location": header("")}},
-    304: {"description": "You have it already."},
     **problems(401, 403, 404, 416, 503),
 }
 

@@ -107,7 +107,7 @@ class Esparse(Pruner):
         ge=0,
         le=100,
         description="How much a channel's entropy counts beside its norm, both relative to their mean; 0.1 did best "
-        "on the models tried.",
+        "on the packaged model.",
     )
     shuffle: bool = Field(
         True,
