@@ -18,6 +18,8 @@ from paredown.engine.quantized import QuantizedLinear
 
 # Columns after which the rest of the matrix is updated in one product.
 LAZY_COLUMNS = 128
+# Columns settled one by one before those after them get their errors in one product.
+_PIECE = 32
 
 
 def sweep(
@@ -38,22 +40,30 @@ def sweep(
     for start in range(0, in_features, step):
         end = min(start + step, in_features)
         error_BO = torch.empty(end - start, out_features, device=weight_IO.device)
-        factor_BB = upper_II[start:end, start:end].T.contiguous()
-        divisors = factor_BB.diagonal().tolist()
+        # What a unit of each column's error adds to those after it.
+        share_IB = (upper_II[start:end, start:] / upper_II[start:end, start:end].diagonal().unsqueeze(1)).T.contiguous()
+        rows_BO, share_BB = weight_IO[start:end], share_IB[: end - start]
+        # Views made one by one would cost as much as the arithmetic on a small layer.
+        weights, errors, shares = rows_BO.unbind(), error_BO.unbind(), share_BB.unbind()
         for first in range(0, end - start, run):
             last = min(first + run, end - start)
-            if first:
-                weight_IO[start + first : start + last].addmm_(
-                    factor_BB[first:last, :first], error_BO[:first], alpha=-1
-                )
+            _absorb(rows_BO, share_BB, error_BO, 0, first, last)
             prepare(start + first, start + last)
-            for index in range(first, last):
-                weight_O = weight_IO[start + index]
-                if index > first:
-                    weight_O.addmv_(error_BO[first:index].T, factor_BB[index, first:index], alpha=-1)
-                torch.sub(weight_O, settle(start + index, weight_O), out=error_BO[index])
-                error_BO[index] /= divisors[index]
-        weight_IO[end:].addmm_(upper_II[start:end, end:].T, error_BO, alpha=-1)
+            for piece in range(first, last, _PIECE):
+                piece_end = min(piece + _PIECE, last)
+                _absorb(rows_BO, share_BB, error_BO, first, piece, piece_end)
+                for index in range(piece, piece_end):
+                    weight_O = weights[index]
+                    if index > piece:
+                        weight_O.addmv_(error_BO[piece:index].T, shares[index][piece:index], alpha=-1)
+                    torch.sub(weight_O, settle(start + index, weight_O), out=errors[index])
+        weight_IO[end:].addmm_(share_IB[end - start :], error_BO, alpha=-1)
+
+
+def _absorb(rows_BO: Tensor, share_BB: Tensor, error_BO: Tensor, since: int, first: int, last: int) -> None:
+    """Columns `first` to `last` make up for the errors of those from `since` until before them."""
+    if first > since:
+        rows_BO[first:last].addmm_(share_BB[first:last, since:first], error_BO[since:first], alpha=-1)
 
 
 def ordered(rows: Tensor, order_I: Tensor | None) -> Tensor:
@@ -101,6 +111,7 @@ class Rounding:
         self._storage_dtype = linear.storage_dtype
         self._importance_GS = importance_I.view(-1, self.width)
         self._codes_IO = torch.empty(in_features, out_features, device=linear.weight_OI.device)
+        self._codes = self._codes_IO.unbind()
         channels = range(in_features) if order_I is None else order_I.tolist()
         self._groups = [channel // self.width for channel in channels]
         self._grids: list[Grid] = []
@@ -129,7 +140,7 @@ class Rounding:
         low, high = self._grids[0].low, self._grids[0].high
         pruned_O = None if self.pruned_IO is None else self.pruned_IO[column]
         scale_O = self._scales_GO[group]
-        code_O = torch.div(weight_O, scale_O, out=self._codes_IO[column])
+        code_O = torch.div(weight_O, scale_O, out=self._codes[column])
         if self._zeros_GO is None:
             code_O.round_().clamp_(low, high)
             if pruned_O is not None:

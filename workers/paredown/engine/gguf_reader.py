@@ -85,7 +85,8 @@ class GgufWeights:
         """The dense weight in transformers' orientation and row order."""
         entry = self._entries[name]
         # Mapped anew for each tensor, so that pages once read do not stay in this process.
-        stored = np.memmap(self._path, entry.numpy_dtype, "r", entry.offset, entry.stored_shape)
+        # As a plain array: a map's own class costs more than the arithmetic on each of the pieces that it is cut into.
+        stored = np.asarray(np.memmap(self._path, entry.numpy_dtype, "r", entry.offset, entry.stored_shape))
         values = np.array(stored) if entry.kind in _PLAIN else dequantize(stored, entry.kind)
         if self._architecture == "llama" and (".attn_q." in entry.name or ".attn_k." in entry.name):
             values = _unpermuted(values, self._heads(entry.name))

@@ -16,9 +16,11 @@ from paredown.engine.activations import ActivationGrid
 from paredown.engine.errors import GroupSizeUnfit
 from paredown.engine.quantized import QuantizedLinear
 
-# Widths tried, as shares of a group's range, and how often the best one is then refined. A little over the whole range
-# is among them because a symmetric grid reaches less far up than down; on trained models none below two fifths won.
-_WIDTHS = tuple(1.05 - 0.035 * step for step in range(20))
+# Widths tried, as shares of a group's range, then those this far to either side of the best, and how often the scale is
+# then refined. A little over the whole range is among them because a symmetric grid reaches less far up than down; on
+# trained models none below two fifths won.
+_WIDTHS = tuple(1.05 - 0.07 * step for step in range(10))
+_NEAR = 0.035
 _REFINEMENTS = 2
 # Weights searched at once, so that the temporaries stay in a core's cache.
 _SEARCH_CHUNK = 2**17
@@ -156,36 +158,50 @@ def _least_squares(
 ) -> Grid:
     """Search the width of each group's range, then move the scale to the least-squares solution for its codes."""
     lowest_OG, highest_OG = _limits(weight_OGS, symmetric)
-    best: Grid | None = None
-    best_error_OG = torch.full_like(lowest_OG, torch.inf)
-    for width in _WIDTHS:
-        grid = _spanning(lowest_OG * width, highest_OG * width, low, high, storage_dtype, symmetric)
+
+    def spanning(width_OG: Tensor | float) -> Grid:
+        return _spanning(lowest_OG * width_OG, highest_OG * width_OG, low, high, storage_dtype, symmetric)
+
+    # Any first grid will do: whatever is offered has a finite error.
+    best = _Best(spanning(1.0), torch.full_like(lowest_OG, torch.inf))
+
+    def offer(grid: Grid) -> Tensor:
         error_OG, _ = _error_and_codes(weight_OGS, importance, grid)
-        best, best_error_OG = _better(best, best_error_OG, grid, error_OG)
-    assert best is not None
+        return best.offer(grid, error_OG)
+
+    width_OG = torch.ones_like(lowest_OG)
+    for width in _WIDTHS:
+        width_OG.masked_fill_(offer(spanning(width)), width)
+    for side in (-_NEAR, _NEAR):
+        offer(spanning(width_OG + side))
     for _ in range(_REFINEMENTS):
-        _, codes_OGS = _error_and_codes(weight_OGS, importance, best)
-        if best.zeros_OG is not None:
-            codes_OGS -= best.zeros_OG.unsqueeze(-1)
+        zeros_OG = best.grid.zeros_OG
+        _, codes_OGS = _error_and_codes(weight_OGS, importance, best.grid)
+        if zeros_OG is not None:
+            codes_OGS -= zeros_OG.unsqueeze(-1)
         weighted_OGS = codes_OGS if importance is None else _weighed(codes_OGS, importance)
         # Where all codes are zero so is the numerator, and the fit, which is no better, is dropped.
         fit_OG = (weight_OGS * weighted_OGS).sum(-1) / (codes_OGS * weighted_OGS).sum(-1).clamp_(min=1e-9)
-        grid = Grid(_storable(fit_OG, storage_dtype), best.zeros_OG, low, high)
-        error_OG, _ = _error_and_codes(weight_OGS, importance, grid)
-        best, best_error_OG = _better(best, best_error_OG, grid, error_OG)
-    return best
+        offer(Grid(_storable(fit_OG, storage_dtype), zeros_OG, low, high))
+    return best.grid
 
 
-def _better(best: Grid | None, best_error_OG: Tensor, grid: Grid, error_OG: Tensor) -> tuple[Grid, Tensor]:
-    """Group by group the grid with the lower error; the earlier one where they are equal."""
-    if best is None:
-        return grid, error_OG
-    better_OG = error_OG < best_error_OG
-    zeros_OG = None
-    if grid.zeros_OG is not None and best.zeros_OG is not None:
-        zeros_OG = torch.where(better_OG, grid.zeros_OG, best.zeros_OG)
-    scales_OG = torch.where(better_OG, grid.scales_OG, best.scales_OG)
-    return Grid(scales_OG, zeros_OG, grid.low, grid.high), torch.where(better_OG, error_OG, best_error_OG)
+class _Best:
+    """Group by group the grid with the lowest error so far; the earlier one where they are equal."""
+
+    def __init__(self, grid: Grid, error_OG: Tensor) -> None:
+        self.grid, self._error_OG = grid, error_OG
+
+    def offer(self, grid: Grid, error_OG: Tensor) -> Tensor:
+        """True for the groups that take it."""
+        better_OG = error_OG < self._error_OG
+        zeros_OG = None
+        if grid.zeros_OG is not None and self.grid.zeros_OG is not None:
+            zeros_OG = torch.where(better_OG, grid.zeros_OG, self.grid.zeros_OG)
+        scales_OG = torch.where(better_OG, grid.scales_OG, self.grid.scales_OG)
+        self.grid = Grid(scales_OG, zeros_OG, grid.low, grid.high)
+        self._error_OG = torch.where(better_OG, error_OG, self._error_OG)
+        return better_OG
 
 
 def _weighed(values_OGS: Tensor, importance: Tensor) -> Tensor:

@@ -36,8 +36,12 @@ _BINS = 100
 _PANELS = 6
 _BFLOAT16_PANELS = 2
 _ENERGY_PANELS = 3
+# Tokens squared at once, so that the temporaries stay in a core's cache.
+_SQUARED_TOKENS = 128
 # Triangles up to this size are inverted directly.
 _SMALL_TRIANGLE = 128
+# A whole matrix is copied so many rows at a time, so that no other one of its size exists.
+_COPIED_ROWS = 512
 
 
 class InputStatistics:
@@ -72,6 +76,11 @@ class InputStatistics:
         """Take in one micro-batch."""
         self.num_tokens += inputs_TI.shape[0]
         is_bfloat16 = inputs_TI.dtype == torch.bfloat16
+        if self._energy_I is not None:
+            for part_TI in torch.split(inputs_TI, _SQUARED_TOKENS):
+                self._energy_I += part_TI.float().square().sum(0)
+        if self.needs == {Statistic.ENERGY}:
+            return
         inputs_TI = inputs_TI.float()
         if self._hessian_II is not None:
             if is_bfloat16:
@@ -79,8 +88,6 @@ class InputStatistics:
                     _add_gram(self._hessian_II, inputs_TI, _BFLOAT16_PANELS)
             else:
                 _add_gram(self._hessian_II, inputs_TI, _PANELS)
-        elif self._energy_I is not None:
-            self._energy_I += inputs_TI.square().sum(0)
         if self._histogram is not None:
             self._histogram.add(inputs_TI)
         if self._magnitude_I is not None:
@@ -243,8 +250,8 @@ class InputStatistics:
             mean = float(damped_II.diagonal().mean())
             # Inputs that were always zero have no scale of their own.
             damped_II.diagonal().add_(damping * mean or 1.0)
-            lower_II, info = torch.linalg.cholesky_ex(damped_II)
-            if int(info) != 0 or not all_finite(lower_II):
+            lower_II = _factored(damped_II)
+            if lower_II is None or not all_finite(lower_II):
                 raise HessianSingular(self.name, damping)
             self._lower[damping] = lower_II
         return self._lower[damping]
@@ -257,20 +264,19 @@ class InputStatistics:
         reversed_I = (
             torch.arange(len(diagonal_I) - 1, -1, -1, device=diagonal_I.device) if order_I is None else order_I.flip(0)
         )
-        damped_II = self.hessian_II[reversed_I][:, reversed_I].double()
+        # In float64 it has twice the Hessian's bytes, which are the most of a large block's memory; so there is one.
+        damped_II = _permuted(self.hessian_II, reversed_I)
         shift = damping * float(diagonal_I.double().mean())
         damped_II.diagonal().add_(torch.where(dead_I[reversed_I], max(shift, 1.0), shift))
         # H = R Rᵀ with R upper triangular, found as the Cholesky factor of H read backwards; then inv(H) = inv(R)ᵀ
         # inv(R), which is the factor that GPTQ takes from a second Cholesky of an explicit inverse.
-        lower_II, info = torch.linalg.cholesky_ex(damped_II)
-        if int(info) != 0:
+        lower_II = _factored(damped_II)
+        if lower_II is None:
             raise HessianSingular(self.name, damping)
-        # Each of these takes twice the Hessian's bytes, which are the most of a large block's memory.
-        del damped_II
-        inverse_II = torch.zeros_like(lower_II)
-        _invert_lower(lower_II, inverse_II)
-        del lower_II
-        upper_II = inverse_II.float().flip(0, 1)
+        _invert_lower(lower_II)
+        upper_II = lower_II.float()
+        del damped_II, lower_II
+        upper_II = upper_II.flip(0, 1)
         if not all_finite(upper_II):
             raise HessianSingular(self.name, damping)
         return upper_II, order_I
@@ -351,18 +357,39 @@ def _falling(energy_I: Tensor, together: int) -> Tensor:
     return (order_R.unsqueeze(1) * together + torch.arange(together, device=energy_I.device)).flatten()
 
 
-def _invert_lower(lower_II: Tensor, inverse_II: Tensor) -> None:
-    """Inverse of a triangular matrix by halves, mostly in plain products: half the time of solving for the identity."""
+def _permuted(matrix_II: Tensor, order_I: Tensor) -> Tensor:
+    """Rows and columns in another order, in float64."""
+    permuted_II = torch.empty_like(matrix_II, dtype=torch.float64)
+    for start in range(0, len(order_I), _COPIED_ROWS):
+        rows = slice(start, start + _COPIED_ROWS)
+        permuted_II[rows] = matrix_II[order_I[rows]][:, order_I].double()
+    return permuted_II
+
+
+def _factored(matrix_II: Tensor) -> Tensor | None:
+    """The lower Cholesky factor of a symmetric matrix, in the matrix's own memory; None where there is none."""
+    # LAPACK wants columns one after the other, as a symmetric matrix read the other way round has them: only then the
+    # factor takes the place of what it is found from.
+    lower_II = matrix_II.T
+    info = torch.empty((), dtype=torch.int32, device=matrix_II.device)
+    torch.linalg.cholesky_ex(lower_II, out=(lower_II, info))
+    return lower_II if int(info) == 0 else None
+
+
+def _invert_lower(lower_II: Tensor) -> None:
+    """Put a triangular matrix's inverse in its place, by halves and so mostly in plain products: half the time of
+    solving for the identity."""
     size = lower_II.shape[0]
     if size <= _SMALL_TRIANGLE:
         identity_II = torch.eye(size, dtype=lower_II.dtype, device=lower_II.device)
-        inverse_II.copy_(torch.linalg.solve_triangular(lower_II, identity_II, upper=False))
+        lower_II.copy_(torch.linalg.solve_triangular(lower_II, identity_II, upper=False))
         return
     half = size // 2
     first, second = slice(0, half), slice(half, size)
-    _invert_lower(lower_II[first, first], inverse_II[first, first])
-    _invert_lower(lower_II[second, second], inverse_II[second, second])
-    inverse_II[second, first] = inverse_II[second, second] @ (lower_II[second, first] @ inverse_II[first, first]).neg_()
+    _invert_lower(lower_II[first, first])
+    _invert_lower(lower_II[second, second])
+    left = lower_II[second, first] @ lower_II[first, first]
+    torch.matmul(lower_II[second, second], left.neg_(), out=lower_II[second, first])
 
 
 def _add_gram(gram_II: Tensor, inputs_TI: Tensor, panels: int) -> None:
@@ -392,4 +419,9 @@ def _bfloat16_units() -> Iterator[None]:
 
 def _mirror_lower(gram_II: Tensor) -> None:
     """Copy the lower triangle to the upper one."""
-    gram_II.copy_(gram_II.tril() + gram_II.tril(-1).T)
+    size = len(gram_II)
+    for start in range(0, size, _COPIED_ROWS):
+        end = min(start + _COPIED_ROWS, size)
+        gram_II[start:end, end:] = gram_II[end:, start:end].T
+        corner_II = gram_II[start:end, start:end]
+        corner_II.copy_(corner_II.tril() + corner_II.tril(-1).T)

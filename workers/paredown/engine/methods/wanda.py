@@ -6,20 +6,17 @@ Shapes: O out_features, I in_features.
 Units: sparsity is a fraction of each row, 0 to 1; a pattern such as 2:4 keeps N of every M instead.
 """
 
-import torch
 from torch import Tensor
 
 from paredown.contracts.recipes import Wanda
-from paredown.engine.masks import pattern_mask
+from paredown.engine.masks import lowest_in_rows, pattern_mask
 from paredown.engine.method import LinearMethod, LinearWeight
 from paredown.engine.statistics import InputStatistics, Statistic
 
 
 def prune_mask(score_OI: Tensor, sparsity: float) -> Tensor:
     """True where a weight goes; every row loses floor(I * sparsity)."""
-    num_dropped = int(score_OI.shape[1] * sparsity + 1e-9)
-    dropped = score_OI.topk(num_dropped, dim=1, largest=False, sorted=False).indices
-    return torch.zeros_like(score_OI, dtype=torch.bool).scatter_(1, dropped, True)
+    return lowest_in_rows(score_OI, int(score_OI.shape[1] * sparsity + 1e-9))
 
 
 def compress(linear: LinearWeight, inputs: InputStatistics, config: Wanda) -> None:
