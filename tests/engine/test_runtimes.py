@@ -21,6 +21,7 @@ from paredown.engine.evaluation import speed
 from paredown.engine.evaluation.perplexity import perplexity
 from paredown.engine.run import run
 from paredown.engine.runtimes import (
+    ROUNDED_TOLERANCE,
     RuntimeFailed,
     TransformersProcess,
     load_artifact,
@@ -72,6 +73,15 @@ def test_another_perplexity_than_the_reports_is_no_proof(loaded: TransformersPro
     for reported in (measured * 1.006, measured * 0.994, float("nan")):
         with pytest.raises(RuntimeDisagrees, match="fault of Pare"):
             prove(loaded, prompt=[5], new_tokens=1, tokens=tokens, dtype="float32", reported=reported)
+
+
+def test_eight_bit_inputs_may_differ_more_where_batches_differ(loaded: TransformersProcess, tokens: Path) -> None:
+    measured = loaded.perplexity(tokens, "float32")
+    asked = {"prompt": [5], "new_tokens": 1, "tokens": tokens, "dtype": "float32", "tolerance": ROUNDED_TOLERANCE}
+
+    assert prove(loaded, reported=measured * 1.015, **asked).loads
+    with pytest.raises(RuntimeDisagrees):
+        prove(loaded, reported=measured * 1.025, **asked)
 
 
 def test_without_an_evaluation_loading_and_generating_is_the_proof(loaded: TransformersProcess) -> None:

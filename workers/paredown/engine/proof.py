@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy
 import torch
 
+from paredown.contracts.recipes import rounds_activations
 from paredown.contracts.report import Evaluation, Generation, RuntimeProof, Speed
 from paredown.contracts.runtimes import OWN_LOADER
 from paredown.contracts.work import WorkOrder
@@ -15,6 +16,8 @@ from paredown.engine.evaluation import generation, speed
 from paredown.engine.inputs import Inputs, resolved_format
 from paredown.engine.progress import Journey
 from paredown.engine.runtimes import (
+    ROUNDED_TOLERANCE,
+    TOLERANCE,
     NativeProcess,
     RuntimeFailed,
     TransformersProcess,
@@ -64,6 +67,7 @@ def prove_artifact(
                 tokens=tokens,
                 dtype=order.dtype,
                 reported=artifact.perplexity if artifact else None,
+                tolerance=ROUNDED_TOLERANCE if rounds_activations(order.recipe) else TOLERANCE,
             )
     return proof.model_copy(update={"generations": generations}), speeds, warnings
 
