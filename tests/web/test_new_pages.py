@@ -144,3 +144,24 @@ def test_tasks_are_chosen_with_their_rows(app: AppTest, house: House) -> None:
         ("blimp", f"dataset://{dataset.id}", 500),
         ("mmlu", None, None),
     ]
+
+
+def test_languages_are_measured_one_by_one(app: AppTest, house: House) -> None:
+    go(app, SUBMIT)
+    choose(app, MODEL)
+    texts = []
+    for name in ("french.txt", "finnish.txt"):
+        app.file_uploader[0].set_value((name, name.encode() * 99, "text/plain")).run()
+        press(app, "upload-send")
+        texts.append(app.selectbox(key="draft.calibration.source").value)
+    app.multiselect(key="draft.domains").set_value(texts).run()
+    assert [app.text_input(key=f"draft.domain.{text}").value for text in texts] == ["french.txt", "finnish.txt"]
+    app.text_input(key=f"draft.domain.{texts[0]}").set_value("Finnish")
+    app.text_input(key=f"draft.domain.{texts[1]}").set_value("Finnish").run()
+    assert "Two domains have the same name" in said(app)
+    assert app.button(key="submit-disabled").disabled
+    app.text_input(key=f"draft.domain.{texts[0]}").set_value("French").run()
+    press(app, "submit")
+    with house.database.transaction() as session:
+        domains = jobs.get(session, house.project, submitted(house)[0]).spec.evaluation.domains
+    assert [(domain.name, domain.source) for domain in domains] == list(zip(["French", "Finnish"], texts, strict=True))

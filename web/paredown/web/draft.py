@@ -20,7 +20,7 @@ from paredown.contracts.job import (
     content_hash,
 )
 from paredown.contracts.methods import MethodView
-from paredown.web import form, problems, tasks_form
+from paredown.web import domains_form, form, problems, tasks_form
 
 MAX_STAGES = 8
 MODEL = "draft.model"
@@ -121,7 +121,8 @@ def shared() -> dict[str, Any]:
     return {
         "model": (st.session_state.get(MODEL) or "").strip(),
         "calibration": part("calibration", CALIBRATION),
-        "evaluation": part("evaluation", EVALUATION) | {"tasks": tasks_form.content()},
+        "evaluation": part("evaluation", EVALUATION)
+        | {"tasks": tasks_form.content(), "domains": domains_form.content()},
     } | {name: form.value_of(field, part_key("job", name)) for name, field in JOB.items() if name not in _JOB_ALONE}
 
 

@@ -12,7 +12,7 @@ from streamlit.delta_generator import DeltaGenerator
 from paredown.contracts.gate import TERMS
 from paredown.contracts.job import BUDGET_PRESETS
 from paredown.contracts.service import PoolView
-from paredown.web import draft, form, parts, session, tasks_form, uploads
+from paredown.web import domains_form, draft, form, parts, session, tasks_form, uploads
 from paredown.web import format as fmt
 
 # Where a sentence about a field is shown: path → slot under the field.
@@ -86,6 +86,7 @@ def texts(slots: Slots, *, calibrates: bool = True) -> None:
         )
     with st.expander("Evaluation: how base and result are measured", icon=":material/speed:", key="options-evaluation"):
         _text_part("evaluation", draft.EVALUATION, sources, slots)
+        domains_form.ask(sources, slots)
     with st.expander("Tasks: benchmarks of base and result", icon=":material/quiz:", key="options-tasks"):
         tasks_form.ask(sources, slots)
 
