@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gguf import GGMLQuantizationType, GGUFReader, dequantize
+from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, dequantize
 from safetensors.torch import load_file, save_file
 from tests.engine.orders import config_of, order, save_model, write_order
 from transformers import LlamaConfig, PreTrainedConfig
@@ -24,7 +24,7 @@ from paredown.core.estimates import output_bytes
 from paredown.engine import llama_cpp
 from paredown.engine.errors import FormatRefused, RuntimeDisagrees
 from paredown.engine.formats import gguf, gguf_vocabulary
-from paredown.engine.gguf_reader import GgufWeights
+from paredown.engine.gguf_reader import GgufWeights, HeaderReader
 from paredown.engine.llama_cpp import LlamaCppProcess
 from paredown.engine.quantized import QuantizedLinear
 from paredown.engine.run import run
@@ -88,6 +88,31 @@ def write(root: Path, model: CompressedModel) -> Path:
     (root / "out").mkdir()
     gguf.write(model, root / "out")
     return root / "out" / "model.gguf"
+
+
+def test_headers_are_read_as_the_package_reads_them(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    writer = GGUFWriter(path, "llama")
+    writer.add_token_list(["a", "é", "", "longer than others"])
+    writer.add_token_scores([0.5, -1.0, 0.0, 2.0])
+    writer.add_rope_scaling_finetuned(True)
+    writer.add_uint64("large", 2**40)
+    writer.add_tensor("token_embd.weight", np.arange(8, dtype=np.float32).reshape(4, 2))
+    for step in ("header", "kv_data", "tensors"):
+        getattr(writer, f"write_{step}_to_file")()
+    writer.close()
+
+    ours, package = HeaderReader(path), GGUFReader(path)
+
+    assert {name: field.contents() for name, field in ours.fields.items()} == {
+        name: field.contents() for name, field in package.fields.items()
+    }
+    [tensor], [expected] = ours.tensors, package.tensors
+    assert (tensor.name, tensor.data_offset) == (expected.name, expected.data_offset)
+    assert np.array_equal(tensor.data, expected.data)
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(ValueError, match="buffer"):
+        HeaderReader(path)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from paredown.contracts.job import Calibration, DType, EvaluationSettings, conte
 from paredown.contracts.recipes import Training
 from paredown.contracts.report import Protocol
 from paredown.engine.errors import CalibrationTooShort, CalibrationUnfit, NotAModel, TextUnusable
+from paredown.engine.gguf_reader import quick_headers
 from paredown.engine.held_out import OVERLAP_TOKENS, ngrams, overlapping
 
 # Characters tokenized at once.
@@ -55,9 +56,10 @@ def load_tokenizer(model_dir: Path, gguf_file: str | None) -> Any:
     """The model's own tokenizer, from its files alone. Raises NotAModel where there is none that can be read."""
     try:
         # Code that comes with a model is never run: trust_remote_code stays off.
-        return AutoTokenizer.from_pretrained(
-            model_dir, **({"gguf_file": gguf_file} if gguf_file else {}), trust_remote_code=False
-        )
+        with quick_headers():
+            return AutoTokenizer.from_pretrained(
+                model_dir, **({"gguf_file": gguf_file} if gguf_file else {}), trust_remote_code=False
+            )
     except Exception as error:  # a hostile or foreign file can fail in any way inside the library
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise NotAModel(f"The model's tokenizer cannot be loaded: {reason}", field="model") from error

@@ -17,7 +17,7 @@ from transformers import AutoConfig
 
 from paredown.engine.architectures import Skeleton
 from paredown.engine.errors import EngineError, NotAModel
-from paredown.engine.gguf_reader import GgufWeights
+from paredown.engine.gguf_reader import GgufWeights, quick_headers
 
 _SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
@@ -214,7 +214,8 @@ def open_model(model_dir: Path, gguf_file: str | None = None) -> ModelFiles:
 def _skeleton(model_dir: Path, gguf_file: str | None) -> Skeleton:
     options = {} if gguf_file is None else {"gguf_file": gguf_file}
     try:
-        config = AutoConfig.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False, **options)
+        with quick_headers():
+            config = AutoConfig.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False, **options)
         return Skeleton(config, torch.float32)
     except (EngineError, MemoryError):
         raise

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gguf import GGUFReader, GGUFType, GGUFValueType, GGUFWriter, RopeScalingType
+from gguf import GGUFType, GGUFValueType, GGUFWriter, RopeScalingType
 
 from paredown.engine.formats.gguf_vocabulary import write_vocabulary
+from paredown.engine.gguf_reader import HeaderReader
 from paredown.engine.weights import ModelFiles
 
 # Of a GGUF source: what says whose model it is.
@@ -83,7 +84,7 @@ def rope_factors(config: Any) -> torch.Tensor | None:
 
 def _copy(writer: GGUFWriter, path: Path) -> None:
     """The source's tokenizer, byte for byte, and whose model it is."""
-    for key, field in GGUFReader(path).fields.items():
+    for key, field in HeaderReader(path).fields.items():
         if not (key.startswith("tokenizer.") or key in _KEPT):
             continue
         kind = field.types[0]
