@@ -8,7 +8,7 @@ import pytest
 from tests.core.builders import MODEL, claim_job, make_artifact, make_evaluation
 
 from paredown.contracts.job import Budget, EvaluationSettings, JobState, JobView, Phase, Progress
-from paredown.contracts.recipes import Rtn
+from paredown.contracts.recipes import Rtn, recipe_labels
 from paredown.contracts.report import Divergence, Verdict
 from paredown.contracts.sweep import SweepDetails, SweepSpec, SweepState
 from paredown.core import access, catalogue, jobs, sweeps
@@ -84,6 +84,22 @@ def test_a_member_tells_what_its_job_measured(
     with database.transaction() as session:
         [listed], _ = sweeps.list_sweeps(session, project, after=None, limit=10)
     assert (listed.progress, listed.counts, listed.state) == (pytest.approx(seen.progress), seen.counts, seen.state)
+
+
+def test_a_grids_members_keep_the_order_in_which_its_places_were_given(
+    database: Database, submit: Submit, project: UUID
+) -> None:
+    values = {"0.method": ["rtn", "gptq"], "0.bits": [3, 4], "0.group_size": [32, 64]}
+    sweep = submit(recipes=[], grid={"recipe": [{}], "values": values})
+
+    read = reload(database, project, sweep)
+
+    with database.transaction() as session:
+        recipes = [jobs.get(session, project, member.job_id).spec.recipe for member in read.members if member.job_id]
+    assert list(read.spec.all_recipes()) == recipes
+    assert [member.label for member in read.members] == list(recipe_labels(recipes))
+    assert read.members[0].label == "rtn-3 (group_size 32)"
+    assert read.members[2].label == "rtn-4 (group_size 32)"
 
 
 def test_the_front_is_of_the_sweep_alone(

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from paredown.contracts.artifact import ArtifactView, Manifest
 from paredown.contracts.gate import judge
 from paredown.contracts.job import JobSpec, JobState, JobView, Plan, content_hash
-from paredown.contracts.recipes import Recipe, recipe_hash, recipe_name
+from paredown.contracts.recipes import Recipe, recipe_hash, recipe_labels, recipe_name
 from paredown.contracts.report import Verdict
 from paredown.contracts.sweep import (
     PlannedRecipe,
@@ -347,8 +347,12 @@ def _members(session: Session, row: SweepRow, spec: SweepSpec) -> tuple[SweepMem
     wanted = [job.artifact_id for job in by_position.values() if job.artifact_id]
     wanted += [UUID(item["artifact_id"]) for item in row.reused.values()]
     artifacts = _measured(session, row.project_id, wanted)
+    recipes = [recipe for recipe, _ in spec.variants()]
+    # A sweep of a release whose database sorted the places of a grid is in another order than its jobs.
+    recipes = [by_position[place].spec.recipe if place in by_position else each for place, each in enumerate(recipes)]
+    labels = spec.labels() if spec.calibrations else recipe_labels(recipes)
     members = []
-    for position, ((recipe, _), label) in enumerate(zip(spec.variants(), spec.labels(), strict=True)):
+    for position, (recipe, label) in enumerate(zip(recipes, labels, strict=True)):
         job = by_position.get(position)
         if job is not None:
             made = artifacts.get(job.artifact_id) if job.artifact_id else None

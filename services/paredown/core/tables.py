@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from sqlalchemy import (
+    JSON,
     BigInteger,
     Boolean,
     CheckConstraint,
@@ -136,7 +137,8 @@ class SweepRow(Base):
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
     project_id: Mapped[UUID] = mapped_column(ForeignKey("projects.id"))
-    spec: Mapped[JsonObject]
+    # jsonb would sort the places of a grid, and with them the numbers of its combinations.
+    spec: Mapped[JsonObject] = mapped_column(JSON)
     # Position → artifact that was there already, and its verdict under this sweep's budget.
     reused: Mapped[JsonObject] = mapped_column(server_default="{}")
     cancelled_at: Mapped[datetime | None]

@@ -16,6 +16,7 @@ from torch.nn import functional
 from paredown.engine.activations import entering, roundings
 from paredown.engine.architectures import Skeleton
 from paredown.engine.forward import BlockForward
+from paredown.engine.memory import trim_heap
 from paredown.engine.weights import ModelReader
 
 # Positions whose logits exist at once: V of them in float32 are 200 KB to 1 MB each.
@@ -51,6 +52,8 @@ def perplexity(
                 for micro_batch in range(len(forward.tokens)):
                     forward.keep(micro_batch, forward.call(index, micro_batch))
             skeleton.release_block(index)
+            # Else what each block leaves between pieces still in use adds up to more than the block.
+            trim_heap()
             on_progress(index + 1, skeleton.num_blocks)
         skeleton.load_outer(model.tensor, device)
         loss = sum(
