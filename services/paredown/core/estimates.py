@@ -19,6 +19,7 @@ from paredown.contracts.recipes import (
     Depth,
     Distil,
     EightBit,
+    Esparse,
     Gptq,
     Laco,
     LlmPruner,
@@ -35,6 +36,7 @@ from paredown.contracts.recipes import (
     quantizer,
     storing,
 )
+from paredown.contracts.recipes.pruning import parse_pattern
 from paredown.contracts.tasks import TASKS
 
 # Methods that gather XᵀX of every layer's input, and solve with it.
@@ -50,6 +52,16 @@ _SUBMODELS_AT_ONCE = 8
 
 # Tokens that a forward pass would have read while a runtime writes its texts (engine/evaluation/generation.py).
 _WRITING_TOKENS = 1000
+
+# Rows of a layer on which a scale of AWQ's is judged (engine/methods/awq.py); at most twice as many.
+_JUDGED_ROWS = 256
+
+# Rows of a layer, and rounds over all its groups, in which channels exchange places (engine/shuffle.py).
+_EXCHANGING_ROWS = 256
+_EXCHANGING_ROUNDS = 12
+
+# A step of training is many small operations, at half of a forward pass's rate.
+_TRAINING_SLOWNESS = 2
 
 # How many a search for GPTQ's damping tries.
 _DAMPINGS = 5
@@ -242,9 +254,9 @@ def _other_tensors(shape: ModelShape) -> int:
 # A process that has imported torch and transformers and read a tokenizer; measured resident size on Linux.
 PROCESS_BYTES = 560 * 2**20
 CUDA_CONTEXT_BYTES = 600 * 2**20
-# The allocator keeps pieces that were freed: the packaged model's gptq-4 peaked at 1601 MiB, of which this sum without
-# the factor explains 1260. That was before the engine gave them back after each block; it was not measured again.
-_FRAGMENTATION = 1.5
+# What was freed between pieces still in use, and what libraries hold beside the sums below: over 24 recipes on the
+# packaged model peaks were 905 to 1500 MB, of which these sums explain all but a fifth to a quarter.
+_FRAGMENTATION = 1.25
 # Hidden states of tasks (engine/evaluation/task_models.py); lm-eval with its data library once imported (107 MiB of
 # resident size on Linux), and its requests.
 _TASK_STATES_BYTES = 512 * 2**20
@@ -471,7 +483,7 @@ def _training_bytes(base: ModelShape, shape: ModelShape, stage: Training, number
     weights = shape.parameters + (base.parameters if isinstance(stage, Distil) else 0)
     # What entered each block, of a batch; logits and their gradients, of both models in float32.
     entering = number * tokens * shape.hidden_size * shape.num_blocks
-    logits = 8 * 4 * shape.vocab_size * _GRADIENT_HEAD_TOKENS
+    logits = 4 * 4 * shape.vocab_size * _GRADIENT_HEAD_TOKENS
     return weights * number + adapters + entering + micro_batch * inside + logits
 
 
@@ -495,7 +507,7 @@ def _training_flops(base: ModelShape, shape: ModelShape, stage: Training) -> flo
     if isinstance(stage, Distil):
         passes += base.active_parameters
         head *= 2
-    return 2 * (passes + head) * stage.trained_tokens
+    return _TRAINING_SLOWNESS * 2 * (passes + head) * stage.trained_tokens
 
 
 def _needs_hessian(spec: JobSpec) -> bool:
@@ -504,6 +516,10 @@ def _needs_hessian(spec: JobSpec) -> bool:
 
 def _searches_damping(spec: JobSpec) -> bool:
     return any(isinstance(stage, Gptq) and stage.damping_search for stage in spec.recipe)
+
+
+def _judged_rows(linear: LinearShape) -> int:
+    return linear.out_features // max(1, linear.out_features // _JUDGED_ROWS)
 
 
 def _factorizing_flops(linear: LinearShape) -> float:
@@ -533,6 +549,7 @@ class Throughput:
     quantized_weights: float  # weights rounded, scales searched
     solved_weights: float  # weights through GPTQ's columns
     clustered_weights: float  # weights through k-means
+    exchanged_weights: float  # weights' scores added up for an exchange of channels
     start_seconds: float  # process start, reload in a clean process
 
 
@@ -540,12 +557,12 @@ class Throughput:
 # in float32. Matrix products alone reach 98 GFLOP/s there in float32, and 370 in bfloat16, of which half is kept.
 # cuda: derived, not measured: a third of an H200's published rates, because a block of a small model does not fill it.
 _THROUGHPUT = {
-    "cpu": Throughput({"float32": 9.4e10, "bfloat16": 1.9e11}, 6e6, 3.7e6, 2.3e6, 25),
-    "cuda": Throughput({"float32": 2e13, "bfloat16": 2.5e14}, 2e9, 2e7, 5e8, 40),
+    "cpu": Throughput({"float32": 9.4e10, "bfloat16": 1.9e11}, 1.2e7, 4.8e6, 2.3e6, 5.7e7, 25),
+    "cuda": Throughput({"float32": 2e13, "bfloat16": 2.5e14}, 4e9, 2e7, 5e8, 1e10, 40),
 }
 _MEASURED_THREADS = 2
 # Plain roundings in the time of one search for scales.
-_PLAIN_ROUNDINGS = 12
+_PLAIN_ROUNDINGS = 8
 DOWNLOAD_BYTES_PER_SECOND = 50e6
 
 
@@ -599,15 +616,23 @@ def seconds_of(shape: ModelShape, spec: JobSpec, device: str, threads: int | Non
     if _searches_damping(spec):
         # A third of it is factorizing and the sweep over columns, once for each damping; scales are found once.
         solving *= 1 + (_DAMPINGS - 1) / 3
-    # AWQ's candidates: each rounds all weights to a plain grid and multiplies them with the Hessian.
-    tried = next((stage.scale_steps for stage in spec.recipe if isinstance(stage, Awq)), 0)
-    hessian += tried * shape.num_blocks * sum(2 * linear.weights * linear.in_features for linear in shape.linears)
+    # AWQ's candidates: each rounds some rows to a plain grid and multiplies them with the Hessian.
+    steps = next((stage.scale_steps for stage in spec.recipe if isinstance(stage, Awq)), 0)
+    judged = [(_judged_rows(linear) * linear.in_features, linear.in_features) for linear in shape.linears]
+    hessian += steps * shape.num_blocks * sum(2 * weights * in_features for weights, in_features in judged)
+    tried = steps * shape.num_blocks * sum(weights for weights, _ in judged)
     # SmoothQuant's: each rounds all weights and multiplies them with a sample of the tokens.
     alphas = next((len(stage.alphas) for stage in spec.recipe if isinstance(stage, SmoothQuant)), 1)
     if alphas > 1:
         hessian += alphas * 2 * shape.linear_parameters * min(_SAMPLED_TOKENS, tokens)
-        tried += alphas
-    solving += tried * shape.linear_parameters / _PLAIN_ROUNDINGS / speed.quantized_weights / scale
+        tried += alphas * shape.linear_parameters
+    solving += tried / _PLAIN_ROUNDINGS / speed.quantized_weights / scale
+    for stage in spec.recipe:
+        if isinstance(stage, Esparse) and stage.shuffle:
+            # Each two channels of each two groups, of the widest input of a block.
+            pairs = parse_pattern(stage.pattern)[1] ** 2 * max(linear.in_features for linear in shape.linears)
+            exchanges = _EXCHANGING_ROUNDS * _EXCHANGING_ROWS * pairs
+            solving += shape.num_blocks * exchanges / speed.exchanged_weights / scale
     if any(isinstance(stage, Squeezellm) for stage in spec.recipe):
         solving += shape.linear_parameters / speed.clustered_weights / scale
     if any(isinstance(stage, Svd) for stage in spec.recipe):
