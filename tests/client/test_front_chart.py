@@ -89,8 +89,22 @@ def test_missed_budgets_have_a_shape_and_dominated_points_are_grey():
 def test_broken_models_do_not_flatten_the_good_ones():
     shown = points(front(*POINTS, point("broken", 9000.0, 200)), FAMILIES)
     drawn = front_chart(shown, "size_bytes", BudgetLines(), dark=False)
-    marks = drawn["layer"][1]
-    assert marks["encoding"]["y"]["scale"]["type"] == "log"
+    y = drawn["layer"][1]["encoding"]["y"]
+    assert y["scale"]["type"] == "log"
+    # However broken, it lies at the upper edge; its figure stands in the tooltip and the table.
+    edge = 10 * min(one.perplexity for one in shown)
+    placed = {value["name"]: value["drawn"] for value in drawn["datasets"]["points"]}
+    assert placed["broken"] == pytest.approx(edge)
+    assert placed["good"] == next(one.perplexity for one in shown if one.name == "good")
+    assert "upper edge" in y["title"]
+    assert next(value["perplexity"] for value in drawn["datasets"]["points"] if value["name"] == "broken") == 9000.0
+
+
+def test_a_budget_above_the_edge_moves_the_edge():
+    shown = points(front(*POINTS, point("broken", 9000.0, 200)), FAMILIES)
+    drawn = front_chart(shown, "size_bytes", BudgetLines(perplexity=10_000.0), dark=False)
+    assert {value["perplexity"] == value["drawn"] for value in drawn["datasets"]["points"]} == {True}
+    assert "upper edge" not in drawn["layer"][1]["encoding"]["y"]["title"]
 
 
 def test_every_axis_has_its_column():
@@ -119,7 +133,7 @@ def test_a_budget_lies_where_it_would_be_missed():
     met = {point.name for point in shown if point.perplexity <= budget.perplexity and point.size_mb <= budget.cost}
     assert met == {"good"}
     drawn = front_chart(shown, "size_bytes", budget, dark=False)
-    assert [set(rule) for rule in rules(drawn)] == [{"size_mb", "what"}, {"perplexity", "what"}]
+    assert [set(rule) for rule in rules(drawn)] == [{"size_mb", "what"}, {"drawn", "what"}]
     # A share of the bytes says nothing of speed, and without a base nothing is known.
     assert budget_lines(front(*POINTS, cost_axis="decode_tokens_per_second"), {"size_ratio": 0.35}) == BudgetLines()
     assert budget_lines(front(POINTS[1]), {"size_ratio": 0.35}) == BudgetLines()

@@ -45,6 +45,9 @@ _VERDICTS = {
 }
 # From here on a linear axis hides the differences among good points.
 _LOGARITHMIC_FROM = 8.0
+# So many times the lowest perplexity is broken, however much more it is: such a point lies at the upper edge, where it
+# does not press all others together.
+_BROKEN_FROM = 10.0
 _IMAGE_WIDTH, _HEIGHT = 900, 520
 
 
@@ -171,11 +174,15 @@ def front_chart(shown: Sequence[Point], cost_axis: CostAxis, budget: BudgetLines
     The points stand apart from the chart, as data sets: Altair would copy and check each value many times over.
     """
     axis = AXES[cost_axis]
-    figures = [point.perplexity for point in shown] + ([budget.perplexity] if budget.perplexity is not None else [])
+    edge = max(_BROKEN_FROM * min(point.perplexity for point in shown), budget.perplexity or 0.0)
+    figures = [min(point.perplexity, edge) for point in shown]
+    figures += [] if budget.perplexity is None else [budget.perplexity]
     logarithmic = max(figures) > _LOGARITHMIC_FROM * min(figures)
+    kind = ", logarithmic" if logarithmic else ""
+    beyond = f"; beyond {edge:.3g} at the upper edge" if any(point.perplexity > edge for point in shown) else ""
     y = alt.Y(
-        "perplexity:Q",
-        title="Perplexity (lower is better" + (", logarithmic)" if logarithmic else ")"),
+        "drawn:Q",
+        title=f"Perplexity (lower is better{kind}{beyond})",
         scale=alt.Scale(type="log", nice=True) if logarithmic else alt.Scale(zero=False, nice=True, padding=16),
         axis=alt.Axis(tickCount=6, format="~s") if logarithmic else alt.Axis(tickCount=6),
     )
@@ -192,7 +199,7 @@ def front_chart(shown: Sequence[Point], cost_axis: CostAxis, budget: BudgetLines
     colours = _colours(shown)
     # Those on the front are drawn last, so that no dominated one hides them.
     ordered = sorted(shown, key=lambda point: point.on_front)
-    lines = [asdict(point) | {"fill": _fill(point, colours)} for point in ordered]
+    lines = [asdict(point) | {"fill": _fill(point, colours), "drawn": min(point.perplexity, edge)} for point in ordered]
     return spec | {
         "datasets": {"points": lines, "front": [line for line in lines if line["on_front"]]},
         # One legend below the other, since side by side they do not fit a telephone. Altair does not know this setting.
@@ -202,7 +209,7 @@ def front_chart(shown: Sequence[Point], cost_axis: CostAxis, budget: BudgetLines
 
 def _rules(budget: BudgetLines, column: str, x: alt.X, y: alt.Y) -> list[alt.Chart]:
     drawn = []
-    for place, channel, at in ((budget.cost, {"x": x}, column), (budget.perplexity, {"y": y}, "perplexity")):
+    for place, channel, at in ((budget.cost, {"x": x}, column), (budget.perplexity, {"y": y}, "drawn")):
         if place is not None:
             drawn.append(
                 alt.Chart(alt.Data(values=[{at: place, "what": "limit of the budget"}]))
