@@ -14,7 +14,7 @@ from paredown.dispatcher.searching import advance
 @pytest.fixture
 def search(model_uri: str) -> dict[str, Any]:
     """A search on a model whose widths take groups of 32 and 64."""
-    space = {"quantizers": ["rtn", "gptq"], "bits": [4, 8], "pruners": [], "droppers": []}
+    space = {"quantizers": ["rtn", "gptq"], "bits": [4, 8], "embeddings": [16], "pruners": [], "droppers": []}
     calibration = {"samples": 4, "sequence_length": 64}
     return {"model": model_uri, "max_size_ratio": 0.6, "space": space, "calibration": calibration}
 

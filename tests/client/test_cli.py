@@ -478,7 +478,9 @@ def test_a_sweep_file_is_refused_with_the_place_of_the_mistake(tmp_path: Path) -
 
 def test_a_search_is_submitted_shown_and_cancelled(tmp_path: Path) -> None:
     path = tmp_path / "search.yaml"
-    path.write_text(f"model: {MODEL}\nspace: {{quantizers: [gptq], bits: [3, 4], pruners: [], droppers: []}}\n")
+    path.write_text(
+        f"model: {MODEL}\nspace: {{quantizers: [gptq], bits: [3, 4], embeddings: [16], pruners: [], droppers: []}}\n"
+    )
     assert "give max_size_ratio" in pare("search", "submit", str(path)).stderr
     made = told(pare("search", "submit", str(path), "--max-size-ratio", "0.5", "--json"))
     assert told(pare("search", "list", "--json"))["items"][0]["id"] == made["id"]

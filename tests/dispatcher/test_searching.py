@@ -9,8 +9,8 @@ from sqlalchemy import func, update
 from tests.core.builders import MODEL, make_artifact, make_evaluation
 
 from paredown.contracts.job import JobError, JobState, Plan
-from paredown.contracts.recipes import recipe_name
-from paredown.contracts.search import Rung, SearchDetails, SearchSpec, SearchState
+from paredown.contracts.recipes import Gptq, recipe_name
+from paredown.contracts.search import Rung, SearchDetails, SearchSpace, SearchSpec, SearchState, recipe_of
 from paredown.core import jobs, searches
 from paredown.core.catalogue import NewArtifact
 from paredown.core.db import Database
@@ -41,7 +41,8 @@ Submit = Callable[..., SearchDetails]
 @pytest.fixture
 def submit(database: Database, project: UUID) -> Submit:
     def make(**fields: Any) -> SearchDetails:
-        space = {"quantizers": ["rtn", "gptq"], "bits": [2, 3, 4, 8], "pruners": [], "droppers": []}
+        space = {"quantizers": ["rtn", "gptq"], "bits": [2, 3, 4, 8], "embeddings": [16]}
+        space |= {"pruners": [], "droppers": []}
         spec = SearchSpec.model_validate(
             {"model": MODEL, "max_size_ratio": 0.35, "space": {**space, **fields.pop("space", {})}, **fields}
         )
@@ -140,6 +141,15 @@ def test_proxies_are_cheap_and_survivors_are_not(database: Database, project: UU
     assert {(job.spec.evaluation.samples, job.spec.calibration.samples) for job in proxies} == {(5, 10)}
     assert f"search:{search.id}" in full.spec.tags
     assert all("proxy" in job.spec.tags for job in proxies)
+
+
+def test_embeddings_are_part_of_the_space() -> None:
+    space = SearchSpace(quantizers=("gptq",), bits=(4,), group_sizes=(64,), embeddings=(16, 8), pruners=(), droppers=())
+    last = [recipe_of(parameters)[-1] for parameters in space.combinations()]
+    assert last == [Gptq(bits=4, group_size=64), Gptq(bits=4, group_size=64, embeddings=8)]
+    # What a search of the release before has stored.
+    stored = {"first": "nothing", "quantizer": "gptq", "group_size": 64, "bits": 4}
+    assert recipe_of(stored) == (Gptq(bits=4, group_size=64),)
 
 
 def test_the_fewest_bytes_within_a_loss(database: Database, submit: Submit, work: Work) -> None:
@@ -267,7 +277,7 @@ def test_what_is_there_already_is_not_made_again(database: Database, project: UU
 
 @pytest.mark.parametrize(("good", "bad"), [("gptq", "rtn"), ("rtn", "gptq")])
 def test_the_optimizer_learns_and_repeats_itself(good: str, bad: str) -> None:
-    spec = SearchSpec(model=MODEL, max_size_ratio=0.5, max_trials=20)
+    spec = SearchSpec(model=MODEL, max_size_ratio=0.5, max_trials=20, space=SearchSpace(embeddings=(16,)))
     candidates = spec.space.combinations()
     tried = list(range(0, len(candidates), 12))
 

@@ -45,6 +45,11 @@ class SearchSpace(Contract):
         (2.5, 3.0, 3.5, 4.0, 5.0), min_length=1, description="Of mixed."
     )
     group_sizes: tuple[GroupSize, ...] = Field((32, 64, 128), min_length=1, description="Weights that share a scale.")
+    embeddings: tuple[Literal[4, 5, 8, 16], ...] = Field(
+        (16, 8),
+        min_length=1,
+        description="Bits of embeddings and head, which are much of a small model. 4 and 5 need the format gguf.",
+    )
     pruners: tuple[Literal["wanda", "sparsegpt"], ...] = Field(
         ("sparsegpt",), description="Zeros before quantizing. They save bytes only where the format stores none."
     )
@@ -71,14 +76,15 @@ class SearchSpace(Contract):
                 widths: list[Parameters] = [{"average_bits": bits} for bits in self.average_bits]
             else:
                 widths = [{"bits": bits} for bits in self.bits]
-            last += [{"quantizer": name, "group_size": size, **width} for width in widths]
+            shared = {"quantizer": name, "group_size": size}
+            last += [shared | width | {"embeddings": bits} for width, bits in product(widths, self.embeddings)]
         return [before | after for before, after in product(first, last)]
 
 
 def recipe_of(parameters: Parameters) -> Recipe:
     """The recipe that these parameters stand for."""
     last = {"method": parameters["quantizer"], "group_size": parameters["group_size"]}
-    last |= {name: parameters[name] for name in ("bits", "average_bits") if name in parameters}
+    last |= {name: parameters[name] for name in ("bits", "average_bits", "embeddings") if name in parameters}
     stages: list[dict[str, Any]] = [last]
     match parameters["first"]:
         case "wanda" | "sparsegpt" as pruner:

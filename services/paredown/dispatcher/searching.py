@@ -100,6 +100,9 @@ def _proposed(trial: optuna.Trial, choices: dict[str, CategoricalDistribution]) 
         chosen[extra] = ask(extra)
     width = "average_bits" if chosen["quantizer"] == "mixed" else "bits"
     chosen[width] = ask(width)
+    # A search of a release that knew none has none.
+    if "embeddings" in choices:
+        chosen["embeddings"] = ask("embeddings")
     return chosen
 
 
