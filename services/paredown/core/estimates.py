@@ -344,7 +344,7 @@ def memory_of(shape: ModelShape, spec: JobSpec, device: str) -> Memory:
         across = max(across, outer + block + tried + logits)
     if any(isinstance(stage, LlmPruner | Mixed) for stage in spec.recipe):
         # The block and its gradient, both again in float32, a micro-batch's activations with theirs, and the loss.
-        head = 4 * 4 * shape.vocab_size * _GRADIENT_HEAD_TOKENS
+        head = 2 * 4 * shape.vocab_size * _GRADIENT_HEAD_TOKENS
         gradients = 2 * block_parameters * (number + 4) + 2 * micro_batch * inside + head
         if any(isinstance(stage, Mixed) for stage in spec.recipe):
             # Second moments of all inputs of a block at once, where the pass through linears has one input's.
@@ -481,9 +481,9 @@ def _training_bytes(base: ModelShape, shape: ModelShape, stage: Training, number
         outer = (base.other_parameters + shape.other_parameters) * number
         return outer + 2 * block * (number + 2) + adapters // shape.num_blocks + states + micro_batch * inside
     weights = shape.parameters + (base.parameters if isinstance(stage, Distil) else 0)
-    # What entered each block, of a batch; logits and their gradients, of both models in float32.
+    # What entered each block, of a batch; logits and their gradients in float32, of both models where there are two.
     entering = number * tokens * shape.hidden_size * shape.num_blocks
-    logits = 4 * 4 * shape.vocab_size * _GRADIENT_HEAD_TOKENS
+    logits = (4 if isinstance(stage, Distil) else 2) * 4 * shape.vocab_size * _GRADIENT_HEAD_TOKENS
     return weights * number + adapters + entering + micro_batch * inside + logits
 
 
