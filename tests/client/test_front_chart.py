@@ -96,7 +96,7 @@ def test_broken_models_do_not_flatten_the_good_ones():
     placed = {value["name"]: value["drawn"] for value in drawn["datasets"]["points"]}
     assert placed["broken"] == pytest.approx(edge)
     assert placed["good"] == next(one.perplexity for one in shown if one.name == "good")
-    assert "upper edge" in y["title"]
+    assert y["title"] == ["Perplexity (lower is better, logarithmic)", "beyond 200 at the upper edge"]
     assert next(value["perplexity"] for value in drawn["datasets"]["points"] if value["name"] == "broken") == 9000.0
 
 
@@ -104,7 +104,7 @@ def test_a_budget_above_the_edge_moves_the_edge():
     shown = points(front(*POINTS, point("broken", 9000.0, 200)), FAMILIES)
     drawn = front_chart(shown, "size_bytes", BudgetLines(perplexity=10_000.0), dark=False)
     assert {value["perplexity"] == value["drawn"] for value in drawn["datasets"]["points"]} == {True}
-    assert "upper edge" not in drawn["layer"][1]["encoding"]["y"]["title"]
+    assert len(drawn["layer"][1]["encoding"]["y"]["title"]) == 1
 
 
 def test_every_axis_has_its_column():

@@ -48,7 +48,7 @@ _LOGARITHMIC_FROM = 8.0
 # So many times the lowest perplexity is broken, however much more it is: such a point lies at the upper edge, where it
 # does not press all others together.
 _BROKEN_FROM = 10.0
-_IMAGE_WIDTH, _HEIGHT = 900, 520
+_IMAGE_WIDTH, _HEIGHT = 900, 620
 
 
 @dataclass(frozen=True)
@@ -178,12 +178,16 @@ def front_chart(shown: Sequence[Point], cost_axis: CostAxis, budget: BudgetLines
     figures = [min(point.perplexity, edge) for point in shown]
     figures += [] if budget.perplexity is None else [budget.perplexity]
     logarithmic = max(figures) > _LOGARITHMIC_FROM * min(figures)
-    kind = ", logarithmic" if logarithmic else ""
-    beyond = f"; beyond {edge:.3g} at the upper edge" if any(point.perplexity > edge for point in shown) else ""
+    title = ["Perplexity (lower is better" + (", logarithmic)" if logarithmic else ")")]
+    if any(point.perplexity > edge for point in shown):
+        title.append(f"beyond {edge:.3g} at the upper edge")
     y = alt.Y(
         "drawn:Q",
-        title=f"Perplexity (lower is better{kind}{beyond})",
-        scale=alt.Scale(type="log", nice=True) if logarithmic else alt.Scale(zero=False, nice=True, padding=16),
+        title=title,
+        # Whole powers of ten would leave most of a logarithmic axis empty.
+        scale=alt.Scale(type="log", domain=[min(figures) * 0.9, max(figures) * 1.1], nice=False)
+        if logarithmic
+        else alt.Scale(zero=False, nice=True, padding=16),
         axis=alt.Axis(tickCount=6, format="~s") if logarithmic else alt.Axis(tickCount=6),
     )
     x = alt.X(f"{axis.column}:Q", title=axis.title, scale=alt.Scale(zero=False, nice=True, padding=24))

@@ -606,7 +606,9 @@ def seconds_of(shape: ModelShape, spec: JobSpec, device: str, threads: int | Non
     squares = sum(linear.share * linear.in_features**2 for linear in _distinct_inputs(shape))
     solves = _needs_hessian(spec)
     hessian = 1.2 * squares * shape.num_blocks * tokens if solves else 0
-    solving = shape.linear_parameters / (speed.solved_weights if solves else speed.quantized_weights) / scale
+    # AWQ asks the Hessian how much an error matters, and rounds at once.
+    by_columns = any(stage.method in _HESSIAN_METHODS and not isinstance(stage, Awq) for stage in spec.recipe)
+    solving = shape.linear_parameters / (speed.solved_weights if by_columns else speed.quantized_weights) / scale
     for stage in spec.recipe:
         if isinstance(stage, Mixed):
             # Second moments once more, and a rounding of some rows for each choice.
