@@ -254,8 +254,8 @@ def _other_tensors(shape: ModelShape) -> int:
 # A process that has imported torch and transformers and read a tokenizer; measured resident size on Linux.
 PROCESS_BYTES = 560 * 2**20
 CUDA_CONTEXT_BYTES = 600 * 2**20
-# What was freed between pieces still in use, and what libraries hold beside the sums below: over 24 recipes on the
-# packaged model peaks were 905 to 1500 MB, of which these sums explain all but a fifth to a quarter.
+# What was freed between pieces still in use, and what libraries hold beside the sums below. With it, 20 of 24 recipes
+# on the packaged model peaked within 15 % of their plans (docs/performance.md).
 _FRAGMENTATION = 1.25
 # Hidden states of tasks (engine/evaluation/task_models.py); lm-eval with its data library once imported (107 MiB of
 # resident size on Linux), and its requests.

@@ -1,6 +1,7 @@
 """Texts of languages and subjects whose perplexity a job measures one by one."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 import streamlit as st
@@ -16,7 +17,7 @@ def ask(sources: Mapping[str, str], slots: dict[str, DeltaGenerator]) -> None:
     st.multiselect(
         "Languages and subjects",
         list(dict.fromkeys([*sources, *_chosen()])),
-        format_func=lambda address: f"{sources[address]} ({address})" if address in sources else address,
+        format_func=partial(parts.source_name, sources),
         key=CHOSEN,
         accept_new_options=True,
         placeholder="None, or held-out texts whose perplexity is measured one by one",

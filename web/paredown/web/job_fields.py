@@ -5,6 +5,7 @@ without typing it again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
@@ -148,7 +149,7 @@ def _text_part(part: str, fields: Sequence[form.Field], sources: Mapping[str, st
         options,
         index=0,
         key=key,
-        format_func=lambda uri: f"{sources[uri]} ({uri})" if uri in sources else uri,
+        format_func=partial(parts.source_name, sources),
         accept_new_options=True,
         help=f"{source.help} Choose one, or write an address (hf://, https://, s3://, file://) and press Enter.",
         persist_state="session",

@@ -3,7 +3,7 @@
 import html
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -54,6 +54,11 @@ _VERDICT_WORDS = {
     Verdict.MISSED: "budget missed",
     Verdict.OVERRIDDEN: "budget overridden",
 }
+
+
+def source_name(sources: Mapping[str, str], address: str) -> str:
+    """A text as a field offers it: a data set of the project by its name too."""
+    return f"{sources[address]} ({address})" if address in sources else address
 
 
 def plain(text: str) -> str:

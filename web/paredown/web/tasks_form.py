@@ -1,6 +1,7 @@
 """Tasks of a job: which benchmarks, where their rows lie, and how many of them."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import streamlit as st
@@ -101,7 +102,7 @@ def _address(label: str, name: TaskName, field: str, sources: Mapping[str, str],
         list(dict.fromkeys([*sources, *([chosen] if chosen else [])])),
         index=None,
         key=key,
-        format_func=lambda uri: f"{sources[uri]} ({uri})" if uri in sources else uri,
+        format_func=partial(parts.source_name, sources),
         accept_new_options=True,
         placeholder=example,
         help=help_,
