@@ -15,7 +15,7 @@ from torch import Tensor
 from paredown.contracts.families import shape_from_config
 from paredown.contracts.job import Format
 from paredown.contracts.recipes import Fp8, Fp8Gptq, Fp8Static, SmoothQuant, Stage
-from paredown.core.estimates import output_bytes
+from paredown.core.sizes import output_bytes
 from paredown.engine import statistics
 from paredown.engine.activations import ActivationGrid, entering, static_scale
 from paredown.engine.errors import FormatRefused, RecipeUnfit
@@ -194,7 +194,7 @@ def test_smoothed_weights_lose_less_output_when_later_columns_absorb_errors() ->
 
 
 def test_a_sample_is_spread_evenly_however_tokens_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics, "_SAMPLED", 4)
+    monkeypatch.setattr(statistics, "SAMPLED_TOKENS", 4)
     for size in (1, 3, 23):
         gathered = InputStatistics("layer", 1, {Statistic.SAMPLE}, CPU)
         for part in torch.arange(23.0).unsqueeze(1).split(size):

@@ -12,7 +12,7 @@ from torch import Tensor
 from paredown.contracts.families import shape_from_config
 from paredown.contracts.job import Format
 from paredown.contracts.recipes import Gptq, Rtn
-from paredown.core.estimates import output_bytes
+from paredown.core.sizes import output_bytes
 from paredown.engine.errors import ArtifactDamaged, FormatRefused
 from paredown.engine.formats import WRITERS, checkpoints, native
 from paredown.engine.formats.checkpoints import AwqBlock, GptqBlock

@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from paredown.contracts.families import MODEL_TYPES, shape_from_config
 from paredown.contracts.job import Format
 from paredown.contracts.recipes import Magnitude, Rtn, Stage
-from paredown.core.estimates import output_bytes
+from paredown.core.sizes import output_bytes
 from paredown.engine.data import load_tokenizer
 from paredown.engine.errors import FormatRefused
 from paredown.engine.formats import WRITERS

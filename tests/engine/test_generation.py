@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from tests.engine.orders import order
 
-from paredown.engine.evaluation.generation import NEW_TOKENS, PROMPTS, of_roles, repetition
+from paredown.contracts.pieces import GENERATED_TOKENS
+from paredown.engine.evaluation.generation import PROMPTS, of_roles, repetition
 from paredown.engine.inputs import read_inputs
 from paredown.engine.run import run
 from paredown.engine.runtimes import RuntimeProcess
@@ -45,7 +46,7 @@ def test_a_model_that_loops_is_told_from_one_that_writes(tmp_path: Path) -> None
     assert len(sound.prompts) == len(PROMPTS)
     assert written["base"].repetition == 0
     assert written["artifact"].repetition > 0.98
-    assert written["artifact"].new_tokens == NEW_TOKENS
+    assert written["artifact"].new_tokens == GENERATED_TOKENS
     assert all(sample.startswith(prompt[:8]) for sample, prompt in zip(written["base"].samples, PROMPTS, strict=True))
 
 

@@ -20,7 +20,7 @@ from paredown.contracts.job import EvaluationSettings, Format
 from paredown.contracts.recipes import Gptq, LlmPruner, Magnitude, Mixed, Rtn, ShortGpt, Stage
 from paredown.contracts.report import RuntimeProof
 from paredown.contracts.work import ENGINE_MESSAGE, EngineResult, EngineStarted, Origin
-from paredown.core.estimates import output_bytes
+from paredown.core.sizes import output_bytes
 from paredown.engine import llama_cpp
 from paredown.engine.errors import FormatRefused, RuntimeDisagrees
 from paredown.engine.formats import gguf, gguf_vocabulary

@@ -131,7 +131,7 @@ def test_some_rows_tell_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(linear.weight_OI, weight_OI)
     exact_C = mixed.foretold_errors_CO(linear, inputs, config) @ per_error_O
     assert of_some_C.tolist() == pytest.approx(exact_C.tolist(), rel=0.1)
-    monkeypatch.setattr(mixed, "_TRIED_ROWS", 1000)
+    monkeypatch.setattr(mixed, "TRIED_ROWS", 1000)
     assert mixed.foretold_losses_C(linear, inputs, per_error_O, config).tolist() == pytest.approx(exact_C.tolist())
     assert mixed.foretold_losses_C(linear, inputs, torch.zeros(1000), config).tolist() == [0, 0, 0, 0]
 

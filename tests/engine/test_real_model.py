@@ -33,7 +33,7 @@ from paredown.contracts.recipes import (
     Wanda,
 )
 from paredown.contracts.work import WorkOrder
-from paredown.core.estimates import output_bytes
+from paredown.core.sizes import output_bytes
 from paredown.engine import data
 from paredown.engine.run import run
 

@@ -118,7 +118,7 @@ def test_several_passes_through_the_blocks_score_the_same(
     tasks = [files(tmp_path, "hellaswag")]
     at_once = answers_of(stream_lm(model_dir), tasks)
     # Hidden states of 64 numbers of four bytes: two hundred tokens at once.
-    monkeypatch.setattr(task_models, "STATES_BYTES", 200 * 64 * 4)
+    monkeypatch.setattr(task_models, "TASK_STATES_BYTES", 200 * 64 * 4)
     assert (
         answers_of(stream_lm(model_dir), tasks)["hellaswag"].values["acc_norm"]
         == at_once["hellaswag"].values["acc_norm"]

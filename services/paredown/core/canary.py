@@ -18,10 +18,10 @@ from paredown.core.estimates import (
     memory_of,
     reading_seconds,
     seconds_of,
-    shape_left,
 )
 from paredown.core.history import download_seconds
 from paredown.core.settings import Pool
+from paredown.core.sizes import shape_left
 
 
 @dataclass(frozen=True)

@@ -53,16 +53,13 @@ from paredown.core.estimates import (
     evaluation_tokens,
     is_calibrated,
     memory_of,
-    output_bytes,
-    quantized_layers,
     seconds_of,
-    shape_after,
-    skipped,
     statistics_bytes,
     surveyed_states,
     trained_bytes,
 )
 from paredown.core.settings import Pool, Settings
+from paredown.core.sizes import output_bytes, quantized_layers, shape_after, skipped
 from paredown.core.sources.base import ModelDescription
 
 # Statistics of fewer tokens than this describe few layers well; GPTQ's and Wanda's papers use 128 × 2048.

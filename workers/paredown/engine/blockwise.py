@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from paredown.contracts.pieces import MICRO_BATCH_TOKENS
 from paredown.contracts.recipes import Training
 from paredown.contracts.report import StageReport
 from paredown.engine.adapters import Adapters, TunedView
@@ -19,7 +20,7 @@ from paredown.engine.architectures import Skeleton
 from paredown.engine.checkpoint import Checkpoint
 from paredown.engine.depth import through_block
 from paredown.engine.errors import Drained
-from paredown.engine.forward import MICRO_BATCH_TOKENS, BlockForward
+from paredown.engine.forward import BlockForward
 from paredown.engine.method import ModelWork
 from paredown.engine.training import Steps, check_trained, trained_linears, training_report
 from paredown.engine.weights import ModelReader

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from paredown.contracts.pieces import MICRO_BATCH_TOKENS
 from paredown.engine.architectures import Skeleton
 
-# Tokens of a micro-batch: enough to keep the cores busy, few enough for its activations to stay small.
-MICRO_BATCH_TOKENS = 4096
 _Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 

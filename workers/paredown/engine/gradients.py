@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from paredown.contracts.pieces import GRADIENT_HEAD_TOKENS
 from paredown.engine.architectures import Skeleton
 from paredown.engine.checkpoint import Checkpoint
 from paredown.engine.depth import Observations
@@ -21,9 +22,6 @@ from paredown.engine.forward import BlockForward
 from paredown.engine.method import ModelWork
 from paredown.engine.statistics import all_finite
 from paredown.engine.weights import ModelReader
-
-# Positions whose logits exist at once.
-_HEAD_TOKENS = 512
 
 # (logits_PV of some of the predicted positions, which they are among all of the micro-batch, in order) → their loss
 Loss = Callable[[Tensor, slice], Tensor]
@@ -137,8 +135,8 @@ def loss_gradient(
     hidden_PH = hidden_BTH.detach()[:, :-1].flatten(0, 1)
     total = 0.0
     parts = []
-    for start in range(0, len(hidden_PH), _HEAD_TOKENS):
-        part = slice(start, start + _HEAD_TOKENS)
+    for start in range(0, len(hidden_PH), GRADIENT_HEAD_TOKENS):
+        part = slice(start, start + GRADIENT_HEAD_TOKENS)
         leaf_PH = hidden_PH[part].detach().requires_grad_(True)
         value = loss(skeleton.logits(leaf_PH), part)
         total += float(value.detach())

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy
 import torch
 
+from paredown.contracts.pieces import PROVING_TOKENS
 from paredown.contracts.recipes import rounds_activations
 from paredown.contracts.report import Evaluation, Generation, RuntimeProof, Speed
 from paredown.contracts.runtimes import OWN_LOADER
@@ -63,7 +64,7 @@ def prove_artifact(
             proof = prove(
                 process,
                 prompt=prompt[: max(1, min(16, shape.context_length // 4))],
-                new_tokens=max(1, min(24, shape.context_length // 2)),
+                new_tokens=max(1, min(PROVING_TOKENS, shape.context_length // 2)),
                 tokens=tokens,
                 dtype=order.dtype,
                 reported=artifact.perplexity if artifact else None,

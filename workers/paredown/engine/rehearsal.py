@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from paredown.contracts.job import Calibration
+from paredown.contracts.pieces import MICRO_BATCH_TOKENS
 from paredown.contracts.recipes import Mixed, Stage
 from paredown.contracts.work import Rehearsal, WorkOrder
 from paredown.engine.architectures import Skeleton
@@ -23,7 +24,7 @@ from paredown.engine.depth import Blend, DepthView
 from paredown.engine.evaluation.divergence import Comparison, StatesFile
 from paredown.engine.evaluation.perplexity import perplexity
 from paredown.engine.formats import WRITERS
-from paredown.engine.forward import MICRO_BATCH_TOKENS, states_device
+from paredown.engine.forward import states_device
 from paredown.engine.inputs import Inputs, read_inputs, resolved_format
 from paredown.engine.memory import give_back, peak_memory_bytes, peak_resident_bytes
 from paredown.engine.methods import METHODS

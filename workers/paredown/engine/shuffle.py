@@ -12,9 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Rows of a block that a search looks at, and how often each group meets another one.
-_SEARCHED_ROWS = 256
-_ROUNDS = 12
+from paredown.contracts.pieces import EXCHANGING_ROUNDS, EXCHANGING_ROWS
 
 
 @dataclass(frozen=True)
@@ -56,11 +54,11 @@ def shuffled(score_RC: Tensor, kept: int, of: int) -> Tensor:
     """
     identity_C = torch.arange(score_RC.shape[1], device=score_RC.device)
     # Every so many rows: enough to know a channel, and the search's time does not grow with the layer.
-    sample_RC = score_RC[:: -(-score_RC.shape[0] // _SEARCHED_ROWS)]
+    sample_RC = score_RC[:: -(-score_RC.shape[0] // EXCHANGING_ROWS)]
     order_GM = score_RC.mean(0).argsort(descending=True, stable=True).view(of, -1).T.contiguous()
     if _retained(sample_RC, order_GM, kept) < _retained(sample_RC, identity_C.view(-1, of), kept):
         order_GM = identity_C.view(-1, of)
-    for turn in range(_ROUNDS):
+    for turn in range(EXCHANGING_ROUNDS):
         order_GM = _exchanged(sample_RC, order_GM, kept, turn)
     gained = _retained(score_RC, order_GM, kept) > _retained(score_RC, identity_C.view(-1, of), kept)
     return order_GM.flatten() if gained else identity_C

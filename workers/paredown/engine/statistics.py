@@ -13,6 +13,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
+from paredown.contracts.pieces import SAMPLED_TOKENS
 from paredown.engine.errors import HessianSingular, NanFound
 
 
@@ -27,14 +28,12 @@ class Statistic(StrEnum):
     HESSIAN = "hessian"  # XᵀX, of the least-squares loss of the layer's output: O(T I²)
 
 
-# Tokens of a sample: at least so many where there are as many, and less than twice that.
-_SAMPLED = 128
 # Bins of equal width into which a channel's values fall when their entropy is taken.
 _BINS = 100
 # A symmetric product is computed in so many panels of columns, since the part above their diagonal blocks need not be;
 # bfloat16 units take whole inputs into their layout for each panel, so fewer are faster there.
 _PANELS = 6
-_BFLOAT16_PANELS = 2
+_BFLOAT16_PANELS = 4
 _ENERGY_PANELS = 3
 # Tokens squared at once, so that the temporaries stay in a core's cache.
 _SQUARED_TOKENS = 128
@@ -77,8 +76,7 @@ class InputStatistics:
         self.num_tokens += inputs_TI.shape[0]
         is_bfloat16 = inputs_TI.dtype == torch.bfloat16
         if self._energy_I is not None:
-            for part_TI in torch.split(inputs_TI, _SQUARED_TOKENS):
-                self._energy_I += part_TI.float().square().sum(0)
+            self._energy_I += _energy(inputs_TI)
         if self.needs == {Statistic.ENERGY}:
             return
         inputs_TI = inputs_TI.float()
@@ -341,7 +339,7 @@ class _Sample:
         chosen_TI = inputs_TI[-self._seen % self._step :: self._step]
         self._seen += len(inputs_TI)
         self.inputs_TI = torch.cat([self.inputs_TI, chosen_TI]) if len(self.inputs_TI) else chosen_TI.clone()
-        while len(self.inputs_TI) >= 2 * _SAMPLED:
+        while len(self.inputs_TI) >= 2 * SAMPLED_TOKENS:
             self.inputs_TI = self.inputs_TI[::2].clone()
             self._step *= 2
 
@@ -390,6 +388,15 @@ def _invert_lower(lower_II: Tensor) -> None:
     _invert_lower(lower_II[second, second])
     left = lower_II[second, first] @ lower_II[first, first]
     torch.matmul(lower_II[second, second], left.neg_(), out=lower_II[second, first])
+
+
+def _energy(inputs_TI: Tensor) -> Tensor:
+    """Sums of squares over the tokens, in float32."""
+    squares_PI = torch.zeros(min(_SQUARED_TOKENS, len(inputs_TI)), inputs_TI.shape[1], device=inputs_TI.device)
+    for part_TI in torch.split(inputs_TI, _SQUARED_TOKENS):
+        part_TI = part_TI.float()
+        squares_PI[: len(part_TI)].addcmul_(part_TI, part_TI)
+    return squares_PI.sum(0)
 
 
 def _add_gram(gram_II: Tensor, inputs_TI: Tensor, panels: int) -> None:

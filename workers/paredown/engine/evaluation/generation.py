@@ -8,6 +8,7 @@ under greedy decoding too, so what counts is the rise over the base, which reads
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
+from paredown.contracts.pieces import GENERATED_TOKENS
 from paredown.contracts.report import Generation
 from paredown.engine.evaluation.speed import Role
 from paredown.engine.inputs import Inputs
@@ -21,7 +22,6 @@ PROMPTS = (
     "The committee met on Tuesday to discuss",
     "When water is heated in a closed vessel,",
 )
-NEW_TOKENS = 64
 _GRAM = 4
 
 
@@ -37,14 +37,14 @@ def of_roles(processes: Mapping[Role, RuntimeProcess], inputs: Inputs) -> dict[R
 
 
 def _written_by(process: RuntimeProcess, inputs: Inputs) -> Generation:
-    """Texts of NEW_TOKENS tokens, or of what a short context leaves."""
+    """Texts of GENERATED_TOKENS tokens, or of what a short context leaves."""
     tokenizer, context = inputs.tokenizer, inputs.shape.context_length
     prompts = [list(tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in PROMPTS]
     # Of one length, so that a runtime can read them at once without padding.
     length = max(1, min(context // 4, *map(len, prompts)))
     begun = [] if inputs.first_token is None else [inputs.first_token]
     read = [[*begun, *prompt[:length]] for prompt in prompts]
-    new_tokens = max(1, min(NEW_TOKENS, context // 2))
+    new_tokens = max(1, min(GENERATED_TOKENS, context // 2))
     written = process.continuations(read, new_tokens)
     return Generation(
         prompts=len(PROMPTS),

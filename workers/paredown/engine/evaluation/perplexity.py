@@ -13,14 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from paredown.contracts.pieces import HEAD_TOKENS
 from paredown.engine.activations import entering, roundings
 from paredown.engine.architectures import Skeleton
 from paredown.engine.forward import BlockForward
 from paredown.engine.memory import trim_heap
 from paredown.engine.weights import ModelReader
-
-# Positions whose logits exist at once: V of them in float32 are 200 KB to 1 MB each.
-_HEAD_TOKENS = 128
 
 # Is told of every predicted position, in order and part by part: hidden_PH before the head, logits_PV, target_P.
 Observer = Callable[[Tensor, Tensor, Tensor], None]
@@ -70,7 +68,7 @@ def summed_loss(skeleton: Skeleton, hidden_BTH: Tensor, tokens_BT: Tensor, obser
     """Sum of the negative log-likelihoods."""
     hidden_PH, target_P = hidden_BTH[:, :-1].flatten(0, 1), tokens_BT[:, 1:].flatten()
     total = 0.0
-    for part_PH, part_P in zip(torch.split(hidden_PH, _HEAD_TOKENS), torch.split(target_P, _HEAD_TOKENS), strict=True):
+    for part_PH, part_P in zip(torch.split(hidden_PH, HEAD_TOKENS), torch.split(target_P, HEAD_TOKENS), strict=True):
         logits_PV = skeleton.logits(part_PH)
         total += float(functional.cross_entropy(logits_PV, part_P, reduction="none").sum(dtype=torch.float64))
         if observe is not None:

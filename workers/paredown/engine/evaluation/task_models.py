@@ -16,17 +16,14 @@ from lm_eval import utils
 from lm_eval.api.model import LM, TemplateLM
 from torch import Tensor
 
+from paredown.contracts.pieces import HEAD_TOKENS, MICRO_BATCH_TOKENS, TASK_STATES_BYTES
 from paredown.engine.activations import entering, roundings
 from paredown.engine.architectures import Skeleton
 from paredown.engine.errors import NanFound, TaskUnfit
-from paredown.engine.forward import MICRO_BATCH_TOKENS, BlockForward
+from paredown.engine.forward import BlockForward
 from paredown.engine.runtimes import TransformersProcess
 from paredown.engine.weights import ModelReader
 
-# Hidden states that exist at once; what is more takes another pass through the blocks.
-STATES_BYTES = 512 * 2**20
-# Positions whose logits exist at once.
-_HEAD_TOKENS = 128
 # Sequences of a micro-batch are filled up to a multiple of so many tokens, so that few shapes of masks exist.
 _WIDTH_STEP = 8
 # What lm-eval's `hf` model writes at most, where a task does not say.
@@ -119,7 +116,7 @@ class BlockStreamLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     def _passes(self, sequences: Sequence[tuple[int, ...]]) -> Iterator[list[list[tuple[int, ...]]]]:
         """Micro-batches of sequences that are ordered by length, as many as one pass through the blocks holds."""
         bytes_each = self._skeleton.hidden_size * self._skeleton.dtype.itemsize
-        room = STATES_BYTES // bytes_each
+        room = TASK_STATES_BYTES // bytes_each
         batches: list[list[tuple[int, ...]]] = []
         held = 0
         for batch in self._batches(sequences):
@@ -187,7 +184,7 @@ class BlockStreamLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         target_P = torch.tensor(targets, dtype=torch.long, device=hidden_PH.device)
         total, is_greedy = 0.0, True
         for part_PH, part_P in zip(
-            torch.split(hidden_PH, _HEAD_TOKENS), torch.split(target_P, _HEAD_TOKENS), strict=True
+            torch.split(hidden_PH, HEAD_TOKENS), torch.split(target_P, HEAD_TOKENS), strict=True
         ):
             logits_PV = self._skeleton.logits(part_PH)
             chosen_P = logits_PV.log_softmax(-1).gather(1, part_P[:, None])[:, 0]

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-# A shard is held in memory while it is written, so this bounds what writing takes.
-MAX_SHARD_BYTES = 2 * 2**30
+from paredown.contracts.pieces import SHARD_BYTES
+
 # What a tokenizer of the supported families may consist of. Code that lies beside it is left behind.
 TOKENIZER_FILES = (
     "added_tokens.json",
@@ -27,9 +27,7 @@ TOKENIZER_FILES = (
 )
 
 
-def write_weights(
-    tensors: Iterable[tuple[str, Tensor]], directory: Path, max_shard_bytes: int = MAX_SHARD_BYTES
-) -> int:
+def write_weights(tensors: Iterable[tuple[str, Tensor]], directory: Path, max_shard_bytes: int = SHARD_BYTES) -> int:
     """Write (name, tensor) pairs as safetensors, in shards with an index where one file is not enough.
 
     Only one shard's tensors are held at a time. Returns the bytes of the weight files.

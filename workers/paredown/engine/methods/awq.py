@@ -14,14 +14,12 @@ Shapes: O out_features, I in_features, G groups along the input, S weights of a 
 import torch
 from torch import Tensor
 
+from paredown.contracts.pieces import JUDGED_ROWS
 from paredown.contracts.recipes import Awq
 from paredown.engine.grid import fit_grid, group_width, quantized_linear
 from paredown.engine.method import LinearMethod, LinearWeight
 from paredown.engine.scaling import Fold
 from paredown.engine.statistics import InputStatistics, Statistic
-
-# Rows on which a scale is tried: at least so many where there are as many, and less than twice that.
-_JUDGED_ROWS = 256
 
 
 def compress(linear: LinearWeight, inputs: InputStatistics, config: Awq) -> None:
@@ -39,7 +37,7 @@ def best_scale(linear: LinearWeight, fold: Fold, inputs: InputStatistics, config
     """The candidate with the least output error; the first, which is 1 everywhere, where none has less."""
     magnitude_I = fold.shared(inputs.magnitude_I)
     plain = config.model_copy(update={"scale_search": "min_max"})
-    weight_RI = linear.weight_OI[:: max(1, len(linear.weight_OI) // _JUDGED_ROWS)]
+    weight_RI = linear.weight_OI[:: max(1, len(linear.weight_OI) // JUDGED_ROWS)]
 
     def error(scale_I: Tensor) -> float:
         weight_RGS = (weight_RI * scale_I).view(len(weight_RI), -1, width)

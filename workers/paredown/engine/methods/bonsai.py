@@ -23,6 +23,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from paredown.contracts.pieces import SUBMODELS_AT_ONCE
 from paredown.contracts.recipes import Bonsai
 from paredown.contracts.report import StageReport
 from paredown.engine.architectures import Skeleton
@@ -35,8 +36,6 @@ from paredown.engine.method import ModelMethod, ModelWork
 from paredown.engine.weights import ModelReader
 from paredown.engine.width import Widths, WidthView, narrowed
 
-# Sub-models that run side by side through a block that was read once; core/estimates.py counts their hidden states.
-_AT_ONCE = 8
 # Penalties of the ridge, over the mean square of a pair's row.
 _PENALTIES = [10.0**power for power in range(-3, 4)]
 # Of its prior a unit keeps this much, whatever sub-models say.
@@ -108,11 +107,14 @@ class _Passes:
         self._skeleton = Skeleton(model.config, work.dtype)
         self.num_blocks = self._skeleton.num_blocks
         self._few_NT = work.tokens_NT[: config.samples]
-        waves = -(-config.submodels // _AT_ONCE)
+        waves = -(-config.submodels // SUBMODELS_AT_ONCE)
         # What a block of each pass costs, in sequences.
         self._costs = config.rounds * [
             len(work.tokens_NT),
-            *[min(_AT_ONCE, config.submodels - wave * _AT_ONCE) * len(self._few_NT) for wave in range(waves)],
+            *[
+                min(SUBMODELS_AT_ONCE, config.submodels - wave * SUBMODELS_AT_ONCE) * len(self._few_NT)
+                for wave in range(waves)
+            ],
         ]
         steps = len(self._costs) * self.num_blocks
         self._checkpoint = Checkpoint(work.directory, work.identity, steps, sequential=True)
@@ -135,8 +137,8 @@ class _Passes:
     def losses(self, submodels: Sequence[Present]) -> list[float]:
         """The mean loss per predicted token of each, on the first `samples` sequences."""
         found: list[float] = []
-        for first in range(0, len(submodels), _AT_ONCE):
-            start = self._run(self._few_NT, submodels[first : first + _AT_ONCE], None)
+        for first in range(0, len(submodels), SUBMODELS_AT_ONCE):
+            start = self._run(self._few_NT, submodels[first : first + SUBMODELS_AT_ONCE], None)
             found += self._checkpoint.block(start + self.num_blocks - 1).dense("losses").tolist()
         return found
 

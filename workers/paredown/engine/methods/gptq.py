@@ -14,15 +14,13 @@ Units: damping is a share of the Hessian's mean diagonal.
 import torch
 from torch import Tensor
 
+from paredown.contracts.pieces import DAMPING_FACTORS
 from paredown.contracts.recipes import Gptq
 from paredown.engine.columns import LAZY_COLUMNS, Rounding, channel_importance, ordered, sweep
 from paredown.engine.errors import HessianSingular
 from paredown.engine.method import LinearMethod, LinearWeight
 from paredown.engine.quantized import QuantizedLinear
 from paredown.engine.statistics import InputStatistics, Statistic
-
-# What a search tries, as multiples of the damping that it was given; that one comes first, and wins a tie.
-_SEARCHED = (1.0, 0.1, 0.3, 3.0, 10.0)
 
 
 def compress(linear: LinearWeight, inputs: InputStatistics, config: Gptq) -> None:
@@ -31,7 +29,7 @@ def compress(linear: LinearWeight, inputs: InputStatistics, config: Gptq) -> Non
     if not config.damping_search:
         linear.quantize(solver.solve(config.damping))
         return
-    dampings = [min(config.damping * factor, 1.0) for factor in _SEARCHED]
+    dampings = [min(config.damping * factor, 1.0) for factor in DAMPING_FACTORS]
     best: QuantizedLinear | None = None
     best_error_O = torch.full((linear.weight_OI.shape[0],), torch.inf, device=linear.weight_OI.device)
     for damping in dict.fromkeys(dampings):

@@ -27,6 +27,7 @@ import highspy
 import torch
 from torch import Tensor
 
+from paredown.contracts.pieces import TRIED_ROWS
 from paredown.contracts.recipes import Gptq, Mixed
 from paredown.contracts.report import StageReport
 from paredown.engine.architectures import Skeleton
@@ -39,16 +40,12 @@ from paredown.engine.method import AssigningMethod, LinearWeight, ModelWork
 from paredown.engine.statistics import InputStatistics, Statistic
 from paredown.engine.weights import ModelReader
 
-# Rows of a layer whose rounding is tried: those that matter most. How much a row matters and how large it is are known
-# of all of them, and they differ little in how well they round.
-_TRIED_ROWS = 128
-
 
 def foretold_losses_C(linear: LinearWeight, inputs: InputStatistics, per_error_O: Tensor, config: Mixed) -> Tensor:
     """What each choice adds to the loss; `per_error_O` is the loss for a squared output error of 1 in a row."""
     weight_OI, cost_I = linear.weight_OI, column_costs_I(inputs, config)
     whole_O = (weight_OI.square() @ cost_I) * per_error_O
-    tried_R = whole_O.topk(min(len(whole_O), _TRIED_ROWS)).indices
+    tried_R = whole_O.topk(min(len(whole_O), TRIED_ROWS)).indices
     tried = LinearWeight(linear.name, weight_OI[tried_R], linear.storage_dtype)
     sampled = whole_O[tried_R].sum()
     losses_C = foretold_errors_CO(tried, inputs, config) @ per_error_O[tried_R]
