@@ -65,7 +65,7 @@ def is_calibrated(spec: JobSpec) -> bool:
 # A process that has imported torch and transformers and read a tokenizer; measured resident size on Linux.
 PROCESS_BYTES = 560 * 2**20
 CUDA_CONTEXT_BYTES = 600 * 2**20
-# What was freed between pieces still in use, and what libraries hold beside the sums below. With it, 20 of 24 recipes
+# What was freed between pieces still in use, and what libraries hold beside the sums below. With it, 23 of 24 recipes
 # on the packaged model peaked within 15 % of their plans (docs/performance.md).
 _FRAGMENTATION = 1.25
 # lm-eval with its data library once imported (107 MiB of resident size on Linux), and its requests.
