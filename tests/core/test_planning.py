@@ -26,8 +26,9 @@ from paredown.core.errors import (
     RecipeRefused,
 )
 from paredown.core.estimates import is_calibrated, memory_of, seconds_of
-from paredown.core.planning import check_recipe, make_plan, output_bytes
+from paredown.core.planning import check_recipe, make_plan
 from paredown.core.settings import Pool, Settings
+from paredown.core.sizes import output_bytes
 from paredown.core.sources import ModelDescription, SourceFile
 from paredown.engine.formats import WRITERS
 from paredown.engine.stream import compress_model
@@ -880,6 +881,12 @@ def test_more_work_takes_longer_and_more_memory() -> None:
     assert memory_of(shape, many, "cpu").rerunning < memory_of(shape, chosen, "cpu").rerunning
     deeper = shape_from_config(SMOL | {"num_hidden_layers": 60})
     assert memory_of(deeper, few, "cpu").pausing == memory_of(shape, few, "cpu").pausing
+
+
+def test_float8_takes_a_runtime_without_its_kernels_longer() -> None:
+    shape = shape_from_config(SMOL)
+    plain, float8 = (seconds_of(shape, job({"method": method}), "cpu", None, True) for method in ("rtn", "fp8"))
+    assert plain.reading + 5 < float8.reading
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,8 @@ def foretold_losses_C(linear: LinearWeight, inputs: InputStatistics, per_error_O
     """What each choice adds to the loss; `per_error_O` is the loss for a squared output error of 1 in a row."""
     weight_OI, cost_I = linear.weight_OI, column_costs_I(inputs, config)
     whole_O = (weight_OI.square() @ cost_I) * per_error_O
+    # Only the rows that matter most are rounded. How much a row matters and how large it is are known of all, and they
+    # differ little in how well they round.
     tried_R = whole_O.topk(min(len(whole_O), TRIED_ROWS)).indices
     tried = LinearWeight(linear.name, weight_OI[tried_R], linear.storage_dtype)
     sampled = whole_O[tried_R].sum()
