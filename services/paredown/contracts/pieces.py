@@ -3,14 +3,14 @@
 Only what a plan needs is here; what no formula asks for stays in the engine's file that it is of.
 """
 
-# Tokens of one forward pass through a block.
+# Tokens of one forward pass through a block: enough to keep the cores busy, few enough for small activations.
 MICRO_BATCH_TOKENS = 4096
-# Positions whose logits exist at once; and in a backward pass.
+# Positions whose logits exist at once, 200 KB to 1 MB each in float32; and in a backward pass.
 HEAD_TOKENS = 128
 GRADIENT_HEAD_TOKENS = 512
-# Bytes of the hidden states of tasks' requests that are kept at once.
+# Bytes of the hidden states of tasks' requests that exist at once; what is more takes another pass through the blocks.
 TASK_STATES_BYTES = 512 * 2**20
-# Bytes of a weight file, where more than one is written.
+# Largest weight file: it is held in memory while it is written.
 SHARD_BYTES = 2 * 2**30
 
 # New tokens after each fixed prompt, in which a model shows whether it repeats itself.
@@ -24,10 +24,10 @@ SAMPLED_TOKENS = 128
 DAMPING_FACTORS = (1.0, 0.1, 0.3, 3.0, 10.0)
 # Rows of a layer on which a scale of AWQ's is judged: at least so many, and less than twice that.
 JUDGED_ROWS = 256
-# Rows of a layer on which `mixed` tries each choice of bits.
+# Rows of a layer on which `mixed` tries each choice of bits: those that matter most.
 TRIED_ROWS = 128
 # Rows on which a search for channels to exchange looks, and how often each group meets another one.
 EXCHANGING_ROWS = 256
 EXCHANGING_ROUNDS = 12
-# Sub-models of Bonsai's whose hidden states exist at once.
+# Sub-models of Bonsai's that run side by side through a block that was read once.
 SUBMODELS_AT_ONCE = 8
