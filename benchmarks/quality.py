@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the forward passes")
     parser.add_argument("--format", choices=[*Format], default=Format.AUTO, help="gguf also runs llama.cpp")
     parser.add_argument("--samples", type=int, default=32, help="calibration sequences of 512 tokens")
+    parser.add_argument("--asymmetry", type=float, default=0, help="of calibration: GPTAQ's share")
     parser.add_argument("--evaluation-samples", type=int, default=20, help="evaluation sequences")
     parser.add_argument("--evaluation-length", type=int, default=1024, help="tokens of each")
     parser.add_argument(
@@ -77,7 +78,7 @@ def main() -> None:
                 model_dir=directory,
                 gguf_file=GGUF,
                 recipe=recipe,
-                calibration=Calibration(samples=arguments.samples, sequence_length=512),
+                calibration=Calibration(samples=arguments.samples, sequence_length=512, asymmetry=arguments.asymmetry),
                 calibration_text=calibration,
                 evaluation=EvaluationSettings(
                     samples=arguments.evaluation_samples,

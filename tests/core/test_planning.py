@@ -218,6 +218,34 @@ def test_experts_that_transformers_could_not_join_are_refused(
     check_recipe(shape_from_config(TINY), job(*(stage | {"skip": []} for stage in recipe), **more))
 
 
+def test_asymmetry_is_refused_where_tokens_have_no_counterpart() -> None:
+    mixture = shape_from_config(MIXTURE | {"model_type": "olmoe"})
+    asked = {"calibration": {"asymmetry": 0.5}}
+    with pytest.raises(RecipeRefused, match="sends it to other experts") as refused:
+        check_recipe(mixture, job({"method": "gptq", "group_size": 32}, **asked, format="safetensors"))
+    assert refused.value.field == "calibration.asymmetry"
+    # Where nothing is calibrated, how is of no account.
+    check_recipe(mixture, job({"method": "rtn", "group_size": 32}, **asked))
+    check_recipe(shape_from_config(TINY), job({"method": "gptq", "group_size": 32}, **asked))
+    with pytest.raises(ValidationError, match="set statistics to sequential"):
+        job({"method": "gptq"}, calibration={"asymmetry": 0.5, "statistics": "dense"})
+
+
+def test_the_base_beside_the_model_is_planned_for() -> None:
+    shape = shape_from_config(LLAMA)
+    for method in ("gptq", "wanda"):
+        alone, beside = (job({"method": method}, calibration={"asymmetry": share}) for share in (0, 0.5))
+        for activations in ("pausing", "rerunning"):
+            assert getattr(memory_of(shape, beside, "cpu"), activations) > getattr(
+                memory_of(shape, alone, "cpu"), activations
+            )
+        assert (
+            seconds_of(shape, beside, "cpu", None, True).blocks
+            > 1.5 * seconds_of(shape, alone, "cpu", None, True).blocks
+        )
+    assert "asymmetry" not in alone.calibration.model_dump(), "or hashes of older jobs would be others"
+
+
 def test_an_expert_costs_only_the_tokens_that_reach_it() -> None:
     """A mixture of the same parameters runs as fast as its experts for one token, and solves as much."""
     spec = job({"method": "gptq", "group_size": 32})

@@ -530,7 +530,14 @@ def test_a_hessian_that_does_not_factorize_names_layer_and_damping() -> None:
 @pytest.mark.parametrize("statistic", Statistic)
 def test_inputs_that_are_not_finite_name_the_layer(statistic: Statistic) -> None:
     gathered = InputStatistics("model.layers.3.mlp.fc1", 4, {statistic}, CPU)
-    gathered.add(torch.tensor([[1.0, 2.0, float("nan"), 3.0]]))
+    gathered.add(torch.tensor([[1.0, 2.0, float("nan"), 3.0]]), torch.ones(1, 4))
+    with pytest.raises(NanFound, match=r"model\.layers\.3\.mlp\.fc1"):
+        gathered.complete()
+
+
+def test_what_is_not_finite_in_the_base_beside_names_the_layer() -> None:
+    gathered = InputStatistics("model.layers.3.mlp.fc1", 4, {Statistic.HESSIAN, Statistic.SHIFT}, CPU)
+    gathered.add(torch.ones(1, 4), torch.tensor([[1.0, 2.0, float("inf"), 3.0]]))
     with pytest.raises(NanFound, match=r"model\.layers\.3\.mlp\.fc1"):
         gathered.complete()
 

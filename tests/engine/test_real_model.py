@@ -209,16 +209,17 @@ ORDER: dict[str, tuple[Recipe, Recipe]] = {
 @pytest.fixture(scope="module")
 def perplexity_of(
     tmp_path_factory: pytest.TempPathFactory, model_dir: Path, texts: dict[str, Path]
-) -> Callable[[Recipe], float]:
+) -> Callable[..., float]:
     """Of the artifact of a recipe, each measured once."""
 
     @cache
-    def measure(recipe: Recipe) -> float:
+    def measure(recipe: Recipe, asymmetry: float = 0) -> float:
         root = tmp_path_factory.mktemp("order")
         order = order_of(root, model_dir, texts, recipe, 16, 8)
-        report = run(
-            order.model_copy(update={"runtimes": (), "dtype": "bfloat16"}), lambda _: None, lambda: False
-        ).report
+        assert order.calibration is not None
+        calibration = order.calibration.model_copy(update={"asymmetry": asymmetry})
+        changes = {"runtimes": (), "dtype": "bfloat16", "calibration": calibration}
+        report = run(order.model_copy(update=changes), lambda _: None, lambda: False).report
         assert report.artifact is not None
         return report.artifact.perplexity
 
@@ -227,9 +228,17 @@ def perplexity_of(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pair", ORDER)
-def test_methods_keep_the_order_of_their_papers(pair: str, perplexity_of: Callable[[Recipe], float]) -> None:
+def test_methods_keep_the_order_of_their_papers(pair: str, perplexity_of: Callable[..., float]) -> None:
     better, worse = ORDER[pair]
     assert perplexity_of(better) < perplexity_of(worse)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [Gptq(bits=3), Wanda(), Sparsegpt()], ids=lambda stage: stage.method)
+def test_making_up_for_earlier_layers_lowers_perplexity(
+    stage: Gptq | Wanda | Sparsegpt, perplexity_of: Callable[..., float]
+) -> None:
+    assert perplexity_of((stage,), asymmetry=0.5) < 0.97 * perplexity_of((stage,))
 
 
 def test_the_artifact_of_a_gguf_file_brings_its_tokenizer(

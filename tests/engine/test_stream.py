@@ -13,6 +13,7 @@ from tests.engine.conftest import CPU, Compressor, shard_bytes
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from paredown.contracts.job import Calibration
 from paredown.contracts.recipes import Gptq, Magnitude, Rtn, Stage, Wanda
 from paredown.engine import block
 from paredown.engine.architectures import architecture_of
@@ -28,7 +29,9 @@ CHAIN: tuple[Stage, ...] = (Wanda(sparsity=0.5), Gptq(bits=4, group_size=32))
 pytestmark = pytest.mark.usefixtures("small_batches")
 
 
-def plain_loop(directory: Path, recipe: tuple[Stage, ...], tokens_NT: Tensor) -> dict[str, Tensor]:
+def plain_loop(
+    directory: Path, recipe: tuple[Stage, ...], tokens_NT: Tensor, asymmetry: float = 0
+) -> dict[str, Tensor]:
     """The same recipe with whole forwards of the whole model: one for each group of linears, in order of execution."""
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     architecture = architecture_of(model.config)
@@ -40,29 +43,37 @@ def plain_loop(directory: Path, recipe: tuple[Stage, ...], tokens_NT: Tensor) ->
             ):
                 # The artifact stores all else in 16 bits, and calibration runs on what the artifact will be.
                 parameter.copy_(parameter.bfloat16().float())
+    base = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16).float()
     results: dict[str, Tensor] = {}
     for index, _ in enumerate(model.get_submodule(architecture.blocks)):
         for group in architecture.groups:
             names = [f"{architecture.blocks}.{index}.{name}" for name in group]
-            seen: list[Tensor] = []
-            hook = model.get_submodule(names[0]).register_forward_pre_hook(
-                lambda _module, args, seen=seen: seen.append(args[0].flatten(0, -2))
-            )
-            with torch.no_grad():
-                model(input_ids=tokens_NT)
-            hook.remove()
-            gathered = InputStatistics(names[0], seen[0].shape[1], {Statistic.HESSIAN}, CPU)
-            gathered.add(seen[0])
+            inputs_TI = entering(model, names[0], tokens_NT)
+            gathered = InputStatistics(names[0], inputs_TI.shape[1], {Statistic.HESSIAN, Statistic.SHIFT}, CPU)
+            gathered.add(inputs_TI, entering(base, names[0], tokens_NT))
             gathered.complete()
             for name in names:
                 weight = model.get_parameter(f"{name}.weight")
                 target = LinearWeight(name, architecture.oriented(weight.detach()).clone().contiguous(), torch.bfloat16)
+                if asymmetry:
+                    target.aim(gathered.toward_base(target.weight_OI, asymmetry))
                 for stage in recipe:
                     METHODS[stage.method].compress(target, gathered, stage)
                 results[f"{name}.weight"] = architecture.oriented(target.weight_OI)
                 with torch.no_grad():
                     weight.copy_(results[f"{name}.weight"].bfloat16().float())
     return results
+
+
+def entering(model: nn.Module, linear: str, tokens_NT: Tensor) -> Tensor:
+    seen: list[Tensor] = []
+    hook = model.get_submodule(linear).register_forward_pre_hook(
+        lambda _module, args: seen.append(args[0].flatten(0, -2))
+    )
+    with torch.no_grad():
+        model(input_ids=tokens_NT)
+    hook.remove()
+    return seen[0]
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen3", "gpt2", "gemma3", "gpt_neox", "bloom", "falcon-new"])
@@ -94,17 +105,20 @@ def test_a_later_layer_sees_the_error_of_earlier_ones(
 
 
 @pytest.mark.parametrize("recipe", [CHAIN, (Wanda(pattern="2:4"),), (Gptq(activation_order=False, group_size=32),)])
+@pytest.mark.parametrize("asymmetry", [0, 0.5])
 @pytest.mark.parametrize("family", ["llama-tied", "mistral", "opt", "gpt2"])
 def test_reruns_give_the_bytes_of_pauses(
     family: str,
+    asymmetry: float,
     recipe: tuple[Stage, ...],
     tiny: Callable[[str], ModelFiles],
     compress: Compressor,
     tokens_NT: Tensor,
     tmp_path: Path,
 ) -> None:
-    compress(tiny(family), recipe, tokens_NT, "paused")
-    compress(tiny(family), recipe, tokens_NT, "rerun", pausing=False)
+    calibration = Calibration(asymmetry=asymmetry)
+    compress(tiny(family), recipe, tokens_NT, "paused", calibration=calibration)
+    compress(tiny(family), recipe, tokens_NT, "rerun", calibration=calibration, pausing=False)
     assert shard_bytes(tmp_path / "paused") == shard_bytes(tmp_path / "rerun")
 
 
@@ -158,17 +172,19 @@ def test_bfloat16_forwards_compress_nearly_as_well(
         assert rough.error == pytest.approx(exact.error, rel=0.1)
 
 
-@pytest.mark.parametrize("recipe", [CHAIN, (Rtn(group_size=32),)])
+@pytest.mark.parametrize(("recipe", "asymmetry"), [(CHAIN, 0), (CHAIN, 0.5), ((Rtn(group_size=32),), 0)])
 @pytest.mark.parametrize("stop_after", [0, 1, 2])
 def test_a_drained_run_goes_on_to_the_same_bytes(
     stop_after: int,
+    asymmetry: float,
     recipe: tuple[Stage, ...],
     tiny: Callable[[str], ModelFiles],
     compress: Compressor,
     tokens_NT: Tensor,
     tmp_path: Path,
 ) -> None:
-    compress(tiny("qwen2"), recipe, tokens_NT, "whole")
+    calibration = Calibration(asymmetry=asymmetry)
+    compress(tiny("qwen2"), recipe, tokens_NT, "whole", calibration=calibration)
     done: list[int] = []
 
     def note(finished: int, _of: int) -> None:
@@ -176,11 +192,17 @@ def test_a_drained_run_goes_on_to_the_same_bytes(
 
     with pytest.raises(Drained):
         compress(
-            tiny("qwen2"), recipe, tokens_NT, "parts", on_progress=note, should_drain=lambda: done[-1] == stop_after
+            tiny("qwen2"),
+            recipe,
+            tokens_NT,
+            "parts",
+            calibration=calibration,
+            on_progress=note,
+            should_drain=lambda: done[-1] == stop_after,
         )
     assert done[-1] == stop_after
     done.clear()
-    result = compress(tiny("qwen2"), recipe, tokens_NT, "parts", on_progress=note)
+    result = compress(tiny("qwen2"), recipe, tokens_NT, "parts", calibration=calibration, on_progress=note)
     assert done == list(range(stop_after, 4)), "finished blocks are not done again"
     assert shard_bytes(tmp_path / "parts") == shard_bytes(tmp_path / "whole")
     assert len(result.layers) == 3 * 7

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from paredown.contracts.recipes import Mixed, Quantizer, Recipe, Stage, Training, rounds_activations, storing
+from paredown.contracts.shapes import ModelShape
 from paredown.contracts.tasks import TASKS, TaskName
 
 Uri = Annotated[
@@ -67,6 +68,15 @@ class Calibration(Contract):
         description="Of which inputs: sequential takes those that the compressed layers before leave, so later layers "
         "make up for earlier ones; dense takes the base model's, which are the same for every recipe.",
     )
+    asymmetry: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        exclude_if=lambda share: share == 0,
+        description="Share of what earlier layers' errors change in a layer's output that its weights make up for "
+        "before they are compressed, by the base's inputs beside its own (GPTAQ, arXiv:2504.02692); 0.5 does well. "
+        "Takes another forward pass; only with sequential statistics.",
+    )
     exclude_held_out: bool = Field(
         False,
         exclude_if=lambda excluded: not excluded,
@@ -81,6 +91,24 @@ class Calibration(Contract):
                 "already; leave it out"
             )
         return self
+
+    @model_validator(mode="after")
+    def _knows_errors(self) -> "Calibration":
+        if self.asymmetry and self.statistics == "dense":
+            raise ValueError(
+                "asymmetry makes up for the errors of earlier layers, which dense statistics know nothing of; set "
+                "statistics to sequential, or asymmetry to 0"
+            )
+        return self
+
+    def refusal(self, shape: ModelShape) -> str | None:
+        """Why this model cannot be calibrated so, for the user; None where it can."""
+        if self.asymmetry and any(linear.of_expert for linear in shape.linears):
+            return (
+                f"asymmetry compares what each token gives in the base and in the compressed model, but a mixture of "
+                f"experts such as {shape.model_type} sends it to other experts in each; set asymmetry to 0."
+            )
+        return None
 
     @property
     def stored_id(self) -> UUID | None:

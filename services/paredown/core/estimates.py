@@ -107,6 +107,10 @@ def memory_of(shape: ModelShape, spec: JobSpec, device: str) -> Memory:
     kept += 4 if any(isinstance(stage, SmoothQuant) for stage in spec.recipe) else 0
     statistics = (4 + 3 * 8 + kept) * widest**2 if _needs_hessian(spec) else 4 * widest
     block_statistics = 4 * sum(linear.in_features**2 for linear in _distinct_inputs(shape))
+    asymmetric = _is_asymmetric(spec)
+    if asymmetric:
+        # What the base's inputs have beyond these, and the damped Hessian's factor in float64 and float32.
+        statistics += (4 + 8 + 4) * widest**2
     if _keeps_statistics(spec):
         # Written as a whole, and copied on the way.
         statistics += 2 * block_statistics
@@ -137,7 +141,10 @@ def memory_of(shape: ModelShape, spec: JobSpec, device: str) -> Memory:
     if any(isinstance(stage, Svd) for stage in spec.recipe):
         # The weight, the weight times its inputs' factor and both factors of the result, in float64.
         block += 4 * 8 * max(linear.weights for linear in shape.linears)
-    compression = outer + block + (statistics + calibrated * states if calibrated else 0)
+    # The base beside the compressed model: its block, its hidden states, and the activations of its forwards.
+    models = 2 if asymmetric else 1
+    block += (models - 1) * block_parameters * number
+    compression = outer + block + (statistics + models * calibrated * states if calibrated else 0)
     scores = micro_batch * shape.score_heads * length * (number + 4)
     # Of stages that look across blocks.
     across = 0
@@ -162,12 +169,12 @@ def memory_of(shape: ModelShape, spec: JobSpec, device: str) -> Memory:
     def peak(activations: int) -> int:
         return held(max(scores + max(compression + activations, evaluation), writing))
 
-    one_batch = peak(min(calibrated, micro_batch) * inside)
+    one_batch = peak(min(calibrated, micro_batch) * inside * models)
     # Only linear stages pause forwards; a survey of blocks runs one micro-batch after the other, and so does the pass
     # that gathers dense statistics.
     pausing = _streams(spec) and not _keeps_statistics(spec)
     return Memory(
-        pausing=peak(calibrated * inside) if pausing else one_batch,
+        pausing=peak(calibrated * inside * models) if pausing else one_batch,
         rerunning=one_batch,
         beyond_blocks=held(max(scores + max(across, tasks), writing)),
     )
@@ -313,8 +320,13 @@ def _training_flops(base: ModelShape, shape: ModelShape, stage: Training) -> flo
     return _TRAINING_SLOWNESS * 2 * (passes + head) * stage.trained_tokens
 
 
+def _is_asymmetric(spec: JobSpec) -> bool:
+    """Whether the base runs beside the model that the linear stages compress."""
+    return _streams(spec) and spec.calibration.asymmetry > 0
+
+
 def _needs_hessian(spec: JobSpec) -> bool:
-    return any(stage.method in _HESSIAN_METHODS for stage in spec.recipe)
+    return _is_asymmetric(spec) or any(stage.method in _HESSIAN_METHODS for stage in spec.recipe)
 
 
 def _searches_damping(spec: JobSpec) -> bool:
@@ -426,6 +438,11 @@ def seconds_of(shape: ModelShape, spec: JobSpec, device: str, threads: int | Non
     squares = sum(linear.share * linear.in_features**2 for linear in _distinct_inputs(shape))
     solves = _needs_hessian(spec)
     hessian = 1.2 * squares * shape.num_blocks * tokens if solves else 0
+    if _is_asymmetric(spec):
+        # The base's forward, its inputs' product with the model's own, and each weight's with both and with a factor.
+        forward *= 2
+        hessian += 2 * squares * shape.num_blocks * tokens
+        hessian += shape.num_blocks * sum(4 * linear.weights * linear.in_features for linear in shape.linears)
     # AWQ asks the Hessian how much an error matters, and rounds at once.
     by_columns = any(stage.method in _HESSIAN_METHODS and not isinstance(stage, Awq) for stage in spec.recipe)
     solving = shape.linear_parameters / (speed.solved_weights if by_columns else speed.quantized_weights) / scale

@@ -115,6 +115,8 @@ def check_recipe(shape: ModelShape, spec: JobSpec, earlier: tuple[Stage, ...] = 
         raise RecipeRefused(reason, field=field)
     if reason := unread_runtime(spec.evaluation, spec.resolved_format, spec.recipe):
         raise RecipeRefused(reason, field="evaluation.runtimes")
+    if is_calibrated(spec) and (reason := spec.calibration.refusal(shape)):
+        raise RecipeRefused(reason, field="calibration.asymmetry")
     _check_context(shape, spec)
 
 

@@ -4,7 +4,7 @@ Shapes: O out_features, I in_features, T tokens.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatchcase
 from functools import partial
 from itertools import zip_longest
@@ -12,15 +12,16 @@ from typing import Any
 
 import torch
 from greenlet import getcurrent, greenlet
-from torch import Tensor, nn
+from torch import Tensor
 
 from paredown.contracts.job import Calibration
 from paredown.contracts.recipes import Stage
 from paredown.contracts.report import LayerReport
 from paredown.engine.activations import ActivationGrid, entering
 from paredown.engine.architectures import Skeleton
+from paredown.engine.beside import BaseForward
 from paredown.engine.errors import ExpertsUnreached, NanFound
-from paredown.engine.forward import BlockForward
+from paredown.engine.forward import BlockForward, GroupHooks
 from paredown.engine.method import LinearWeight, joined, take_apart
 from paredown.engine.methods import METHODS
 from paredown.engine.scaling import Fold
@@ -72,8 +73,11 @@ class BlockRun:
         for group in range(len(self._groups)):
             self._compress(group, statistics[group] if statistics else self._statistics(group))
 
-    def stream_through(self, forward: BlockForward) -> None:
-        """Pause every micro-batch's forward at each group, compress the group, and run all of them on."""
+    def stream_through(self, forward: BlockForward, beside: BaseForward | None = None) -> None:
+        """Pause every micro-batch's forward at each group, compress the group, and run all of them on.
+
+        `beside` is the base's forward, where calibration has asymmetry.
+        """
         self._load_dense()
         gathered: dict[int, InputStatistics] = {}
         waiting: dict[int, tuple[int, greenlet]] = {}
@@ -102,14 +106,14 @@ class BlockRun:
             for micro_batch, inputs_TI in sorted(early.get(group, {}).items()):
                 if any(at < group for other, (at, _) in waiting.items() if other < micro_batch):
                     break
-                gathered[group].add(inputs_TI)
+                gathered[group].add(inputs_TI, beside.inputs(group, micro_batch) if beside else None)
                 del early[group][micro_batch]
 
         def pause(group: int, inputs: Tensor) -> None:
             getcurrent().parent.switch((group, inputs.flatten(0, -2)))
 
         # The pause comes first: what a linear's input goes through is known when its group is compressed.
-        with GroupHooks(self._skeleton, self._groups, pause), self._entering():
+        with GroupHooks(self._skeleton, self._groups, pause), self._entering(), _block(beside, self._index):
             try:
                 for micro_batch in range(len(forward.tokens)):
                     go_on(micro_batch, greenlet(run), micro_batch)
@@ -127,19 +131,21 @@ class BlockRun:
                     paused.throw()
         self._check_states(forward)
 
-    def rerun_through(self, forward: BlockForward) -> None:
+    def rerun_through(self, forward: BlockForward, beside: BaseForward | None = None) -> None:
         """The same work in the same order without pauses: the block starts again for each group. For little memory."""
         self._load_dense()
-        for target in range(len(self._groups)):
-            statistics = self._statistics(target)
-            hooks = GroupHooks(self._skeleton, self._groups, partial(_gather_and_stop, target, statistics))
-            with hooks, self._entering():
+        with _block(beside, self._index):
+            for target in range(len(self._groups)):
+                statistics = self._statistics(target)
                 for micro_batch in range(len(forward.tokens)):
-                    try:
-                        forward.call(self._index, micro_batch)
-                    except _Stop:
-                        _check_modes()
-            self._compress(target, statistics)
+                    base_TI = beside.inputs(target, micro_batch) if beside else None
+                    gather = partial(_gather_and_stop, target, statistics, base_TI)
+                    with GroupHooks(self._skeleton, self._groups, gather), self._entering():
+                        try:
+                            forward.call(self._index, micro_batch)
+                        except _Stop:
+                            _check_modes()
+                self._compress(target, statistics)
         with self._entering():
             for micro_batch in range(len(forward.tokens)):
                 forward.keep(micro_batch, forward.call(self._index, micro_batch))
@@ -170,6 +176,8 @@ class BlockRun:
         for name in names:
             for stage in self._stages(name):
                 needs |= METHODS[stage.method].needs
+        if needs and self._calibration.asymmetry:
+            needs |= {Statistic.HESSIAN, Statistic.SHIFT}
         _, in_features = self._skeleton.shape_OI(names[0])
         return InputStatistics(", ".join(names), in_features, needs, self._device)
 
@@ -199,6 +207,11 @@ class BlockRun:
         recipe = [
             stage for stage in self._own(self._groups[group][0]) if not (left_out and METHODS[stage.method].needs)
         ]
+        if Statistic.SHIFT in statistics.needs:
+            for linear in linears:
+                # What no stage looks at stays as it is.
+                if any(METHODS[stage.method].needs for stage in self._stages(linear.name)):
+                    linear.aim(statistics.toward_base(linear.weight_OI, self._calibration.asymmetry))
         for stage, following in zip_longest(recipe, recipe[1:]):
             self._apply(stage, following, group, linears, statistics)
         if linears[0].fold is not None and linears[0].scale_I is not None:
@@ -339,31 +352,15 @@ def _entered(scale_I: Tensor | None, activations: ActivationGrid | None, inputs:
     return inputs if activations is None else activations.rounded(inputs)
 
 
-class GroupHooks:
-    """Calls `pause` when a forward reaches the first linear of a group."""
-
-    def __init__(self, skeleton: Skeleton, groups: list[list[str]], pause: Any) -> None:
-        self._skeleton = skeleton
-        self._groups = groups
-        self._pause = pause
-        self._handles: list[Any] = []
-
-    def __enter__(self) -> None:
-        for group, names in enumerate(self._groups):
-            module = self._skeleton.model.get_submodule(names[0])
-            self._handles.append(module.register_forward_pre_hook(partial(self._arrive, group)))
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _arrive(self, group: int, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self._pause(group, args[0])
+def _block(beside: BaseForward | None, index: int) -> AbstractContextManager[None]:
+    return nullcontext() if beside is None else beside.block(index)
 
 
-def _gather_and_stop(target: int, statistics: InputStatistics, group: int, inputs: Tensor) -> None:
+def _gather_and_stop(
+    target: int, statistics: InputStatistics, base_TI: Tensor | None, group: int, inputs: Tensor
+) -> None:
     if group == target:
-        statistics.add(inputs.flatten(0, -2))
+        statistics.add(inputs.flatten(0, -2), base_TI)
     if group >= target:
         raise _Stop
 

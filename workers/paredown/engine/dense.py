@@ -17,15 +17,14 @@ import torch
 from torch import Tensor
 
 from paredown.engine.architectures import Skeleton
-from paredown.engine.block import GroupHooks
 from paredown.engine.checkpoint import Checkpoint, identity_hash
 from paredown.engine.depth import check_finite, through_block
 from paredown.engine.errors import Drained
-from paredown.engine.forward import BlockForward
+from paredown.engine.forward import BlockForward, GroupHooks
 from paredown.engine.statistics import InputStatistics, Statistic
 from paredown.engine.weights import ModelReader
 
-_ALWAYS = frozenset(Statistic) - {Statistic.ENTROPY}
+_ALWAYS = frozenset(Statistic) - {Statistic.ENTROPY, Statistic.SHIFT}
 _LOCKED_WAIT_SECONDS = 0.2
 
 

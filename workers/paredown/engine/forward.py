@@ -5,6 +5,7 @@ Shapes: N sequences, T tokens of each, B sequences of a micro-batch, H hidden si
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -110,3 +111,25 @@ def states_device(device: torch.device, hidden_bytes: int) -> torch.device:
         return device
     free, _ = torch.cuda.mem_get_info(device)
     return device if 6 * hidden_bytes < free else torch.device("cpu")
+
+
+class GroupHooks:
+    """Calls `pause` when a forward reaches the first linear of a group."""
+
+    def __init__(self, skeleton: Skeleton, groups: list[list[str]], pause: Any) -> None:
+        self._skeleton = skeleton
+        self._groups = groups
+        self._pause = pause
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> None:
+        for group, names in enumerate(self._groups):
+            module = self._skeleton.model.get_submodule(names[0])
+            self._handles.append(module.register_forward_pre_hook(partial(self._arrive, group)))
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _arrive(self, group: int, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._pause(group, args[0])

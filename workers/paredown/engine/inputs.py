@@ -79,6 +79,8 @@ def read_inputs(order: WorkOrder, output_format: Format) -> Inputs:
     if output_format is Format.COMPRESSED_TENSORS:
         compressed_tensors.check(files.config, order.recipe)
     calibrated = _calibration_of(order)
+    if calibrated is not None and (reason := calibrated.refusal(shape)):
+        raise RecipeUnfit(reason, field="calibration.asymmetry")
     if order.evaluation is not None and order.evaluation_text is None:
         raise OrderInvalid("The order asks for an evaluation and names no text for it.")
 

@@ -72,6 +72,10 @@ class LinearWeight:
     # The codes stand for weight_OI × scale_I: the input will come divided by it. Set by the stage that quantizes.
     scale_I: Tensor | None = None
 
+    def aim(self, weight_OI: Tensor) -> None:
+        """Go on from another weight, but for what is pruned already."""
+        self.weight_OI = weight_OI if self.pruned_OI is None else weight_OI.masked_fill_(self.pruned_OI, 0)
+
     def prune(self, mask_OI: Tensor) -> None:
         """Set weights to zero for good."""
         self.weight_OI.masked_fill_(mask_OI, 0)

@@ -222,7 +222,7 @@ _GATHERING_HESSIANS = 0.75  # of each calibration token
 _COMPARING = 0.25  # of each evaluation token: the base's head once more, and the distance of two distributions
 
 
-def _compress_cost(recipe: tuple[Stage, ...], samples: int, calibration_tokens: int) -> float:
+def _compress_cost(recipe: tuple[Stage, ...], samples: int, calibration_tokens: int, asymmetric: bool) -> float:
     linear = [METHODS[stage.method] for stage in recipe if stage.method in METHODS]
     grid = quantizer(recipe)
     solves = isinstance(grid, Mixed) or any(Statistic.HESSIAN in method.needs for method in linear)
@@ -233,7 +233,12 @@ def _compress_cost(recipe: tuple[Stage, ...], samples: int, calibration_tokens: 
         for stage in recipe
         if stage.method in ACROSS_BLOCKS
     )
-    read += calibration_tokens * (solves or any(method.needs for method in linear))
+    streams = solves or any(method.needs for method in linear)
+    read += calibration_tokens * streams
+    if streams and asymmetric:
+        # The base beside it; what its inputs have beyond the model's own takes a whole product where a Hessian takes
+        # a little more than half.
+        read += calibration_tokens * (1 + 2 * _GATHERING_HESSIANS + (0 if solves else _GATHERING_HESSIANS))
     sweeps = 5 if any(isinstance(stage, Gptq) and stage.damping_search for stage in recipe) else 1
     cost = _READING + read + solves * (calibration_tokens * _GATHERING_HESSIANS + sweeps * _SOLVING_COLUMNS)
     if any(isinstance(stage, Squeezellm) for stage in recipe):
@@ -248,8 +253,10 @@ def _parts(order: WorkOrder, inputs: Inputs, output_format: Format) -> dict[str,
     """The run's parts in their order."""
     samples = len(inputs.calibration.tokens_NT) if inputs.calibration is not None else 0
     calibration_tokens = inputs.calibration.tokens_NT.numel() if inputs.calibration is not None else 0
+    asymmetric = _calibration(order).asymmetry > 0
+    compressing = _compress_cost(order.recipe, samples, calibration_tokens, asymmetric)
     parts = {
-        "compress": Part(Phase.COMPRESS, _compress_cost(order.recipe, samples, calibration_tokens), "compressing"),
+        "compress": Part(Phase.COMPRESS, compressing, "compressing"),
         "write": Part(Phase.COMPRESS, 500.0, "writing"),
     }
     evaluated = 0 if inputs.evaluation is None else inputs.evaluation.tokens_NT.numel()
@@ -274,7 +281,7 @@ def _identity(order: WorkOrder, inputs: Inputs, device: torch.device) -> str:
     return identity_hash(
         [stage.identity() for stage in order.recipe],
         [stage.version for stage in order.recipe],
-        _calibration(order).model_dump(include={"unreached_experts", "min_expert_tokens", "statistics"}),
+        _calibration(order).model_dump(include={"unreached_experts", "min_expert_tokens", "statistics", "asymmetry"}),
         inputs.calibration.sha256 if inputs.calibration else None,
         [blocks.sha256 for blocks in inputs.training.values()],
         fingerprint(order.model_dir),

@@ -18,6 +18,7 @@ from paredown.contracts.recipes import Quantizer, Stage, Training
 from paredown.contracts.report import LayerReport, StageReport
 from paredown.engine.activations import ActivationGrid
 from paredown.engine.architectures import Skeleton
+from paredown.engine.beside import BaseForward
 from paredown.engine.block import BlockRun
 from paredown.engine.checkpoint import BlockShard, Checkpoint, identity_hash
 from paredown.engine.dense import DenseStatistics
@@ -216,14 +217,19 @@ def compress_model(
     todo = [index for index in range(num_blocks) if index not in checkpoint.finished]
     with torch.inference_mode():
         forward: BlockForward | None = None
+        beside: BaseForward | None = None
         if sequential and todo:
             assert tokens_NT is not None, "a stage needs calibration, but there are no tokens"
             skeleton.load_outer(outer, device)
             forward = BlockForward(skeleton, tokens_NT, device)
             skeleton.release_outer()
+            if calibration.asymmetry:
+                beside = BaseForward(files, tokens_NT, device, dtype, pausing=pausing)
             saved = checkpoint.hidden(todo[0], forward.states_device)
             if saved is not None:
-                forward.states = saved
+                forward.states = saved[: len(forward.tokens)]
+                if beside is not None:
+                    beside.states = saved[len(forward.tokens) :]
         for index in todo:
             if should_drain():
                 raise Drained
@@ -231,10 +237,12 @@ def compress_model(
             if forward is None:
                 block.compress_all(dense.of(index) if dense else None)
             elif pausing:
-                block.stream_through(forward)
+                block.stream_through(forward, beside)
             else:
-                block.rerun_through(forward)
-            hidden = forward.states if forward and index + 1 < num_blocks else None
+                block.rerun_through(forward, beside)
+            hidden: list[Tensor] | None = None
+            if forward is not None and index + 1 < num_blocks:
+                hidden = [*forward.states, *(beside.states if beside else ())]
             checkpoint.save(index, block.dense, block.quantized, tuple(block.layers), hidden)
             skeleton.release_block(index)
             # Or the heap falls into ever more pieces, and memory grows with the number of blocks.

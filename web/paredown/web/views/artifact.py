@@ -111,6 +111,7 @@ def _calibration(view: ArtifactView, manifest: Manifest) -> None:
             ("Source", parts.mono(calibration.source)),
             ("Sequences", f"{calibration.samples} × {calibration.sequence_length}"),
             ("Seed", str(calibration.seed)),
+            *([("Asymmetry", f"{calibration.asymmetry:g}")] if calibration.asymmetry else []),
             *([("Held out", f"{left_out} windows")] if left_out is not None else []),
             ("Tokens", parts.mono(f"{tokens[:16]}…")),
         ]
