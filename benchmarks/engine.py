@@ -1,6 +1,6 @@
 """What compressing costs, beside one plain forward pass over the same tokens and beside llm-compressor.
 
-    python benchmarks/engine.py [--peer PYTHON] [--repeats 3] [--samples 32] [--dtype float32] [--json]
+    python benchmarks/engine.py [--peer PYTHON] [--repeats 3] [--samples 32] [--dtype float32] [--asymmetry 0] [--json]
 
 Each round runs the plain forward pass (transformers, in a process of its own) and then, for each method, `pare run` and
 the peer, so that all meet the machine in the same state; the table shows medians over the rounds: seconds of
@@ -126,6 +126,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=32, help="calibration sequences")
     parser.add_argument("--sequence-length", type=int, default=512, help="tokens in each")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the forward passes")
+    parser.add_argument("--asymmetry", type=float, default=0, help="of our calibration: GPTAQ's share")
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 leaves torch's own choice")
     parser.add_argument("--peer", type=Path, help="interpreter of an environment with llm-compressor")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=["gptq-4", "wanda-50%", "sparsegpt-50%"])
@@ -157,6 +158,7 @@ def pare_run(
             "source": calibration.as_uri(),
             "samples": arguments.samples,
             "sequence_length": arguments.sequence_length,
+            "asymmetry": arguments.asymmetry,
         },
         "evaluation": {"source": evaluation.as_uri(), "samples": 20, "sequence_length": 1024, "speed": False},
         "dtype": arguments.dtype,
@@ -204,7 +206,8 @@ def show(rounds: dict[str, list[Figures]], arguments: argparse.Namespace) -> Non
     tokens = arguments.samples * arguments.sequence_length
     print(
         f"\n{GGUF}: {arguments.samples} × {arguments.sequence_length} = {tokens} tokens, {arguments.dtype}, "
-        f"{arguments.threads or os.cpu_count()} threads; medians of {arguments.repeats} rounds\n"
+        f"{arguments.threads or os.cpu_count()} threads, asymmetry {arguments.asymmetry:g}; "
+        f"medians of {arguments.repeats} rounds\n"
     )
     print(f"{'':<30}{'seconds':>9}{'× forward':>11}{'× peer':>8}{'peak memory':>14}{'× peer':>8}{'perplexity':>12}")
     for label, figures in medians.items():

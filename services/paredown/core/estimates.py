@@ -107,7 +107,7 @@ def memory_of(shape: ModelShape, spec: JobSpec, device: str) -> Memory:
     kept += 4 if any(isinstance(stage, SmoothQuant) for stage in spec.recipe) else 0
     statistics = (4 + 3 * 8 + kept) * widest**2 if _needs_hessian(spec) else 4 * widest
     block_statistics = 4 * sum(linear.in_features**2 for linear in _distinct_inputs(shape))
-    asymmetric = _is_asymmetric(spec)
+    asymmetric = is_asymmetric(spec)
     if asymmetric:
         # What the base's inputs have beyond these, and the damped Hessian's factor in float64 and float32.
         statistics += (4 + 8 + 4) * widest**2
@@ -320,13 +320,13 @@ def _training_flops(base: ModelShape, shape: ModelShape, stage: Training) -> flo
     return _TRAINING_SLOWNESS * 2 * (passes + head) * stage.trained_tokens
 
 
-def _is_asymmetric(spec: JobSpec) -> bool:
+def is_asymmetric(spec: JobSpec) -> bool:
     """Whether the base runs beside the model that the linear stages compress."""
     return _streams(spec) and spec.calibration.asymmetry > 0
 
 
 def _needs_hessian(spec: JobSpec) -> bool:
-    return _is_asymmetric(spec) or any(stage.method in _HESSIAN_METHODS for stage in spec.recipe)
+    return is_asymmetric(spec) or any(stage.method in _HESSIAN_METHODS for stage in spec.recipe)
 
 
 def _searches_damping(spec: JobSpec) -> bool:
@@ -438,7 +438,7 @@ def seconds_of(shape: ModelShape, spec: JobSpec, device: str, threads: int | Non
     squares = sum(linear.share * linear.in_features**2 for linear in _distinct_inputs(shape))
     solves = _needs_hessian(spec)
     hessian = 1.2 * squares * shape.num_blocks * tokens if solves else 0
-    if _is_asymmetric(spec):
+    if is_asymmetric(spec):
         # The base's forward, its inputs' product with the model's own, and each weight's with both and with a factor.
         forward *= 2
         hessian += 2 * squares * shape.num_blocks * tokens

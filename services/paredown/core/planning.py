@@ -51,6 +51,7 @@ from paredown.core.estimates import (
     calibration_tokens,
     checkpoint_bytes,
     evaluation_tokens,
+    is_asymmetric,
     is_calibrated,
     memory_of,
     seconds_of,
@@ -323,8 +324,10 @@ def make_plan(spec: JobSpec, description: ModelDescription, settings: Settings) 
     seconds = seconds_of(shape, spec, pool.device, settings.engine_threads, pausing).total
     seconds += description.download_bytes / DOWNLOAD_BYTES_PER_SECOND
     number = 4 if spec.dtype == "float32" else 2
-    # Checkpoint: the finished blocks, dense and packed, and the hidden states; then the artifact itself.
-    checkpoint = checkpoint_bytes(shape, output) + calibration_tokens(spec) * shape.hidden_size * number
+    # Checkpoint: the finished blocks, dense and packed, and the hidden states, where the base runs beside its too; then
+    # the artifact itself.
+    states = calibration_tokens(spec) * (2 if is_asymmetric(spec) else 1)
+    checkpoint = checkpoint_bytes(shape, output) + states * shape.hidden_size * number
     checkpoint += surveyed_states(shape, spec) * shape.hidden_size * number + trained_bytes(shape, spec)
     # What enters the base's head, to compare the artifact with.
     checkpoint += evaluation_tokens(spec) * shape.hidden_size * number

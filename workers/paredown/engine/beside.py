@@ -7,6 +7,7 @@ Shapes: T tokens of a micro-batch, I in_features.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from greenlet import getcurrent, greenlet
@@ -70,8 +71,9 @@ class BaseForward:
     def inputs(self, group: int, micro_batch: int) -> Tensor:
         """inputs_TI of a group of linears; of each micro-batch, groups are asked for in their order."""
         if self._pausing:
-            run = self._waiting.setdefault(micro_batch, greenlet(self._run))
-            arrived, inputs_TI = run.switch() if run else run.switch(micro_batch)
+            if micro_batch not in self._waiting:
+                self._waiting[micro_batch] = greenlet(partial(self._run, micro_batch))
+            arrived, inputs_TI = self._waiting[micro_batch].switch()
             assert arrived == group, "base and pass go through a block's linears in one order"
         else:
             self._wanted = group
