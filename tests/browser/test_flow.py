@@ -112,6 +112,8 @@ def see_on_the_chart(visitor: Visitor) -> None:
         point.click(force=True)
         card = visitor.page.locator(".st-key-point-card")
         expect(card).to_be_visible()
+        # The card is there before what it says.
+        visitor.settle()
         if card.get_by_text("a tiny llama").count():
             break
         # A second click lets go of it: two points would be compared.
