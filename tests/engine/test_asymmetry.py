@@ -7,7 +7,7 @@ import pytest
 import torch
 from tests.engine.conftest import CPU, Compressor, random_model
 from tests.engine.orders import config_of, order, save_model
-from tests.engine.test_stream import plain_loop
+from tests.engine.test_stream import LOOPED, plain_loop
 from torch import Tensor
 
 from paredown.contracts.job import Calibration
@@ -46,7 +46,7 @@ def test_the_whole_way_is_the_least_squares_solution(dtype: torch.dtype) -> None
     )
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3", "gpt2", "gemma3", "gpt_neox", "bloom", "falcon-new"])
+@pytest.mark.parametrize("family", LOOPED)
 def test_it_equals_a_plain_loop_beside_the_base(
     family: str,
     tiny: Callable[[str], ModelFiles],
