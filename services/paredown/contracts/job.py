@@ -103,9 +103,9 @@ class Calibration(Contract):
 
     def refusal(self, shape: ModelShape) -> str | None:
         """Why this model cannot be calibrated so, for the user; None where it can."""
-        if self.asymmetry and any(linear.of_expert for linear in shape.linears):
+        if self.asymmetry and shape.has_experts:
             return (
-                f"asymmetry compares what each token gives in the base and in the compressed model, but a mixture of "
+                "asymmetry compares what each token gives in the base and in the compressed model, but a mixture of "
                 f"experts such as {shape.model_type} sends it to other experts in each; set asymmetry to 0."
             )
         return None

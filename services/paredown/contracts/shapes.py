@@ -99,6 +99,11 @@ class ModelShape(BaseModel):
     kv_heads: int = 0
 
     @property
+    def has_experts(self) -> bool:
+        """Whether a router sends each token to some of many experts."""
+        return any(linear.of_expert for linear in self.linears)
+
+    @property
     def linear_parameters(self) -> int:
         return self.num_blocks * sum(linear.weights for linear in self.linears)
 

@@ -143,9 +143,8 @@ def _check_experts(shape: ModelShape, spec: JobSpec) -> None:
 
 
 def _check_packing(shape: ModelShape, spec: JobSpec) -> None:
-    experts = any(linear.of_expert for linear in shape.linears)
     for index, stage in enumerate(spec.recipe):
-        if isinstance(stage, Mixed) and (refusal := stage.packing_refusal(shape.model_type, experts=experts)):
+        if isinstance(stage, Mixed) and (refusal := stage.packing_refusal(shape.model_type, experts=shape.has_experts)):
             field, reason = refusal
             raise RecipeRefused(reason, field=f"recipe.{index}.{field}" if field else "format")
 
