@@ -343,6 +343,12 @@ def test_later_stages_meet_the_narrower_layers() -> None:
             "pruned weights would not stay zero",
         ),
         (
+            LLAMA,
+            [{"method": "wanda"}, {"method": "gptq", "k_quant": True}],
+            "recipe.1.bits",
+            "use K-quants of 3, 6 and 8 bits",
+        ),
+        (
             LLAMA | {"model_type": "qwen2"},
             [{"method": "llm-pruner", "head_groups": 1}],
             "recipe.0.head_groups",
@@ -385,6 +391,55 @@ def test_zeros_of_a_job_before_count_for_gguf() -> None:
     assert raised.value.field == "recipe.0.symmetric"
 
 
+def test_k_quants_are_gguf_s_alone_and_have_groups_of_their_own() -> None:
+    stage = {"method": "gptq", "k_quant": True}
+    for file_format in ("auto", "native", "safetensors", "compressed-tensors", "gptq"):
+        with pytest.raises(ValidationError, match="only gguf holds K-quants; set format to gguf"):
+            job(stage, format=file_format)
+    with pytest.raises(ValidationError, match="only gguf holds K-quants; set k_quant to false"):
+        job({"method": "owq", "k_quant": True})
+    for change in ({"group_size": 32}, {"symmetric": False}):
+        with pytest.raises(ValidationError, match="K-quants have groups and zero points of their own"):
+            job(stage | change, format="gguf")
+    shape = shape_from_config(LLAMA)
+    for change in ({"bits": 3}, {"bits": 8}, {"skip": ["*.down_proj"]}):
+        # Only down_proj's rows have super-blocks there, so all others are symmetric.
+        check_recipe(shape, job({"method": "wanda"}, stage | change, format="gguf"))
+    narrow = LLAMA | {"hidden_size": 48, "num_attention_heads": 2, "num_key_value_heads": 2}
+    error = refusal(narrow, job(stage, format="gguf"))
+    assert (type(error), error.field) == (GroupSizeUnfit, "recipe.0.k_quant")
+    assert "q_proj has 48 input channels; skip that layer" in error.detail
+
+
+def test_rows_that_fill_no_super_blocks_are_named_and_counted_as_the_blocks_they_get() -> None:
+    """Of the packaged model only down_proj's 1536 channels are a multiple of 256."""
+    down = 30 * 576 * 1536
+    sizes, warnings = {}, {}
+    for bits in (2, 3, 4, 5, 6, 8):
+        planned = plan(SMOL, job({"method": "gptq", "bits": bits, "k_quant": True}, format="gguf"))
+        sizes[bits] = planned.output_bytes
+        warnings[bits] = " ".join(planned.warnings)
+    plain = {
+        bits: plan(SMOL, job({"method": "gptq", "bits": bits, "group_size": 32}, format="gguf")).output_bytes
+        for bits in (4, 5, 8)
+    }
+    assert plain[4] - sizes[2] == down * (4.5 - 2.625) / 8
+    assert plain[4] - sizes[3] == down * (4.5 - 3.4375) / 8
+    assert (plain[4], plain[5], plain[8]) == (sizes[4], sizes[5], sizes[8])
+    assert plain[8] - sizes[6] == down * (8.5 - 6.5625) / 8
+    assert "self_attn.q_proj (576), self_attn.k_proj (576)" in warnings[4]
+    assert "down_proj" not in warnings[4]
+    assert not warnings[8]
+    wide = SMOL | {"hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 4}
+    whole = {"method": "gptq", "k_quant": True}
+    assert not plan(wide, job(whole, format="gguf")).warnings
+    # 1536 channels become 1376.
+    narrowed = plan(wide, job({"method": "llm-pruner", "mlp_share": 0.1}, whole, format="gguf"))
+    assert "mlp.down_proj (1376)" in " ".join(narrowed.warnings)
+    error = refusal(SMOL, job({"method": "mixed", "k_quant": True}, format="gguf"))
+    assert "rows are no multiple of 256 take 4.5 at least; raise it." in error.detail
+
+
 def test_embeddings_below_eight_bits_are_gguf_s_alone_and_smaller() -> None:
     stage = {"method": "gptq", "group_size": 32}
     whole, *sizes = (
@@ -399,6 +454,26 @@ def test_embeddings_below_eight_bits_are_gguf_s_alone_and_smaller() -> None:
     skip = ["*.self_attn.*", "*.gate_proj", "*.up_proj"]
     error = refusal(narrow, job(stage | {"skip": skip, "embeddings": 4}, format="gguf"))
     assert (error.field, "48 channels fill none" in error.detail) == ("recipe.0.embeddings", True)
+
+
+def test_embeddings_of_k_quants_lie_in_super_blocks_where_they_fill_them() -> None:
+    stage = {"method": "gptq", "k_quant": True}
+    wide = SMOL | {"hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 4}
+    eight, *sizes = (plan(wide, job(stage | {"embeddings": bits}, format="gguf")).output_bytes for bits in (8, 6, 5, 4))
+    blocks = 49152 * 512 // 256
+    assert [eight - size for size in sizes] == [blocks * (272 - size) for size in (210, 176, 144)]
+    narrow = plan(SMOL, job(stage | {"embeddings": 4}, format="gguf"))
+    assert (
+        narrow.output_bytes
+        == plan(SMOL, job({"method": "gptq", "group_size": 32, "embeddings": 4}, format="gguf")).output_bytes
+    )
+    for config, spec, way_out in (
+        (SMOL, stage, "here it is 576. Set embeddings to 5 or 8."),
+        (wide, {"method": "gptq", "group_size": 32}, "or k_quant to true"),
+    ):
+        error = refusal(config, job(spec | {"embeddings": 6}, format="gguf"))
+        assert error.field == "recipe.0.embeddings"
+        assert way_out in error.detail
 
 
 @pytest.mark.parametrize(

@@ -10,21 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, dequantize
+from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, LlamaFileType, dequantize
 from safetensors.torch import load_file, save_file
 from tests.engine.orders import config_of, order, save_model, write_order
 from transformers import LlamaConfig, PreTrainedConfig
 
 from paredown.contracts.families import shape_from_config
 from paredown.contracts.job import EvaluationSettings, Format
-from paredown.contracts.recipes import Gptq, LlmPruner, Magnitude, Mixed, Rtn, ShortGpt, Stage
+from paredown.contracts.recipes import Gptq, LlmPruner, Magnitude, Mixed, Rtn, ShortGpt, Stage, UniformGrid
 from paredown.contracts.report import RuntimeProof
 from paredown.contracts.work import ENGINE_MESSAGE, EngineResult, EngineStarted, Origin
 from paredown.core.sizes import output_bytes
 from paredown.engine import llama_cpp
 from paredown.engine.errors import FormatRefused, RuntimeDisagrees
-from paredown.engine.formats import gguf, gguf_vocabulary
+from paredown.engine.formats import gguf, gguf_blocks, gguf_vocabulary
 from paredown.engine.gguf_reader import GgufWeights, HeaderReader
+from paredown.engine.grid import nearest
 from paredown.engine.llama_cpp import LlamaCppProcess
 from paredown.engine.quantized import QuantizedLinear
 from paredown.engine.run import run
@@ -33,13 +34,19 @@ from paredown.engine.stream import CompressedModel, compress_model
 from paredown.engine.weights import open_model
 
 TYPES = ["llama", "mistral", "qwen2", "qwen3", "gpt2"]
+Q4_1 = Rtn(group_size=32, symmetric=False)
 RECIPES: dict[str, tuple[Stage, ...]] = {
     "Q4_0": (Rtn(group_size=32, scale_search="min_max"),),
-    "Q4_1": (Rtn(group_size=32, symmetric=False, scale_search="min_max"),),
+    "Q4_1": (Q4_1,),
     "Q8_0": (Rtn(bits=8, group_size=32, scale_search="min_max", skip=("*.0.*",)),),
     "Q5_0": (Rtn(bits=5, group_size=32, scale_search="min_max"),),
     "Q5_1": (Rtn(bits=5, group_size=32, symmetric=False, scale_search="min_max"),),
     "BF16": (Magnitude(pattern="2:4"),),
+    "Q2_K": (Rtn(bits=2, k_quant=True),),
+    "Q3_K": (Magnitude(), Rtn(bits=3, k_quant=True)),
+    "Q4_K": (Rtn(k_quant=True, scale_search="min_max"),),
+    "Q5_K": (Rtn(bits=5, k_quant=True, skip=("*.0.*",)),),
+    "Q6_K": (Rtn(bits=6, k_quant=True),),
 }
 
 
@@ -47,11 +54,13 @@ def save(directory: Path, config: PreTrainedConfig, dtype: torch.dtype = torch.b
     """A model whose answers hang on every part of it: sharp attention, sharp logits, and a tokenizer that merges."""
     save_model(directory, config, dtype=dtype)
     tensors = load_file(directory / "model.safetensors")
+    # A wider model's random weights add up to more.
+    factor = 5 * (64 / config.hidden_size) ** 0.5
     for name, tensor in tensors.items():
         if name in ("model.norm.weight", "transformer.ln_f.weight"):
-            tensor *= 5
+            tensor *= factor
         if name.endswith(("q_proj.weight", "k_proj.weight", "c_attn.weight")):
-            tensor *= 5
+            tensor *= factor
     save_file(tensors, directory / "model.safetensors", {"format": "pt"})
     change_tokenizer(directory, lambda tokenizer: add_merges(tokenizer["model"]))
     return directory
@@ -133,16 +142,88 @@ def test_blocks_hold_the_codes_and_give_back_what_was_measured(kind: str, bits: 
         wide=True,
     )
 
-    read = dequantize(gguf.packed(linear), GGMLQuantizationType[kind])
+    read = dequantize(gguf_blocks.packed(linear), GGMLQuantizationType[kind])
 
     assert np.array_equal(read, linear.dequantized().numpy())
-    assert linear.stored_bits == gguf.packed(linear).size * 8 / codes_OI.numel()
+    assert linear.stored_bits == gguf_blocks.packed(linear).size * 8 / codes_OI.numel()
 
 
-@pytest.mark.parametrize(("bits", "kind"), [(4, "Q4_1"), (5, "Q5_0"), (8, "Q8_0")])
+def hard_rows() -> torch.Tensor:
+    """Rows of a layer among which some have groups or blocks of zeros, of tiny weights, or of one sign."""
+    weight_OI = torch.randn(64, 512, generator=torch.Generator().manual_seed(1))
+    weight_OI[0], weight_OI[1, 256:], weight_OI[2, 300:320] = 0, 0, 0
+    weight_OI[3] *= 1e-9
+    weight_OI[4, :16] *= 1e-4
+    # Their scales are below float16's normal numbers, or their super-scales below its smallest.
+    weight_OI[8] *= 1e-5
+    weight_OI[9], weight_OI[10, 256:] = weight_OI[9] * 1e-6, weight_OI[10, 256:] * 3e-6
+    weight_OI[5], weight_OI[6] = weight_OI[5].abs(), -weight_OI[6].abs()
+    weight_OI[7, 40] = 10
+    return weight_OI
+
+
+@pytest.mark.parametrize("scale_search", ["least_squares", "min_max"])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6])
+def test_super_blocks_hold_the_codes_and_give_back_what_was_measured(bits: Any, scale_search: Any) -> None:
+    stage = Rtn(bits=bits, k_quant=True, scale_search=scale_search).for_width(512)
+    linear = nearest(hard_rows(), stage, torch.float16, "layer")
+
+    blocks = gguf_blocks.packed(linear)
+
+    measured_OI = linear.dequantized()
+    assert np.array_equal(dequantize(blocks, GGMLQuantizationType[f"Q{bits}_K"]), measured_OI.numpy())
+    assert linear.stored_bits == blocks.size * 8 / measured_OI.numel()
+    assert bool(measured_OI.isfinite().all())
+    assert not measured_OI[0].any()
+    # Of numbers as these are, 2^bits points lose about this share; of those near float16's smallest number, more.
+    lost_OB = (measured_OI - hard_rows()).view(64, 2, 256).norm(dim=2) / hard_rows().view(64, 2, 256).norm(dim=2)
+    assert {row for row, lost_B in enumerate(lost_OB) if not (lost_B < 2.0**-bits * 2).all()} - {9, 10} == {0, 1, 3}
+    assert float(lost_OB[[3, 9, 10]].max()) <= 1, "worse than zeros"
+
+
+@pytest.mark.parametrize(
+    ("bits", "symmetric", "fewer_bits", "share"), [(4, True, 0, 0.9), (5, True, 0, 0.9), (4, False, 0.5, 1.03)]
+)
+def test_super_blocks_lose_less_or_take_fewer_bits(bits: Any, symmetric: bool, fewer_bits: float, share: float) -> None:
+    weight_OI = torch.randn(64, 512, generator=torch.Generator().manual_seed(2))
+    grid = Rtn(bits=bits, group_size=32, symmetric=symmetric)
+    plain = nearest(weight_OI, grid, torch.float16, "layer", wide=True)
+    coded = nearest(weight_OI, Rtn(bits=bits, k_quant=True).for_width(512), torch.float16, "layer")
+
+    assert coded.stored_bits == plain.stored_bits - fewer_bits
+    assert (coded.dequantized() - weight_OI).norm() < share * (plain.dequantized() - weight_OI).norm()
+
+
+def test_a_minimum_of_its_own_loses_less_than_a_zero_point() -> None:
+    weight_OI = torch.randn(64, 512, generator=torch.Generator().manual_seed(5))
+    error = {
+        wide: float((nearest(weight_OI, Q4_1, torch.float16, "layer", wide=wide).dequantized() - weight_OI).norm())
+        for wide in (False, True)
+    }
+    assert error[True] < 0.95 * error[False]
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6])
+def test_scales_of_super_blocks_are_searched_by_the_channels_importance(bits: Any) -> None:
+    weight_OI = torch.randn(64, 512, generator=torch.Generator().manual_seed(3))
+    importance_I = torch.rand(512, generator=torch.Generator().manual_seed(4)) ** 4 + 0.01
+
+    def error(scale_search: Any, weighed: bool) -> float:
+        stage = Rtn(bits=bits, k_quant=True, scale_search=scale_search).for_width(512)
+        linear = nearest(weight_OI, stage, torch.float16, "layer", importance_I if weighed else None)
+        return float(((linear.dequantized() - weight_OI).square() * importance_I).sum())
+
+    assert error("least_squares", True) < 0.99 * error("least_squares", False) < error("min_max", False)
+
+
+@pytest.mark.parametrize(
+    ("bits", "kind"), [(4, "Q4_1"), (5, "Q5_0"), (8, "Q8_0"), (4, "Q4_K"), (5, "Q5_K"), (6, "Q6_K")]
+)
 def test_embeddings_take_the_bits_that_the_recipe_gives_them(tmp_path: Path, bits: Any, kind: str) -> None:
-    save(tmp_path / "model", config_of("llama", tied=True))
-    model = compress(tmp_path, (Rtn(group_size=32, scale_search="min_max", embeddings=bits),))
+    coded = kind.endswith("_K")
+    save(tmp_path / "model", config_of("llama", hidden=256 if coded else 64, tied=True))
+    more: Any = {"k_quant": True} if coded else {"group_size": 32}
+    model = compress(tmp_path, (Rtn(scale_search="min_max", embeddings=bits, **more),))
 
     path = write(tmp_path, model)
 
@@ -185,7 +266,7 @@ def test_a_block_of_q4_0_by_hand() -> None:
     codes_OI = torch.tensor([[-8, 7, *[0] * 14, 1, -1, *[0] * 14]], dtype=torch.int8)
     linear = QuantizedLinear(codes_OI, torch.tensor([[0.5]]).half(), None, 4, 32, True, wide=True)
 
-    assert gguf.packed(linear).tobytes() == bytes([0x00, 0x38, 0x90, 0x7F, *[0x88] * 14])
+    assert gguf_blocks.packed(linear).tobytes() == bytes([0x00, 0x38, 0x90, 0x7F, *[0x88] * 14])
 
 
 @pytest.mark.parametrize(
@@ -193,7 +274,7 @@ def test_a_block_of_q4_0_by_hand() -> None:
     [*(("llama", kind) for kind in RECIPES), *((other, "Q4_0") for other in TYPES[1:]), ("gpt2", "BF16")],
 )
 def test_the_file_gives_back_exactly_what_was_measured(tmp_path: Path, model_type: str, kind: str) -> None:
-    config = config_of(model_type, tied=kind != "Q4_1")
+    config = config_of(model_type, hidden=256 if kind.endswith("_K") else 64, tied=kind != "Q4_1")
     save(tmp_path / "model", config, torch.float16 if kind == "Q4_1" else torch.bfloat16)
     model = compress(tmp_path, RECIPES[kind])
 
@@ -203,6 +284,9 @@ def test_the_file_gives_back_exactly_what_was_measured(tmp_path: Path, model_typ
     for name in model.names:
         assert torch.equal(reader.tensor(name).float(), model.tensor(name).float()), name
     kinds = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(path).tensors}
+    if not RECIPES[kind][-1].skip:
+        said = LlamaFileType(GGUFReader(path).fields["general.file_type"].contents()).name
+        assert said == f"MOSTLY_{kind}" + ("_S" if kind in ("Q3_K", "Q4_K") else "")
     dense = "F16" if kind == "Q4_1" else "BF16"
     for linear in model.linear_names:
         name = gguf.Names(model.config)(f"{linear}.weight")
@@ -215,10 +299,18 @@ def test_the_file_gives_back_exactly_what_was_measured(tmp_path: Path, model_typ
 
 
 @pytest.mark.parametrize(
-    ("model_type", "kind"), [("llama", "Q4_0"), ("llama", "BF16"), ("qwen2", "Q4_1"), ("gpt2", "Q4_0")]
+    ("model_type", "kind", "hidden"),
+    [
+        ("llama", "Q4_0", 256),
+        ("llama", "BF16", 256),
+        ("qwen2", "Q4_1", 256),
+        ("gpt2", "Q4_0", 256),
+        ("llama", "Q3_K", 256),
+        ("llama", "Q6_K", 128),
+    ],
 )
-def test_size_is_what_the_plan_foretold(tmp_path: Path, model_type: str, kind: str) -> None:
-    save(tmp_path / "model", config_of(model_type, hidden=256, blocks=4))
+def test_size_is_what_the_plan_foretold(tmp_path: Path, model_type: str, kind: str, hidden: int) -> None:
+    save(tmp_path / "model", config_of(model_type, hidden=hidden, blocks=4))
     model = compress(tmp_path, RECIPES[kind])
 
     size_bytes = write(tmp_path, model).stat().st_size
@@ -227,10 +319,19 @@ def test_size_is_what_the_plan_foretold(tmp_path: Path, model_type: str, kind: s
     assert abs(size_bytes / planned - 1) < 0.02
 
 
-def test_layers_of_several_widths_lie_in_one_file_as_measured(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stage", "hidden"),
+    [
+        (Mixed(average_bits=5.75, choices=(4, 5, 8), group_size=32, scale_search="min_max"), 128),
+        (Mixed(average_bits=4, choices=(2, 3, 4, 6), k_quant=True), 256),
+        # Layers of 128 channels have no super-blocks.
+        (Mixed(average_bits=5, choices=(3, 5, 6), k_quant=True), 128),
+    ],
+)
+def test_layers_of_several_widths_lie_in_one_file_as_measured(tmp_path: Path, stage: Mixed, hidden: int) -> None:
     """Each in its own type, within a budget that counts GGUF's scales, and as large as planned."""
-    save(tmp_path / "model", config_of("llama", hidden=128, blocks=4))
-    recipe = (Mixed(average_bits=5.75, choices=(4, 5, 8), group_size=32, scale_search="min_max"),)
+    save(tmp_path / "model", config_of("llama", hidden=hidden, blocks=4))
+    recipe = (stage,)
     model = compress(tmp_path, recipe, torch.arange(64).reshape(2, 32))
 
     path = write(tmp_path, model)
@@ -238,7 +339,8 @@ def test_layers_of_several_widths_lie_in_one_file_as_measured(tmp_path: Path) ->
     blocks = [tensor for tensor in GGUFReader(path).tensors if tensor.name.startswith("blk.") and len(tensor.shape) > 1]
     assert len({tensor.tensor_type.name for tensor in blocks}) > 1
     weights = sum(int(tensor.n_elements) for tensor in blocks)
-    assert 5.5 < 8 * sum(int(tensor.n_bytes) for tensor in blocks) / weights <= 5.75
+    used = 8 * sum(int(tensor.n_bytes) for tensor in blocks) / weights
+    assert stage.average_bits - 0.3 < used <= stage.average_bits
     reader = GgufWeights(path, model.config, model.shapes)
     for name in model.names:
         assert torch.equal(reader.tensor(name).float(), model.tensor(name).float()), name
@@ -293,10 +395,17 @@ needs_llama_cpp = pytest.mark.skipif(
         ("qwen2", LlmPruner(mlp_share=0.5)),
         ("qwen3", LlmPruner(head_groups=1)),
         ("llama", Mixed(average_bits=5.75, choices=(4, 5, 8), group_size=32)),
+        ("llama", Gptq(k_quant=True)),
+        ("mistral", Gptq(bits=6, k_quant=True)),
+        ("qwen2", Gptq(bits=5, k_quant=True)),
+        ("qwen3", Gptq(bits=3, k_quant=True, activation_order=False)),
+        ("gpt2", Gptq(bits=2, k_quant=True)),
+        ("llama", Mixed(average_bits=4, choices=(2, 3, 4, 6), k_quant=True)),
     ],
 )
 def test_llama_cpp_runs_it_and_measures_the_same(tmp_path: Path, model_type: str, stage: Stage) -> None:
-    proof = prove(tmp_path, stage, config_of(model_type))
+    hidden = 256 if isinstance(stage, UniformGrid) and stage.k_quant else 64
+    proof = prove(tmp_path, stage, config_of(model_type, hidden=hidden))
 
     assert proof.sample
     assert proof.version.startswith("xllamacpp 20")

@@ -16,6 +16,7 @@ from paredown.engine.method import LinearWeight
 from paredown.engine.methods import METHODS
 from paredown.engine.methods.sparsegpt import compress_jointly
 from paredown.engine.methods.squeezellm import cluster
+from paredown.engine.quantized import KQuantLinear
 from paredown.engine.shuffle import Exchange, shuffled
 from paredown.engine.statistics import InputStatistics, Statistic
 
@@ -84,6 +85,14 @@ def test_rtn_searched_scale_by_hand() -> None:
     assert result.quantized is not None
     assert torch.equal(result.weight_OI, weight)
     assert result.quantized.scales_OG.tolist() == [[1.0]]
+
+
+def test_the_code_more_below_zero_goes_to_the_side_of_the_largest_weight() -> None:
+    weight = torch.tensor([[-1.0, -2.0, -3.0, 4.0, -5.0, 6.0, -7.0, 8.0] * 4])
+    result = apply(Rtn(bits=4, group_size=32), linear(weight), InputStatistics("layer", 32, set(), CPU))
+    assert result.quantized is not None
+    assert torch.equal(result.weight_OI, weight)
+    assert result.quantized.scales_OG.tolist() == [[-1.0]]
 
 
 def test_magnitude_by_hand() -> None:
@@ -364,7 +373,37 @@ def test_pruning_and_rounding_in_one_sweep_lose_less_output_than_one_after_the_o
         simple = apply(pruning, linear(weight_OI), gathered)
         apply(Rtn(bits=3, group_size=32), simple, gathered)
         after_each_other += output_error(inputs_TI, weight_OI, simple.weight_OI)
-    assert joint < 0.85 * after_each_other
+    assert joint < 0.92 * after_each_other
+
+
+@pytest.mark.parametrize("settings", [{}, {"activation_order": False}, {"damping_search": True}])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6])
+def test_gptq_on_super_blocks_loses_less_output_than_rounding_to_nearest(
+    bits: int, settings: dict[str, object]
+) -> None:
+    found = nearest = 0.0
+    stage = {"bits": bits, "k_quant": True}
+    for seed in SEEDS:
+        weight_OI, inputs_TI = random_layer(seed, columns=512)
+        gathered = statistics(inputs_TI)
+        solving = Gptq.model_validate(stage | settings).for_width(512)
+        solved = apply(solving, linear(weight_OI, torch.float16), gathered)
+        assert isinstance(solved.quantized, KQuantLinear)
+        assert torch.equal(solved.weight_OI, solved.quantized.dequantized())
+        found += output_error(inputs_TI, weight_OI, solved.weight_OI)
+        rounded = apply(Rtn.model_validate(stage).for_width(512), linear(weight_OI, torch.float16), gathered)
+        nearest += output_error(inputs_TI, weight_OI, rounded.weight_OI)
+    assert found < 0.5 * nearest
+
+
+@pytest.mark.parametrize("bits", [3, 6])
+def test_super_blocks_without_minima_keep_zeros(bits: int) -> None:
+    weight_OI, inputs_TI = random_layer(1, columns=256)
+    gathered = statistics(inputs_TI)
+    target = apply(Wanda(), linear(weight_OI, torch.float16), gathered)
+    assert target.pruned_OI is not None
+    apply(Gptq.model_validate({"bits": bits, "k_quant": True}).for_width(256), target, gathered)
+    assert not target.weight_OI[target.pruned_OI].any()
 
 
 def test_entropy_by_hand() -> None:

@@ -313,4 +313,4 @@ def test_stored_bits_are_what_the_files_hold(
             quantized = result.quantized(layer.name)
             assert quantized is not None
             shape = tuple(quantized.codes_OI.shape)
-            assert stage.stored_bits(quantized.bits, *shape) == pytest.approx(layer.bits * math.prod(shape))
+            assert stage.at(quantized.bits).stored_bits(*shape) == pytest.approx(layer.bits * math.prod(shape))

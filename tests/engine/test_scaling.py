@@ -14,6 +14,7 @@ from paredown.contracts.recipes import Awq, Esparse, Fp8Static, Rtn, SmoothQuant
 from paredown.engine.activations import entering, roundings
 from paredown.engine.architectures import Skeleton
 from paredown.engine.forward import BlockForward
+from paredown.engine.grid import nearest
 from paredown.engine.method import LinearWeight
 from paredown.engine.methods import METHODS
 from paredown.engine.methods.awq import channel_scale
@@ -174,7 +175,7 @@ def test_a_norm_is_rounded_before_its_scale_is_settled(dtype: torch.dtype) -> No
 
 
 def test_a_scale_that_the_number_type_cannot_take_is_left_out() -> None:
-    fold = norm(torch.tensor([6e4, 1e-4, 1.0], dtype=torch.float16))
+    fold = norm(torch.tensor([6e4, 1e-6, 1.0], dtype=torch.float16))
     assert fold.storable(torch.tensor([0.5, 8.0, 2.0])).tolist() == [1.0, 1.0, 2.0]
 
 
@@ -187,6 +188,20 @@ def test_heads_that_share_values_share_a_scale() -> None:
     fold.divide(torch.tensor([1.0, 2, 1, 2, 4, 8, 4, 8]))
     assert fold.quantized["v"].scales_OG.tolist() == [[1, 1], [0.5, 0.5], [0.25, 0.25], [0.125, 0.125]]
     assert fold.dense["v.bias"].tolist() == [1, 0.5, 0.25, 0.125]
+
+
+@pytest.mark.parametrize("bits", [3, 4, 5])
+def test_rows_of_super_blocks_take_a_scale(bits: int) -> None:
+    """As small as a trained model's are: what super-blocks share is then below float16's normal numbers."""
+    weight_OI = torch.randn(4, 512, generator=torch.Generator().manual_seed(0)) * 0.02
+    stage = Rtn.model_validate({"bits": bits, "k_quant": True}).for_width(512)
+    linear = nearest(weight_OI, stage, torch.float16, "up")
+    fold = Fold("up", torch.arange(4), {}, {"up": linear})
+    scale_I = torch.tensor([0.5, 1, 2, 4])
+    assert fold.storable(scale_I).tolist() == scale_I.tolist()
+    fold.divide(scale_I)
+    expected_OI = linear.dequantized() / scale_I.unsqueeze(1)
+    assert (fold.quantized["up"].dequantized() - expected_OI).norm() < 2.0**-8 * expected_OI.norm()
 
 
 def gathered(inputs_TI: Tensor) -> InputStatistics:

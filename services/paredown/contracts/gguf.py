@@ -1,12 +1,14 @@
 """What a GGUF file can hold, without torch: for plans, and for refusing a recipe before it is queued.
 
 GGUF keeps weights in blocks of 32 along the input, each with a float16 scale and, where the grid is not symmetric, a
-float16 minimum. The engine packs by the same tables (engine/formats/gguf.py).
+float16 minimum; or in super-blocks of 256, whose groups have codes for their scales and minima (K-quants). The engine
+packs by the same tables (engine/formats/gguf.py).
 """
 
 from typing import Any
 
 from paredown.contracts.recipes import EightBit, Stage, UniformGrid, WeightGrid
+from paredown.contracts.recipes.quantization import K_QUANTS, SUPER_BLOCK
 from paredown.contracts.recipes.width import Width
 
 BLOCK_WEIGHTS = 32
@@ -18,8 +20,17 @@ GRID_TYPES: dict[tuple[int, bool], str] = {
     (5, False): "Q5_1",
     (8, True): "Q8_0",
 }
-BLOCK_BYTES = {"Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24, "Q8_0": 34}
-# Bits that a recipe gives the embeddings → their type.
+K_TYPES = {bits: f"Q{bits}_K" for bits in K_QUANTS}
+# Weights and bytes of a block.
+BLOCKS = {
+    "Q4_0": (BLOCK_WEIGHTS, 18),
+    "Q4_1": (BLOCK_WEIGHTS, 20),
+    "Q5_0": (BLOCK_WEIGHTS, 22),
+    "Q5_1": (BLOCK_WEIGHTS, 24),
+    "Q8_0": (BLOCK_WEIGHTS, 34),
+    **{K_TYPES[bits]: (SUPER_BLOCK, size) for bits, (_, _, size) in K_QUANTS.items()},
+}
+# Bits that a recipe gives the embeddings → their type, without K-quants.
 EMBEDDING_TYPES = {4: "Q4_1", 5: "Q5_0", 8: "Q8_0", 16: "Q8_0"}
 _YARN_SETTINGS = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
 # transformers' model_type → llama.cpp's name of the architecture.
@@ -74,12 +85,17 @@ def grid_refusal(grid: UniformGrid | EightBit) -> tuple[str, str] | None:
     """(the stage's field to change, why and to what) where no type of GGUF holds the grid; None where one does."""
     if isinstance(grid, EightBit):
         return "method", "GGUF cannot say how activations are rounded; set format to compressed-tensors."
+    if grid.k_quant:
+        return None
     for bits in grid.widths:
         if (bits, grid.symmetric) not in GRID_TYPES:
             kind = "symmetric" if grid.symmetric else "asymmetric"
             field = "bits" if isinstance(grid, WeightGrid) else "choices"
             field = "symmetric" if (bits, not grid.symmetric) in GRID_TYPES else field
-            return field, f"GGUF holds no {bits}-bit {kind} grid; use 4 or 5 bits, or 8 bits symmetric."
+            return field, (
+                f"GGUF holds no {bits}-bit {kind} grid; use 4 or 5 bits, or 8 bits symmetric, or set k_quant to true, "
+                "which has 2 to 6 bits."
+            )
     if grid.group_size != BLOCK_WEIGHTS:
         return (
             "group_size",
@@ -89,16 +105,43 @@ def grid_refusal(grid: UniformGrid | EightBit) -> tuple[str, str] | None:
     return None
 
 
-def embedding_type(grid: UniformGrid | EightBit | None, width: int) -> str | None:
+def layer_type(grid: WeightGrid, in_features: int) -> str:
+    """The block type of a linear that the grid was not refused for."""
+    grid = grid.for_width(in_features)
+    return K_TYPES[grid.bits] if grid.k_quant else GRID_TYPES[grid.bits, grid.symmetric]
+
+
+def embedding_type(grid: UniformGrid | None, width: int) -> str | None:
     """The block type of embeddings and head; None where they stay in 16 bits.
 
     llama.cpp's own quantizer codes them too: in a small model they are a good part of the bytes.
     """
-    return EMBEDDING_TYPES[grid.embeddings] if grid is not None and width % BLOCK_WEIGHTS == 0 else None
+    if grid is None or width % BLOCK_WEIGHTS:
+        return None
+    if grid.k_quant and width % SUPER_BLOCK == 0 and grid.embeddings in K_TYPES:
+        return K_TYPES[grid.embeddings]
+    return EMBEDDING_TYPES.get(grid.embeddings)
 
 
-def embedding_refusal(grid: UniformGrid | EightBit, width: int) -> str | None:
+def embedding_refusal(grid: UniformGrid, width: int) -> str | None:
     """Why embeddings of this width cannot have the bits that the recipe asks for; None where they can."""
     if grid.embeddings >= 8 or embedding_type(grid, width):
         return None
-    return f"GGUF codes embeddings in blocks of {BLOCK_WEIGHTS}, and {width} channels fill none; set embeddings to 16."
+    if width % BLOCK_WEIGHTS:
+        return (
+            f"GGUF codes embeddings in blocks of {BLOCK_WEIGHTS}, and {width} channels fill none; set embeddings to 16."
+        )
+    fits = width % SUPER_BLOCK == 0 and not grid.k_quant
+    return (
+        f"GGUF holds embeddings in {grid.embeddings} bits as a K-quant only, where a model's width is a multiple of "
+        f"{SUPER_BLOCK}; here it is {width}. Set embeddings to 5 or 8{', or k_quant to true' if fits else ''}."
+    )
+
+
+def search_effort(grid: UniformGrid) -> float:
+    """How many times as long as a symmetric grid's the search for scales takes in GGUF, measured on two cores."""
+    if grid.scale_search == "min_max" or (grid.symmetric and not grid.k_quant):
+        return 1.0
+    if not grid.k_quant:
+        return 2.7
+    return 3.0 if all(K_QUANTS[bits][1] for bits in grid.widths if bits in K_QUANTS) else 5.0

@@ -17,7 +17,16 @@ from pydantic import (
     model_validator,
 )
 
-from paredown.contracts.recipes import Mixed, Quantizer, Recipe, Stage, Training, rounds_activations, storing
+from paredown.contracts.recipes import (
+    Mixed,
+    Quantizer,
+    Recipe,
+    Stage,
+    Training,
+    UniformGrid,
+    rounds_activations,
+    storing,
+)
 from paredown.contracts.shapes import ModelShape
 from paredown.contracts.tasks import TASKS, TaskName
 
@@ -323,8 +332,12 @@ def format_refusal(file_format: Format, recipe: tuple[Stage, ...]) -> str | None
                 f"{file_format} cannot hold what {stage.method} makes of weights, only integers on one grid for the "
                 "whole model; use native, or rtn, gptq or awq"
             )
-    if isinstance(stage, Quantizer) and stage.embeddings < 8 and file_format is not Format.GGUF:
-        return f"only gguf holds embeddings in {stage.embeddings} bits; set format to gguf, or embeddings to 8 or 16"
+    if isinstance(stage, Quantizer) and file_format is not Format.GGUF:
+        other = "" if stage.native else "set format to gguf, or "
+        if stage.embeddings < 8:
+            return f"only gguf holds embeddings in {stage.embeddings} bits; {other}set embeddings to 8 or 16"
+        if isinstance(stage, UniformGrid) and stage.k_quant:
+            return f"only gguf holds K-quants; {other}set k_quant to false"
     if file_format is Format.GGUF and stage is not None and stage.native:
         return f"gguf cannot hold what {stage.method} makes of weights; use native"
     return None

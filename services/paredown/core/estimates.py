@@ -6,8 +6,9 @@ The artifact's bytes are in core/sizes.py. What these formulas leave out, the hi
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from paredown.contracts import gguf
 from paredown.contracts.families import LinearShape, ModelShape
-from paredown.contracts.job import JobSpec
+from paredown.contracts.job import Format, JobSpec
 from paredown.contracts.pieces import (
     DAMPING_FACTORS,
     EXCHANGING_ROUNDS,
@@ -41,6 +42,7 @@ from paredown.contracts.recipes import (
     Stage,
     Svd,
     Training,
+    UniformGrid,
     Width,
     quantizer,
 )
@@ -446,12 +448,18 @@ def seconds_of(shape: ModelShape, spec: JobSpec, device: str, threads: int | Non
     # AWQ asks the Hessian how much an error matters, and rounds at once.
     by_columns = any(stage.method in _HESSIAN_METHODS and not isinstance(stage, Awq) for stage in spec.recipe)
     solving = shape.linear_parameters / (speed.solved_weights if by_columns else speed.quantized_weights) / scale
+    # A scale and a minimum, or codes of both, are searched for longer.
+    grid = quantizer(spec.recipe)
+    effort = 1.0
+    if isinstance(grid, UniformGrid) and spec.resolved_format is Format.GGUF:
+        effort = gguf.search_effort(grid)
+    solving += (effort - 1) * shape.linear_parameters / speed.quantized_weights / scale
     for stage in spec.recipe:
         if isinstance(stage, Mixed):
             # Second moments once more, and a rounding of some rows for each choice.
             hessian *= 2
             rounded = sum(min(linear.out_features, TRIED_ROWS) * linear.in_features for linear in shape.linears)
-            solving += len(stage.choices) * rounded * shape.num_blocks / speed.quantized_weights / scale
+            solving += len(stage.choices) * effort * rounded * shape.num_blocks / speed.quantized_weights / scale
     if _searches_damping(spec):
         # A third of it is factorizing and the sweep over columns, once for each damping; scales are found once.
         solving *= 1 + (len(DAMPING_FACTORS) - 1) / 3
@@ -492,7 +500,6 @@ def seconds_of(shape: ModelShape, spec: JobSpec, device: str, threads: int | Non
     asked += _WRITING * _REFUSAL_TOKENS * spec.evaluation.refusal
     measured += 2 * (base.active_parameters + shape.active_parameters) * asked
     emulating = 0.0
-    grid = quantizer(spec.recipe)
     if isinstance(grid, EightBit) and grid.number == "float":
         emulating = shape.linear_parameters * (GENERATED_TOKENS + PROVING_TOKENS) / speed.emulated_weights / scale
     return Seconds(

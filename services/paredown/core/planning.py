@@ -33,7 +33,7 @@ from paredown.contracts.recipes import (
     storing,
 )
 from paredown.contracts.recipes.pruning import Pruner, parse_pattern
-from paredown.contracts.recipes.quantization import GroupSize
+from paredown.contracts.recipes.quantization import SUPER_BLOCK, GroupSize
 from paredown.contracts.runtimes import VLLM_BITS, unread_runtime
 from paredown.core.errors import (
     BaselineUnknown,
@@ -60,7 +60,7 @@ from paredown.core.estimates import (
     trained_bytes,
 )
 from paredown.core.settings import Pool, Settings
-from paredown.core.sizes import output_bytes, quantized_layers, shape_after, skipped
+from paredown.core.sizes import output_bytes, quantized_layers, shape_after, shape_left, skipped
 from paredown.core.sources.base import ModelDescription
 
 # Statistics of fewer tokens than this describe few layers well; GPTQ's and Wanda's papers use 128 × 2048.
@@ -159,12 +159,22 @@ def _check_gguf(shape: ModelShape, spec: JobSpec, before: tuple[Stage, ...]) -> 
         if isinstance(stage, UniformGrid) and (reason := gguf.embedding_refusal(stage, shape.hidden_size)):
             raise RecipeRefused(reason, field=f"recipe.{index}.embeddings")
         pruned = any(isinstance(earlier, Pruner) for earlier in (*before, *spec.recipe[:index]))
-        if isinstance(stage, UniformGrid) and not stage.symmetric and pruned:
-            raise RecipeRefused(
-                "GGUF's asymmetric types round each block's minimum, so pruned weights would not stay zero; use a "
-                "symmetric grid.",
-                field=f"recipe.{index}.symmetric",
-            )
+        if isinstance(stage, UniformGrid) and pruned:
+            _check_zeros(shape, stage, f"recipe.{index}")
+        shape = shape_after(shape, stage)
+
+
+def _check_zeros(shape: ModelShape, stage: UniformGrid, field: str) -> None:
+    if all(stage.keeps_zeros(linear.in_features) for _, linear in _touched(shape, stage)):
+        return
+    field, way_out = f"{field}.symmetric", "a symmetric grid."
+    if stage.k_quant:
+        field = field.replace("symmetric", "choices" if isinstance(stage, Mixed) else "bits")
+        way_out = "K-quants of 3, 6 and 8 bits, which have none."
+    raise RecipeRefused(
+        "GGUF's asymmetric types round each block's minimum, so pruned weights would not stay zero; use " + way_out,
+        field=field,
+    )
 
 
 def _check_skip(shape: ModelShape, stage: Stage, field: str) -> None:
@@ -242,6 +252,9 @@ def _touched(shape: ModelShape, stage: Stage) -> list[tuple[str, LinearShape]]:
 
 
 def _check_group_size(stage: UniformGrid, linears: list[tuple[str, LinearShape]], field: str) -> None:
+    if stage.k_quant:
+        _check_blocks(linears, field.replace("group_size", "k_quant"))
+        return
     size = stage.group_size
     if size is None:
         return
@@ -255,6 +268,16 @@ def _check_group_size(stage: UniformGrid, linears: list[tuple[str, LinearShape]]
         "null for one scale a row, or skip that layer.",
         field=field,
     )
+
+
+def _check_blocks(linears: list[tuple[str, LinearShape]], field: str) -> None:
+    for name, linear in linears:
+        if linear.in_features % gguf.BLOCK_WEIGHTS:
+            raise GroupSizeUnfit(
+                f"GGUF's blocks hold {gguf.BLOCK_WEIGHTS} weights, and {name} has {linear.in_features} input channels; "
+                "skip that layer.",
+                field=field,
+            )
 
 
 def _check_flattened(stage: EightBit, linears: list[tuple[str, LinearShape]], field: str) -> None:
@@ -417,7 +440,9 @@ def _warnings(description: ModelDescription, spec: JobSpec, output: int, memory_
             f"Under 4 bits a weight ({bits:g} here) models lose more accuracy than the bytes are worth, most at small "
             "sizes (arXiv:2212.09720); measure tasks, not perplexity alone."
         )
-    if isinstance(grid, UniformGrid) and widths == (2,) and grid.symmetric:
+    if isinstance(grid, UniformGrid) and grid.k_quant and widths != (8,):
+        yield from _without_super_blocks(shape_left(shape, spec.recipe), grid)
+    elif isinstance(grid, UniformGrid) and widths == (2,) and grid.symmetric:
         yield "2 bits on a symmetric grid leave one value above zero; symmetric: false keeps more accuracy."
     if spec.resolved_format is Format.COMPRESSED_TENSORS and not set(widths) <= set(VLLM_BITS):
         unread = " and ".join(str(bits) for bits in widths if bits not in VLLM_BITS)
@@ -477,6 +502,16 @@ def _bits_each(grid: UniformGrid | EightBit | None) -> float | None:
     if isinstance(grid, Mixed):
         return grid.average_bits
     return float(grid.widths[0]) if grid is not None else None
+
+
+def _without_super_blocks(shape: ModelShape, grid: UniformGrid) -> Iterator[str]:
+    plain = {linear.name: linear.in_features for _, linear in _touched(shape, grid) if linear.in_features % SUPER_BLOCK}
+    if plain:
+        named = ", ".join(f"{name} ({width})" for name, width in plain.items())
+        yield (
+            f"K-quants need rows of a multiple of {SUPER_BLOCK} weights, which these layers have not: {named}. They "
+            "get plain blocks of 32: Q4_0 in the place of 2, 3 and 4 bits, Q5_0 of 5 and Q8_0 of 6."
+        )
 
 
 def _unscalable(shape: ModelShape, stage: Stage) -> list[str]:

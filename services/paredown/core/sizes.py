@@ -182,7 +182,7 @@ def _gguf_bytes(shape: ModelShape, grid: WeightGrid | None) -> int:
     total += embeddings * _gguf_row_bytes(gguf.embedding_type(grid, shape.hidden_size), shape.hidden_size)
     for name, linear in shape.named_linears():
         coded = grid is not None and not skipped(grid, name)
-        kind = gguf.GRID_TYPES[grid.bits, grid.symmetric] if grid is not None and coded else None
+        kind = gguf.layer_type(grid, linear.in_features) if grid is not None and coded else None
         total += linear.out_features * _gguf_row_bytes(kind, linear.in_features)
         total += _GGUF_TENSOR_BYTES
     total += _GGUF_TENSOR_BYTES * _other_tensors(shape)
@@ -191,7 +191,10 @@ def _gguf_bytes(shape: ModelShape, grid: WeightGrid | None) -> int:
 
 def _gguf_row_bytes(kind: str | None, width: int) -> int:
     """Bytes of a row in a block type, or in 16 bits."""
-    return 2 * width if kind is None else width // gguf.BLOCK_WEIGHTS * gguf.BLOCK_BYTES[kind]
+    if kind is None:
+        return 2 * width
+    weights, size = gguf.BLOCKS[kind]
+    return width // weights * size
 
 
 def _header_entry_bytes(name: str, dtype: str, dimensions: tuple[int, ...], offset: int) -> int:

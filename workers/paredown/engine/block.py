@@ -15,7 +15,7 @@ from greenlet import getcurrent, greenlet
 from torch import Tensor
 
 from paredown.contracts.job import Calibration
-from paredown.contracts.recipes import Stage
+from paredown.contracts.recipes import Stage, WeightGrid
 from paredown.contracts.report import LayerReport
 from paredown.engine.activations import ActivationGrid, entering
 from paredown.engine.architectures import Skeleton
@@ -278,7 +278,7 @@ class BlockRun:
         chosen = [linear for linear in linears if linear.quantized is None and stage in self._stages(linear.name)]
         if following is not None and (solve := method.joint.get(following.method)):
             for linear in [linear for linear in chosen if following in self._stages(linear.name)]:
-                solve(linear, linear.inputs(statistics), stage, following)
+                solve(linear, linear.inputs(statistics), stage, _for_layer(following, linear))
                 chosen.remove(linear)
         if method.scales and len(chosen) == len(linears):
             fold = self._fold(stage, group, linears)
@@ -286,13 +286,13 @@ class BlockRun:
                 linear.fold = fold
         if method.rowwise and len(chosen) > 1:
             joint = joined(chosen)
-            method.compress(joint, statistics, stage)
+            method.compress(joint, statistics, _for_layer(stage, joint))
             take_apart(joint, chosen)
         else:
             for linear in chosen:
                 if linear.order_BC is None:
                     linear.exchange = self._exchange(stage, linear.name)
-                method.compress(linear, linear.inputs(statistics), stage)
+                method.compress(linear, linear.inputs(statistics), _for_layer(stage, linear))
 
     def _exchange(self, stage: Stage, name: str) -> Exchange | None:
         """Which input channels of a linear a stage may reorder: not where it skips one of the linears that follow."""
@@ -343,6 +343,10 @@ class BlockRun:
                 "bfloat16 try float32; else the source checkpoint is damaged.",
                 field="dtype",
             )
+
+
+def _for_layer(stage: Stage, linear: LinearWeight) -> Stage:
+    return stage.for_width(linear.weight_OI.shape[1]) if isinstance(stage, WeightGrid) else stage
 
 
 def _entered(scale_I: Tensor | None, activations: ActivationGrid | None, inputs: Tensor) -> Tensor:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from paredown.contracts.recipes import WeightGrid
-from paredown.engine.grid import Grid, fit_grid, group_width, quantized_linear, side_by_side
+from paredown.contracts.recipes.quantization import SUPER_BLOCK
+from paredown.engine.grid import Grid, fit_grid, grid_linear, group_width, side_by_side
 from paredown.engine.method import LinearWeight
-from paredown.engine.quantized import QuantizedLinear
+from paredown.engine.quantized import GridLinear
 
 # Columns after which the rest of the matrix is updated in one product.
 LAZY_COLUMNS = 128
@@ -92,7 +93,8 @@ class Rounding:
     """Puts columns on a grid, as they are settled.
 
     `pruned_IO` (in the order of work) may still change while columns are visited; a column's must stand before it is
-    settled. Scales are found with `fit_all`, or group by group with `fit_group` where columns are visited in order.
+    settled. Scales are found with `fit_all`, or with `fit_unit` of `unit` columns at a time where they are visited in
+    order.
     """
 
     def __init__(
@@ -104,30 +106,34 @@ class Rounding:
         pruned_IO: Tensor | None,
     ) -> None:
         out_features, in_features = linear.weight_OI.shape
-        self.width = group_width(in_features, config, linear.name)
+        self._width = group_width(in_features, config, linear.name)
+        # Columns whose scales are found together.
+        self.unit = SUPER_BLOCK if config.k_quant else self._width
         self.pruned_IO = pruned_IO
         self._config = config
         self._order_I = order_I
-        self._storage_dtype = linear.storage_dtype
-        self._importance_GS = importance_I.view(-1, self.width)
+        self._storage_dtype, self._wide = linear.storage_dtype, linear.wide
+        self._importance_GS = importance_I.view(-1, self._width)
         self._codes_IO = torch.empty(in_features, out_features, device=linear.weight_OI.device)
         self._codes = self._codes_IO.unbind()
         channels = range(in_features) if order_I is None else order_I.tolist()
-        self._groups = [channel // self.width for channel in channels]
+        self._groups = [channel // self._width for channel in channels]
         self._grids: list[Grid] = []
         self._scales_GO: list[Tensor] = []
         self._zeros_GO: list[Tensor] | None = None if config.symmetric else []
 
     def fit_all(self, weight_OI: Tensor) -> None:
         """Find every group's scale from these weights."""
-        self._fit(weight_OI.view(len(weight_OI), -1, self.width), self._importance_GS)
+        self._fit(weight_OI, self._importance_GS)
 
-    def fit_group(self, group: int, weight_SO: Tensor) -> None:
-        """Find the scale of the next group from these weights."""
-        self._fit(weight_SO.T.unsqueeze(1), self._importance_GS[group : group + 1])
+    def fit_unit(self, first: int, weight_CO: Tensor) -> None:
+        """Find the scales of the next unit, which begins with the column `first`, from these weights."""
+        groups = slice(first // self._width, (first + len(weight_CO)) // self._width)
+        self._fit(weight_CO.T, self._importance_GS[groups])
 
-    def _fit(self, weight_OGS: Tensor, importance_GS: Tensor) -> None:
-        grid = fit_grid(weight_OGS, self._config, self._storage_dtype, importance_GS)
+    def _fit(self, weight_OC: Tensor, importance_GS: Tensor) -> None:
+        weight_OGS = weight_OC.reshape(len(weight_OC), -1, self._width)
+        grid = fit_grid(weight_OGS, self._config, self._storage_dtype, importance_GS, wide=self._wide)
         self._grids.append(grid)
         self._scales_GO += grid.scales_OG.float().T.contiguous()
         if self._zeros_GO is not None:
@@ -154,7 +160,7 @@ class Rounding:
             value_O = (code_O - zero_O).mul_(scale_O)
         return value_O.to(self._storage_dtype)
 
-    def quantized(self) -> QuantizedLinear:
+    def quantized(self) -> GridLinear:
         """All columns, once they are settled."""
         codes_OI = restored(self._codes_IO, self._order_I).T.contiguous()
-        return quantized_linear(codes_OI, side_by_side(self._grids, dim=1), self._config)
+        return grid_linear(codes_OI, side_by_side(self._grids, dim=1), self._config)

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from paredown.engine.quantized import QuantizedLinear
+from paredown.engine.quantized import KQuantLinear, QuantizedLinear
 from paredown.engine.stored import StoredLinear
 
 
@@ -110,5 +110,5 @@ def with_columns(grid: QuantizedLinear, columns_W: Tensor, weak_OW: Tensor) -> M
 
 
 FORMS: dict[str, type[StoredLinear]] = {
-    form.kind: form for form in (QuantizedLinear, FactoredLinear, CodebookLinear, MixedLinear)
+    form.kind: form for form in (QuantizedLinear, KQuantLinear, FactoredLinear, CodebookLinear, MixedLinear)
 }

@@ -5,7 +5,7 @@ Shapes: O out_features, I in_features.
 
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from paredown.contracts.recipes import Stage
 from paredown.contracts.report import StageReport
-from paredown.engine.quantized import QuantizedLinear
 from paredown.engine.scaling import Fold
 from paredown.engine.shuffle import Exchange
 from paredown.engine.statistics import InputStatistics, Statistic
@@ -83,8 +82,6 @@ class LinearWeight:
 
     def quantize(self, quantized: StoredLinear, scale_I: Tensor | None = None) -> None:
         """Store the weight, its columns multiplied by the scale, as codes; from here on it is what they stand for."""
-        if self.wide and isinstance(quantized, QuantizedLinear):
-            quantized = replace(quantized, wide=True)
         self.quantized = quantized
         self.weight_OI = quantized.dequantized().float()
         if scale_I is not None:

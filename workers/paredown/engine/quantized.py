@@ -1,14 +1,14 @@
 """A linear layer on a grid: codes, scales and zero points, and the dense weight they stand for.
 
-Shapes: O out_features, I in_features, G groups along the input (1 where a whole row shares one scale).
+Shapes: O out_features, I in_features, G groups along the input (1 where a whole row shares one scale), B super-blocks.
 """
 
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
+from paredown.contracts.recipes.quantization import K_QUANTS, SUPER_BLOCK
 from paredown.engine.activations import ActivationGrid
 from paredown.engine.stored import StoredLinear
 
@@ -18,9 +18,9 @@ class QuantizedLinear(StoredLinear):
     """Grid codes of one linear.
 
     `codes_OI` are signed, −2^(bits-1) … 2^(bits-1)−1 as int8, where the grid is symmetric; else 0 … 2^bits−1 as uint8;
-    or they are numbers of type float8_e4m3fn. `scales_OG` are in the artifact's storage dtype; `zeros_OG` (uint8) only
-    where the grid is not symmetric. `activation_type` where the inputs are rounded too; `activation_scale` where one is
-    for all tokens.
+    or they are numbers of type float8_e4m3fn. `scales_OG` are in the artifact's storage dtype; `zeros_OG` only where
+    the grid is not symmetric: uint8, and where `wide` any number in float32. `activation_type` where the inputs are
+    rounded too; `activation_scale` where one is for all tokens.
     """
 
     kind: ClassVar[str] = "grid"
@@ -31,7 +31,7 @@ class QuantizedLinear(StoredLinear):
     bits: int
     group_size: int | None
     symmetric: bool
-    # GGUF's readers multiply in float32; compressed-tensors' in the scales' dtype.
+    # GGUF's readers multiply in float32 and add a minimum; compressed-tensors' do all in the scales' dtype.
     wide: bool = False
     activation_type: Literal["int", "float"] | None = None
     activation_scale: Tensor | None = None
@@ -69,20 +69,9 @@ class QuantizedLinear(StoredLinear):
             return None
         return (-self.zeros_OG.float() * self.scales_OG.float()).to(self.scales_OG.dtype)
 
-    def where(self, chosen_O: Tensor, other: "QuantizedLinear") -> "QuantizedLinear":
-        """The rows chosen of this one, the rest of another on the same kind of grid."""
-        rows_O1 = chosen_O.unsqueeze(1)
-        zeros_OG = None
-        if self.zeros_OG is not None and other.zeros_OG is not None:
-            zeros_OG = torch.where(rows_O1, self.zeros_OG, other.zeros_OG)
-        return QuantizedLinear(
-            torch.where(rows_O1, self.codes_OI, other.codes_OI),
-            torch.where(rows_O1, self.scales_OG, other.scales_OG),
-            zeros_OG,
-            self.bits,
-            self.group_size,
-            self.symmetric,
-        )
+    @property
+    def row_factors(self) -> dict[str, Tensor]:
+        return {"scales_OG": self.scales_OG}
 
     @property
     def stored_bits(self) -> float:
@@ -92,3 +81,50 @@ class QuantizedLinear(StoredLinear):
         zero_bits = 0 if self.zeros_OG is None else number_bits if self.wide else self.bits
         scale_bits = number_bits + zero_bits
         return self.bits + scale_bits * self.scales_OG.numel() / self.codes_OI.numel()
+
+
+@dataclass(frozen=True, eq=False)
+class KQuantLinear(StoredLinear):
+    """Codes of one linear in super-blocks of 256 weights: a group's scale and minimum are codes too.
+
+    A weight is (super-scale · scale's code) · code − super-minimum · minimum's code, in float32 as ggml computes it.
+    Groups have 16 or 32 weights. `codes_OI` and `scale_codes_OG` are int8 and signed where the grid is symmetric, which
+    has no minima; else all codes are uint8. Super-scales and -minima are float16.
+    """
+
+    kind: ClassVar[str] = "k-quant"
+
+    codes_OI: Tensor
+    scale_codes_OG: Tensor
+    minimum_codes_OG: Tensor | None
+    super_scales_OB: Tensor
+    super_minima_OB: Tensor | None
+    bits: int
+
+    def dequantized(self) -> Tensor:
+        scales_OG, minima_OG = decoded(self.scale_codes_OG, self.super_scales_OB), None
+        if self.minimum_codes_OG is not None and self.super_minima_OB is not None:
+            minima_OG = decoded(self.minimum_codes_OG, self.super_minima_OB)
+        codes_OGS = self.codes_OI.float().view(*scales_OG.shape, -1)
+        codes_OGS *= scales_OG.unsqueeze(-1)
+        if minima_OG is not None:
+            codes_OGS -= minima_OG.unsqueeze(-1)
+        return codes_OGS.flatten(1)
+
+    @property
+    def stored_bits(self) -> float:
+        return K_QUANTS[self.bits][2] * 8 / SUPER_BLOCK
+
+    @property
+    def row_factors(self) -> dict[str, Tensor]:
+        factors = {"super_scales_OB": self.super_scales_OB}
+        return factors if self.super_minima_OB is None else factors | {"super_minima_OB": self.super_minima_OB}
+
+
+def decoded(codes_OG: Tensor, super_OB: Tensor) -> Tensor:
+    """Scales or minima of groups, in float32."""
+    codes_OBG = codes_OG.float().view(*super_OB.shape, -1)
+    return (codes_OBG * super_OB.float().unsqueeze(-1)).flatten(1)
+
+
+GridLinear = QuantizedLinear | KQuantLinear

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 
+from paredown.contracts import gguf
 from paredown.contracts.job import Calibration, Contract, EvaluationSettings, Format, Phase, Progress
 from paredown.contracts.recipes import Gptq, Mixed, Squeezellm, Stage, Training, UniformGrid, quantizer
 from paredown.contracts.report import Divergence, Evaluation, LayerReport, Protocol, Report, RuntimeProof, Speed
@@ -222,7 +223,9 @@ _GATHERING_HESSIANS = 0.75  # of each calibration token
 _COMPARING = 0.25  # of each evaluation token: the base's head once more, and the distance of two distributions
 
 
-def _compress_cost(recipe: tuple[Stage, ...], samples: int, calibration_tokens: int, asymmetric: bool) -> float:
+def _compress_cost(
+    recipe: tuple[Stage, ...], output_format: Format, samples: int, calibration_tokens: int, asymmetric: bool
+) -> float:
     linear = [METHODS[stage.method] for stage in recipe if stage.method in METHODS]
     grid = quantizer(recipe)
     solves = isinstance(grid, Mixed) or any(Statistic.HESSIAN in method.needs for method in linear)
@@ -245,7 +248,8 @@ def _compress_cost(recipe: tuple[Stage, ...], samples: int, calibration_tokens: 
         return cost + _CLUSTERING
     if isinstance(grid, UniformGrid) and grid.scale_search == "least_squares":
         # Each choice of bits is tried on some rows of a layer.
-        cost += _SEARCHING_SCALES * (1 + len(grid.choices) / 5 if isinstance(grid, Mixed) else 1)
+        searching = _SEARCHING_SCALES * (gguf.search_effort(grid) if output_format is Format.GGUF else 1)
+        cost += searching * (1 + len(grid.choices) / 5 if isinstance(grid, Mixed) else 1)
     return cost
 
 
@@ -254,7 +258,7 @@ def _parts(order: WorkOrder, inputs: Inputs, output_format: Format) -> dict[str,
     samples = len(inputs.calibration.tokens_NT) if inputs.calibration is not None else 0
     calibration_tokens = inputs.calibration.tokens_NT.numel() if inputs.calibration is not None else 0
     asymmetric = _calibration(order).asymmetry > 0
-    compressing = _compress_cost(order.recipe, samples, calibration_tokens, asymmetric)
+    compressing = _compress_cost(order.recipe, output_format, samples, calibration_tokens, asymmetric)
     parts = {
         "compress": Part(Phase.COMPRESS, compressing, "compressing"),
         "write": Part(Phase.COMPRESS, 500.0, "writing"),

@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from paredown.engine.quantized import QuantizedLinear
 from paredown.engine.stored import StoredLinear
+
+# The share of a number that may be lost when it is stored divided: as much as bfloat16 loses at most.
+_LOST = 2.0**-8
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,9 @@ class Fold:
         factor_RG = stored_RG.float() + self.offset
         scale_R = self._by_row(scale_I)
         divided_RG = (factor_RG / scale_R.unsqueeze(1) - self.offset).to(stored_RG.dtype).float() + self.offset
-        # Below the smallest normal number precision is lost, except where there was none.
-        lowest_RG = factor_RG.abs().clamp(max=torch.finfo(stored_RG.dtype).tiny)
-        fits_R = ((divided_RG.abs() >= lowest_RG) & divided_RG.isfinite()).all(1)
+        # Below the smallest normal number precision is lost. A K-quant's numbers lie there, and some are enough for it.
+        lost_RG = (divided_RG * scale_R.unsqueeze(1) - factor_RG).abs()
+        fits_R = (lost_RG <= _LOST * factor_RG.abs()).all(1)
         if stored_RG.shape[1] == 1:
             exact_R = (factor_RG / divided_RG).squeeze(1)
             # A weight of zero stays zero, whatever the scale.
@@ -55,9 +57,12 @@ class Fold:
         """Take the scale off what the producer makes."""
         scale_R = self._by_row(scale_I)
         if self.name in self.quantized:
-            linear = self._grid
-            scales_OG = (linear.scales_OG.float() / scale_R.unsqueeze(1)).to(linear.scales_OG.dtype)
-            self.quantized[self.name] = replace(linear, scales_OG=scales_OG)
+            linear = self.quantized[self.name]
+            divided = {
+                name: (factor_RG.float() / scale_R.unsqueeze(1)).to(factor_RG.dtype)
+                for name, factor_RG in linear.row_factors.items()
+            }
+            self.quantized[self.name] = replace(linear, **divided)
         else:
             self._divide_vector(f"{self.name}.weight", scale_R, self.offset)
         if f"{self.name}.bias" in self.dense:
@@ -69,14 +74,10 @@ class Fold:
 
     def _stored_RG(self) -> Tensor:
         if self.name in self.quantized:
-            return self._grid.scales_OG
+            factors = self.quantized[self.name].row_factors
+            assert factors, "who scales is the recipe's only quantizer"
+            return torch.cat(list(factors.values()), dim=1)
         return self.dense[f"{self.name}.weight"].unsqueeze(1)
-
-    @property
-    def _grid(self) -> QuantizedLinear:
-        linear = self.quantized[self.name]
-        assert isinstance(linear, QuantizedLinear), "who scales is the recipe's only quantizer"
-        return linear
 
     def _by_row(self, scale_I: Tensor) -> Tensor:
         rows = self._stored_RG().shape[0]

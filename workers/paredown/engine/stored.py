@@ -37,6 +37,11 @@ class StoredLinear(ABC):
         return None
 
     @property
+    def row_factors(self) -> dict[str, Tensor]:
+        """The tensors that, divided by a number in each row, divide the weight's rows; none where that cannot be."""
+        return {}
+
+    @property
     def tensors(self) -> dict[str, Tensor]:
         return {name: value for name, value in self._fields().items() if isinstance(value, Tensor)}
 
@@ -49,6 +54,14 @@ class StoredLinear(ABC):
         """The part that belongs to some of the rows: linears solved together are taken apart with it."""
         # What belongs to all rows each part has for itself: files hold no tensor twice under one memory.
         return self._changed(lambda tensor: tensor[start : start + count], torch.clone)
+
+    def where(self, chosen_O: Tensor, other: Self) -> Self:
+        """The rows chosen of this one, the rest of another of the same kind and settings; all tensors are by row."""
+        others = other.tensors
+        return replace(
+            self,
+            **{name: torch.where(chosen_O.unsqueeze(1), mine, others[name]) for name, mine in self.tensors.items()},
+        )
 
     def reordered(self, order_O: Tensor) -> Self:
         """The rows in another order."""

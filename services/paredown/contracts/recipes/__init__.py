@@ -203,13 +203,14 @@ def _label(recipe: tuple[Stage, ...], namesakes: Sequence[tuple[Stage, ...]]) ->
 def _stage_name(stage: Stage) -> str:
     if isinstance(stage, Owq):
         return f"{stage.method}-{stage.bits + stage.extra_bits:g}"
-    if isinstance(stage, WeightGrid | Squeezellm):
+    if isinstance(stage, WeightGrid | Mixed):
+        bits = stage.bits if isinstance(stage, WeightGrid) else stage.average_bits
+        return f"{stage.method}-{bits:g}" + ("-k" if stage.k_quant else "")
+    if isinstance(stage, Squeezellm):
         return f"{stage.method}-{stage.bits}"
     if isinstance(stage, CalibratedEightBit):
         name = f"{stage.method}-w8a8" if isinstance(stage, SmoothQuant) else stage.method
         return name if stage.is_dynamic else f"{name}-static"
-    if isinstance(stage, Mixed):
-        return f"{stage.method}-{stage.average_bits:g}"
     if isinstance(stage, Pruner):
         return f"{stage.method}-{stage.pattern or f'{stage.share:.0%}'}"
     if isinstance(stage, Svd):

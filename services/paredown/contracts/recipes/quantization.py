@@ -3,9 +3,9 @@
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from paredown.contracts.recipes.stage import Family, Stage
 
@@ -13,8 +13,20 @@ Bits = Literal[2, 3, 4, 5, 6, 8]
 GroupSize = Literal[32, 64, 128, 256]
 
 
-# Of every scale, whatever the format.
+# Of every scale, whatever the format; K-quants have codes for them instead.
 _SCALE_BITS = 16
+# Weights of a K-quant whose groups' scales are codes on scales that all of them share.
+SUPER_BLOCK = 256
+# Of K-quants, by bits: weights that share a scale, whether the grid is symmetric, and bytes of a super-block.
+K_QUANTS: dict[int, tuple[int, bool, int]] = {
+    2: (16, False, 84),
+    3: (16, True, 110),
+    4: (32, False, 144),
+    5: (32, False, 176),
+    6: (16, True, 210),
+}
+# What takes their place, on plain symmetric grids of 32 weights to a scale, where rows fill no super-blocks.
+_WITHOUT_SUPER_BLOCKS: dict[int, Bits] = {2: 4, 3: 4, 4: 4, 5: 5, 6: 8, 8: 8}
 
 
 class Quantizer(Stage):
@@ -22,11 +34,11 @@ class Quantizer(Stage):
 
     family: ClassVar[Family] = Family.QUANTIZATION
 
-    embeddings: Literal[4, 5, 8, 16] = Field(
+    embeddings: Literal[4, 5, 6, 8, 16] = Field(
         16,
         description="Bits of the embeddings and the head: 16 leaves them as they are; 8 stores them as float8_e4m3, "
         "which runtimes turn into 16 bits as they load. GGUF stores them as Q8_0 in both cases, and as Q5_0 or Q4_1 "
-        "with 5 or 4, which no other format can hold.",
+        "with 5 or 4, with K-quants as Q6_K, Q5_K or Q4_K; no other format can hold these.",
     )
 
 
@@ -43,6 +55,27 @@ class UniformGrid(Quantizer):
         "least_squares",
         description="How a group's scale is found: least_squares shrinks the range while squared error falls.",
     )
+    k_quant: bool = Field(
+        False,
+        description="llama.cpp's K-quants, in the format gguf only: the scales of 256 weights are 4 to 8 bits each on "
+        "a scale they share. They have groups and zero points of their own: leave group_size and symmetric as they "
+        "are. Layers whose rows are no multiple of 256 get plain blocks of 32: 4 bits in the place of 2 and 3, 8 of 6.",
+    )
+
+    @model_validator(mode="after")
+    def _own_groups(self) -> Self:
+        if self.k_quant and (self.group_size, self.symmetric) != (64, True):
+            raise ValueError(
+                "K-quants have groups and zero points of their own: leave group_size at 64 and symmetric true, or set "
+                "k_quant to false"
+            )
+        return self
+
+    def keeps_zeros(self, in_features: int) -> bool:
+        """Whether zero is a point of the grids of a layer of so many input channels, in GGUF too."""
+        if not self.k_quant or in_features % SUPER_BLOCK:
+            return self.symmetric
+        return all(K_QUANTS[bits][1] for bits in self.widths if bits in K_QUANTS)
 
     @property
     @abstractmethod
@@ -56,11 +89,39 @@ class _Bits(Stage):
 
 
 class WeightGrid(UniformGrid, _Bits):
-    """One grid for every layer."""
+    """One grid for every layer, but for K-quants."""
 
     @property
     def widths(self) -> tuple[Bits, ...]:
         return (self.bits,)
+
+    def for_width(self, in_features: int) -> Self:
+        """The stage as a linear of so many input channels goes through it: with its own bits, groups and zero points.
+
+        `k_quant` is left true only where the layer has super-blocks.
+        """
+        if not self.k_quant:
+            return self
+        changed: dict[str, Any] = {"k_quant": False, "group_size": 32, "symmetric": True}
+        if in_features % SUPER_BLOCK:
+            changed["bits"] = _WITHOUT_SUPER_BLOCKS[self.bits]
+        elif self.bits in K_QUANTS:
+            group_size, symmetric, _ = K_QUANTS[self.bits]
+            changed = {"group_size": group_size, "symmetric": symmetric}
+        # Not validated: a recipe cannot say what is said of one layer.
+        return self.model_copy(update=changed)
+
+    def stored_bits(self, out_features: int, in_features: int, *, wide: bool = False) -> int:
+        """Bits of a layer, scales and zero points included.
+
+        `wide`: the format stores a 16-bit minimum where others store a zero point as wide as a code, as GGUF does.
+        """
+        grid = self.for_width(in_features)
+        if grid.k_quant:
+            return out_features * in_features // SUPER_BLOCK * K_QUANTS[grid.bits][2] * 8
+        zero_bits = 0 if grid.symmetric else _SCALE_BITS if wide else grid.bits
+        groups = in_features // grid.group_size if grid.group_size else 1
+        return out_features * (in_features * grid.bits + groups * (_SCALE_BITS + zero_bits))
 
 
 class Rtn(WeightGrid):
@@ -338,23 +399,15 @@ class Mixed(UniformGrid, _Budget):
             damping=self.damping,
             skip=self.skip,
             embeddings=self.embeddings,
+            k_quant=self.k_quant,
         )
-
-    def stored_bits(self, bits: int, out_features: int, in_features: int, *, wide: bool = False) -> int:
-        """Bits of a layer with codes of so many bits, scales and zero points included.
-
-        `wide`: the format stores a 16-bit minimum where others store a zero point as wide as a code, as GGUF does.
-        """
-        zero_bits = 0 if self.symmetric else _SCALE_BITS if wide else bits
-        groups = in_features // self.group_size if self.group_size else 1
-        return out_features * (in_features * bits + groups * (_SCALE_BITS + zero_bits))
 
     def reach(self, layers: Sequence[tuple[int, int]], *, wide: bool = False) -> tuple[float, float]:
         """Least and most average bits that choices give layers of so many output and input features."""
         weights = sum(rows * columns for rows, columns in layers)
-        least, *_, most = (
-            sum(self.stored_bits(bits, rows, columns, wide=wide) for rows, columns in layers) / weights
-            for bits in self.choices
+        least, most = (
+            sum(grid.stored_bits(rows, columns, wide=wide) for rows, columns in layers) / weights
+            for grid in (self.at(self.choices[0]), self.at(self.choices[-1]))
         )
         return least, most
 
@@ -363,10 +416,18 @@ class Mixed(UniformGrid, _Budget):
         least, most = self.reach(layers, wide=wide)
         named = ", ".join(map(str, self.choices))
         if self.average_bits < least:
-            return (
+            reason = (
                 f"average_bits {self.average_bits:g} is less than the {least:.4g} that {self.choices[0]} bits take "
-                f"with their scales; raise it, allow fewer bits than {named}, or widen group_size."
+                "with their scales"
             )
+            if self.k_quant and any(columns % SUPER_BLOCK for _, columns in layers):
+                reason += f", and layers whose rows are no multiple of {SUPER_BLOCK} take 4.5 at least"
+            ways = ["raise it"]
+            if self.choices[0] > 2:
+                ways.append(f"allow fewer bits than {named}")
+            if not self.k_quant:
+                ways.append("widen group_size")
+            return f"{reason}; {' or '.join(ways)}."
         if self.average_bits > most:
             return (
                 f"average_bits {self.average_bits:g} is more than the {most:.4g} that {self.choices[-1]} bits take "

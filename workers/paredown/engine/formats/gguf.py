@@ -2,9 +2,9 @@
 
 Codes are packed as the method left them; the gguf package's own quantizers would compute other scales from the rounded
 weights. Embeddings and head of a quantized model are coded too: in Q8_0 by that package, in fewer bits with scales that
-are searched for. Norms, biases and positions are float32, all else is the model's 16-bit type. Layouts: ggml's
-block_q4_0 … block_q8_0.
-Shapes: O out_features, I in_features, G groups along the input, N blocks, S weights of a block (32).
+are searched for. Norms, biases and positions are float32, all else is the model's 16-bit type. Blocks are packed in
+gguf_blocks.py.
+Shapes: O out_features, I in_features.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,21 +29,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paredown.contracts import gguf as contract
-from paredown.contracts.recipes import Recipe, Rtn, quantizer
+from paredown.contracts.recipes import EightBit, Recipe, Rtn, quantizer
+from paredown.contracts.recipes.quantization import SUPER_BLOCK
 from paredown.engine.architectures import Architecture, Skeleton
 from paredown.engine.errors import FormatRefused
 from paredown.engine.formats.files import synchronize
+from paredown.engine.formats.gguf_blocks import Bytes, packed
 from paredown.engine.formats.gguf_metadata import head_dim, rope_factors, write_metadata
 from paredown.engine.grid import nearest
-from paredown.engine.quantized import QuantizedLinear
+from paredown.engine.quantized import GridLinear, KQuantLinear, QuantizedLinear
 from paredown.engine.stored import StoredLinear
 from paredown.engine.weights import ModelFiles, Storage, stored
 
 FILE_NAME = "model.gguf"
 # Weights of an embedding coded at once, so that the temporaries are small beside the embedding.
 _CODED_AT_ONCE = 2**22
-
-Bytes = NDArray[np.uint8]
 
 
 def prepared(files: ModelFiles, recipe: Recipe) -> ModelFiles:
@@ -54,6 +54,7 @@ def prepared(files: ModelFiles, recipe: Recipe) -> ModelFiles:
     grid = quantizer(recipe)
     if grid is not None and (refusal := contract.grid_refusal(grid)):
         raise FormatRefused(refusal[1], field=refusal[0])
+    assert not isinstance(grid, EightBit), "it is refused"
     if grid is not None and (reason := contract.embedding_refusal(grid, config.hidden_size)):
         raise FormatRefused(reason, field="format")
     coded: frozenset[str] = frozenset()
@@ -94,9 +95,16 @@ class Embeddings:
         if self.kind is GGMLQuantizationType.Q8_0:
             coded: Bytes = quantize(weight_OI.numpy(), self.kind)
             return coded
+        return packed(nearest(weight_OI, self._grid, torch.float16, "the embeddings", importance_I, wide=True))
+
+    @property
+    def _grid(self) -> Rtn:
+        """What the type's codes lie on."""
+        for bits, kind in contract.K_TYPES.items():
+            if kind == self.kind.name:
+                return Rtn.model_validate({"bits": bits, "k_quant": True}).for_width(SUPER_BLOCK)
         [(bits, symmetric)] = [grid for grid, kind in contract.GRID_TYPES.items() if kind == self.kind.name]
-        grid = Rtn(bits=bits, symmetric=symmetric, group_size=contract.BLOCK_WEIGHTS)
-        return packed(nearest(weight_OI, grid, torch.float16, "the embeddings", importance_I))
+        return Rtn.model_validate({"bits": bits, "symmetric": symmetric, "group_size": contract.BLOCK_WEIGHTS})
 
 
 class Names:
@@ -130,8 +138,9 @@ class _Entry:
     def size_bytes(self) -> int:
         width = self.shape[-1]
         rows = int(np.prod(self.shape[:-1], dtype=np.int64))
-        if self.kind.name in contract.BLOCK_BYTES:
-            return rows * (width // contract.BLOCK_WEIGHTS) * contract.BLOCK_BYTES[self.kind.name]
+        if self.kind.name in contract.BLOCKS:
+            weights, size = contract.BLOCKS[self.kind.name]
+            return rows * (width // weights) * size
         return rows * width * (4 if self.kind is GGMLQuantizationType.F32 else 2)
 
 
@@ -210,8 +219,9 @@ def _entries(model: Writable, names: Names) -> Iterator[_Entry]:
         linear_name = name.removesuffix(".weight")
         is_linear = linear_name in model.linear_names and name != linear_name
         if is_linear and (linear := model.quantized(linear_name)) is not None:
-            kind, codes_OI = _grid_kind(linear, linear_name), _grid(linear).codes_OI
-            yield _Entry(stored_name, kind, tuple(codes_OI.shape), _packed_in_order(model, linear_name, order))
+            kind = _grid_kind(linear, linear_name)
+            shape = tuple(oriented(torch.empty(shape, device="meta")).shape)
+            yield _Entry(stored_name, kind, shape, _packed_in_order(model, linear_name, order))
             continue
         if is_linear:
             shape, kind = tuple(oriented(torch.empty(shape, device="meta")).shape), storage
@@ -232,8 +242,8 @@ def _entries(model: Writable, names: Names) -> Iterator[_Entry]:
 def _packed_in_order(model: Writable, linear_name: str, order: Sequence[int] | None) -> Callable[[], Bytes]:
     def data() -> Bytes:
         linear = model.quantized(linear_name)
-        assert linear is not None
-        rows = packed(_grid(linear))
+        assert isinstance(linear, GridLinear), "its kind was looked at"
+        rows = packed(linear)
         return rows if order is None else rows[order]
 
     return data
@@ -262,44 +272,14 @@ def _dense_in_order(
     return data
 
 
-def _grid(linear: StoredLinear) -> QuantizedLinear:
-    assert isinstance(linear, QuantizedLinear), "its kind was looked at"
-    return linear
-
-
 def _grid_kind(linear: StoredLinear, name: str) -> GGMLQuantizationType:
+    if isinstance(linear, KQuantLinear):
+        return GGMLQuantizationType[contract.K_TYPES[linear.bits]]
     grid = linear if isinstance(linear, QuantizedLinear) and linear.wide else None
     kind = contract.GRID_TYPES.get((grid.bits, grid.symmetric)) if grid else None
     if grid is None or kind is None or grid.group_size != contract.BLOCK_WEIGHTS:
         raise FormatRefused(f"GGUF has no type that holds the codes of {name}; see the recipe's grid.", field="format")
     return GGMLQuantizationType[kind]
-
-
-def packed(linear: QuantizedLinear) -> Bytes:
-    """The rows of a linear as ggml's blocks: scale, minimum, fifth bits, then the codes, two to a byte below 8 bits."""
-    scales_OG = linear.scales_OG.numpy()
-    codes_NS = linear.codes_OI.numpy().reshape(-1, contract.BLOCK_WEIGHTS)
-    parts = [_as_bytes(linear.scales_OG)]
-    if (minima_OG := linear.minima_OG) is not None:
-        parts.append(_as_bytes(minima_OG))
-    if linear.bits == 8:
-        parts.append(codes_NS.view(np.uint8))
-    else:
-        # Codes of symmetric grids are signed here and count from zero there.
-        lowest = 1 << (linear.bits - 1) if linear.symmetric else 0
-        unsigned_NS = (codes_NS.astype(np.int16) + lowest).astype(np.uint8)
-        if linear.bits == 5:
-            parts.append(np.packbits(unsigned_NS >= 16, axis=-1, bitorder="little"))
-        half = contract.BLOCK_WEIGHTS // 2
-        low_NS, high_NS = unsigned_NS[:, :half], unsigned_NS[:, half:]
-        parts.append((low_NS & 0x0F | high_NS << 4).astype(np.uint8))
-    return np.concatenate(parts, axis=1).reshape(scales_OG.shape[0], -1)
-
-
-def _as_bytes(numbers_OG: Tensor) -> Bytes:
-    assert numbers_OG.dtype == torch.float16
-    as_bytes: Bytes = numbers_OG.contiguous().numpy().reshape(-1, 1).view(np.uint8)
-    return as_bytes
 
 
 def _row_order(config: Any, architecture: str, gguf_name: str) -> Sequence[int] | None:
@@ -316,6 +296,9 @@ def _file_type(entries: Sequence[_Entry]) -> int:
     """llama.cpp's name for such a file: the type of most weights."""
     weights: dict[str, int] = {}
     for entry in entries:
-        if entry.name.startswith("blk."):
+        if entry.name.startswith("blk.") and entry.kind is not GGMLQuantizationType.F32:
             weights[entry.kind.name] = weights.get(entry.kind.name, 0) + int(np.prod(entry.shape, dtype=np.int64))
-    return int(LlamaFileType[f"MOSTLY_{max(weights, key=weights.__getitem__)}"])
+    most = max(weights, key=weights.__getitem__)
+    # llama.cpp calls mixtures of K-quants small, medium and large, and 2 and 6 bits nothing.
+    name = f"{most}_{'S' if len(weights) == 1 else 'M'}" if most in ("Q3_K", "Q4_K", "Q5_K") else most
+    return int(LlamaFileType[f"MOSTLY_{name}"])

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from paredown.contracts.pieces import JUDGED_ROWS
 from paredown.contracts.recipes import Awq
-from paredown.engine.grid import fit_grid, group_width, quantized_linear
+from paredown.engine.grid import fit_grid, grid_linear, group_width, quantized_linear
 from paredown.engine.method import LinearMethod, LinearWeight
 from paredown.engine.scaling import Fold
 from paredown.engine.statistics import InputStatistics, Statistic
@@ -29,14 +29,15 @@ def compress(linear: LinearWeight, inputs: InputStatistics, config: Awq) -> None
     scale_I = None if linear.fold is None else best_scale(linear, linear.fold, inputs, config, width)
     multiplier_I = torch.ones_like(linear.weight_OI[0]) if scale_I is None else scale_I
     weight_OGS = (linear.weight_OI * multiplier_I).view(out_features, -1, width)
-    grid = fit_grid(weight_OGS, config, linear.storage_dtype, _group_hessians(inputs, multiplier_I, width))
-    linear.quantize(quantized_linear(grid.codes(weight_OGS).flatten(1), grid, config), scale_I)
+    hessian_GSS = _group_hessians(inputs, multiplier_I, width)
+    grid = fit_grid(weight_OGS, config, linear.storage_dtype, hessian_GSS, wide=linear.wide)
+    linear.quantize(grid_linear(grid.codes(weight_OGS).flatten(1), grid, config), scale_I)
 
 
 def best_scale(linear: LinearWeight, fold: Fold, inputs: InputStatistics, config: Awq, width: int) -> Tensor:
     """The candidate with the least output error; the first, which is 1 everywhere, where none has less."""
     magnitude_I = fold.shared(inputs.magnitude_I)
-    plain = config.model_copy(update={"scale_search": "min_max"})
+    plain = config.model_copy(update={"scale_search": "min_max", "k_quant": False})
     weight_RI = linear.weight_OI[:: max(1, len(linear.weight_OI) // JUDGED_ROWS)]
 
     def error(scale_I: Tensor) -> float:

@@ -19,8 +19,8 @@ from paredown.contracts.recipes import Gptq
 from paredown.engine.columns import LAZY_COLUMNS, Rounding, channel_importance, ordered, sweep
 from paredown.engine.errors import HessianSingular
 from paredown.engine.method import LinearMethod, LinearWeight
-from paredown.engine.quantized import QuantizedLinear
 from paredown.engine.statistics import InputStatistics, Statistic
+from paredown.engine.stored import StoredLinear
 
 
 def compress(linear: LinearWeight, inputs: InputStatistics, config: Gptq) -> None:
@@ -30,7 +30,7 @@ def compress(linear: LinearWeight, inputs: InputStatistics, config: Gptq) -> Non
         linear.quantize(solver.solve(config.damping))
         return
     dampings = [min(config.damping * factor, 1.0) for factor in DAMPING_FACTORS]
-    best: QuantizedLinear | None = None
+    best: StoredLinear | None = None
     best_error_O = torch.full((linear.weight_OI.shape[0],), torch.inf, device=linear.weight_OI.device)
     for damping in dict.fromkeys(dampings):
         try:
@@ -52,7 +52,7 @@ class _Solver:
         self._linear, self._inputs, self._config = linear, inputs, config
         self._static: Rounding | None = None
 
-    def solve(self, damping: float) -> QuantizedLinear:
+    def solve(self, damping: float) -> StoredLinear:
         """Raises HessianSingular, GroupSizeUnfit."""
         upper_II, order_I = self._inputs.inverse_factor(damping, self._config.activation_order)
         weight_IO = ordered(self._linear.weight_OI.T, order_I)
@@ -63,14 +63,14 @@ class _Solver:
             sweep(weight_IO, upper_II, self._static.settle)
             return self._static.quantized()
         rounding = self._rounding(None)
-        width = rounding.width
+        unit = rounding.unit
 
         def prepare(first: int, _last: int) -> None:
-            if first % width == 0:
-                rounding.fit_group(first // width, weight_IO[first : first + width])
+            if first % unit == 0:
+                rounding.fit_unit(first, weight_IO[first : first + unit])
 
-        # No lazy update may reach past the start of a group, where its scale is found.
-        sweep(weight_IO, upper_II, rounding.settle, prepare=prepare, step=min(LAZY_COLUMNS, width))
+        # No lazy update may reach past the start of a unit, where its scales are found.
+        sweep(weight_IO, upper_II, rounding.settle, prepare=prepare, step=min(LAZY_COLUMNS, unit))
         return rounding.quantized()
 
     def _rounding(self, order_I: Tensor | None) -> Rounding:

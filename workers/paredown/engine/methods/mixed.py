@@ -13,12 +13,13 @@ after it make up for is in that. So a rounding to nearest for each choice, which
 of it is of the dense model, before any pruning of the same recipe.
 Then one integer program takes one choice for each set of layers: those that share an input get the same bits, because
 runtimes join them, and so do a block's experts. It is solved to optimality, by HiGHS.
-Shapes: O out_features, I in_features, G groups along the input, S weights of a group, C choices, N sets of a block.
+Shapes: O out_features, I in_features, C choices, N sets of a block.
 """
 
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
@@ -35,7 +36,7 @@ from paredown.engine.columns import channel_importance, restored
 from paredown.engine.depth import stage_report, survey
 from paredown.engine.errors import RecipeUnfit
 from paredown.engine.gradients import backward
-from paredown.engine.grid import fit_grid, group_width, quantized_linear
+from paredown.engine.grid import nearest
 from paredown.engine.method import AssigningMethod, LinearWeight, ModelWork
 from paredown.engine.statistics import InputStatistics, Statistic
 from paredown.engine.weights import ModelReader
@@ -48,7 +49,7 @@ def foretold_losses_C(linear: LinearWeight, inputs: InputStatistics, per_error_O
     # Only the rows that matter most are rounded. How much a row matters and how large it is are known of all, and they
     # differ little in how well they round.
     tried_R = whole_O.topk(min(len(whole_O), TRIED_ROWS)).indices
-    tried = LinearWeight(linear.name, weight_OI[tried_R], linear.storage_dtype)
+    tried = replace(linear, weight_OI=weight_OI[tried_R])
     sampled = whole_O[tried_R].sum()
     losses_C = foretold_errors_CO(tried, inputs, config) @ per_error_O[tried_R]
     return losses_C * (whole_O.sum() / sampled) if bool(sampled > 0) else losses_C
@@ -65,14 +66,11 @@ def column_costs_I(inputs: InputStatistics, config: Mixed) -> Tensor:
 def foretold_errors_CO(linear: LinearWeight, inputs: InputStatistics, config: Mixed) -> Tensor:
     """GPTQ's squared output error of each row over the calibration tokens, at each choice."""
     cost_I = column_costs_I(inputs, config)
-    width = group_width(linear.weight_OI.shape[1], config, linear.name)
-    weight_OGS = linear.weight_OI.reshape(len(linear.weight_OI), -1, width)
-    importance_GS = channel_importance(inputs.energy_I).view(-1, width)
+    importance_I = channel_importance(inputs.energy_I)
     errors = []
     for bits in config.choices:
-        stage = config.at(bits)
-        grid = fit_grid(weight_OGS, stage, linear.storage_dtype, importance_GS)
-        rounded = quantized_linear(grid.codes(weight_OGS).flatten(1), grid, stage)
+        stage = config.at(bits).for_width(linear.weight_OI.shape[1])
+        rounded = nearest(linear.weight_OI, stage, linear.storage_dtype, linear.name, importance_I, wide=linear.wide)
         errors.append((linear.weight_OI - rounded.dequantized().float()).square_() @ cost_I)
     return torch.stack(errors)
 
@@ -124,10 +122,12 @@ def _is_skipped(config: Mixed, name: str) -> bool:
 class _LossWatch:
     """Foretells what each choice for each set of a block's linears adds to the loss: `losses`, one row for each set."""
 
-    def __init__(self, skeleton: Skeleton, index: int, config: Mixed, scale_dtype: torch.dtype, predicted: int) -> None:
+    def __init__(
+        self, skeleton: Skeleton, index: int, config: Mixed, scale_dtype: torch.dtype, predicted: int, *, wide: bool
+    ) -> None:
         self._skeleton = skeleton
         self._config = config
-        self._scale_dtype = scale_dtype
+        self._scale_dtype, self._wide = scale_dtype, wide
         self._predicted = predicted
         self._sets = _sets(skeleton, index)
         self._inputs: dict[str, InputStatistics] = {}
@@ -183,7 +183,7 @@ class _LossWatch:
             # An expert that no token reaches moves no loss.
             return self._nothing_C
         weight_OI = self._skeleton.architecture.oriented(self._skeleton.model.get_parameter(f"{name}.weight"))
-        linear = LinearWeight(name, weight_OI.detach().float().contiguous(), self._scale_dtype)
+        linear = LinearWeight(name, weight_OI.detach().float().contiguous(), self._scale_dtype, wide=self._wide)
         share = self._predicted / statistics.num_tokens / 2
         return foretold_losses_C(linear, statistics, self._squares_O[name] * share, self._config).cpu()
 
@@ -199,12 +199,14 @@ def assign(model: ModelReader, work: ModelWork, config: Mixed) -> tuple[Mapping[
     samples, length = work.tokens_NT.shape
 
     def watcher(running: Skeleton, block: int) -> _LossWatch:
-        return _LossWatch(running, block, config, storage.scale_dtype or model.storage_dtype, samples * (length - 1))
+        scale_dtype = storage.scale_dtype or model.storage_dtype
+        return _LossWatch(running, block, config, scale_dtype, samples * (length - 1), wide=storage.wide)
 
     entering = survey(model, work.tokens_NT, work, lambda before_BTH, _after: before_BTH, part_of=2)
     read = backward(model, work.tokens_NT, work, entering, watcher)
     # What is not in the program is skipped, whatever its stage.
     stages = dict.fromkeys(skeleton.all_linear_names(), config.at(config.choices[0]))
+    grids = [config.at(bits) for bits in config.choices]
     sets: list[list[str]] = []
     losses: list[list[float]] = []
     sizes: list[list[int]] = []
@@ -218,16 +220,15 @@ def assign(model: ModelReader, work: ModelWork, config: Mixed) -> tuple[Mapping[
             if shapes:
                 sets.append(names)
                 losses.append(losses_C)
-                sizes.append(
-                    [
-                        sum(config.stored_bits(bits, *one, wide=storage.wide) for one in shapes)
-                        for bits in config.choices
-                    ]
-                )
+                sizes.append([sum(grid.stored_bits(*one, wide=storage.wide) for one in shapes) for grid in grids])
     chosen = choose(losses, sizes, int(config.average_bits * weights))
     for names, pick in zip(sets, chosen, strict=True):
         stages |= dict.fromkeys(names, config.at(config.choices[pick]))
-    counts = Counter(stage.bits for name, stage in stages.items() if not _is_skipped(config, name))
+    counts = Counter(
+        stage.for_width(skeleton.shape_OI(name)[1]).bits
+        for name, stage in stages.items()
+        if not _is_skipped(config, name)
+    )
     average = sum(row[pick] for row, pick in zip(sizes, chosen, strict=True)) / weights
     added = sum(row[pick] for row, pick in zip(losses, chosen, strict=True))
     report = stage_report(

@@ -17,6 +17,7 @@ from paredown.engine.columns import Rounding, channel_importance, ordered, sweep
 from paredown.engine.compact import with_columns
 from paredown.engine.grid import fit_grid, group_width
 from paredown.engine.method import LinearMethod, LinearWeight
+from paredown.engine.quantized import QuantizedLinear
 from paredown.engine.statistics import InputStatistics, Statistic
 
 
@@ -46,7 +47,9 @@ def compress(linear: LinearWeight, inputs: InputStatistics, config: Owq) -> None
         return kept_WO[column - in_features]
 
     sweep(weight_IO, upper_II, settle)
-    linear.quantize(with_columns(rounding.quantized(), columns_W.int(), kept_WO.T.contiguous()))
+    quantized = rounding.quantized()
+    assert isinstance(quantized, QuantizedLinear), "only gguf holds K-quants"
+    linear.quantize(with_columns(quantized, columns_W.int(), kept_WO.T.contiguous()))
 
 
 def rounding_error(linear: LinearWeight, inputs: InputStatistics, config: Owq) -> Tensor:

@@ -12,7 +12,7 @@ from paredown.engine.statistics import InputStatistics
 
 def compress(linear: LinearWeight, _inputs: InputStatistics, config: Rtn) -> None:
     """Zero is a point of every grid, so weights that an earlier stage pruned stay zero."""
-    linear.quantize(nearest(linear.weight_OI, config, linear.storage_dtype, linear.name))
+    linear.quantize(nearest(linear.weight_OI, config, linear.storage_dtype, linear.name, wide=linear.wide))
 
 
 METHOD = LinearMethod(config=Rtn, needs=frozenset(), compress=compress)

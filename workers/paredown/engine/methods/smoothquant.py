@@ -85,7 +85,9 @@ def solved(linear: LinearWeight, weight_OI: Tensor, inputs: InputStatistics, dam
     rounding = Rounding(linear, _ROWS, order_I, channel_importance(inputs.energy_I), pruned_IO)
     rounding.fit_all(weight_OI)
     sweep(ordered(weight_OI.T, order_I), upper_II, rounding.settle)
-    return rounding.quantized()
+    quantized = rounding.quantized()
+    assert isinstance(quantized, QuantizedLinear), "only gguf holds K-quants"
+    return quantized
 
 
 def channel_scale(peak_I: Tensor, weight_OI: Tensor, alpha: float) -> Tensor:
