@@ -283,9 +283,10 @@ def test_the_file_gives_back_exactly_what_was_measured(tmp_path: Path, model_typ
     reader = GgufWeights(path, model.config, model.shapes)
     for name in model.names:
         assert torch.equal(reader.tensor(name).float(), model.tensor(name).float()), name
-    kinds = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(path).tensors}
+    file = GGUFReader(path)
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in file.tensors}
     if not RECIPES[kind][-1].skip:
-        said = LlamaFileType(GGUFReader(path).fields["general.file_type"].contents()).name
+        said = LlamaFileType(file.fields["general.file_type"].contents()).name
         assert said == f"MOSTLY_{kind}" + ("_S" if kind in ("Q3_K", "Q4_K") else "")
     dense = "F16" if kind == "Q4_1" else "BF16"
     for linear in model.linear_names:
@@ -340,7 +341,7 @@ def test_layers_of_several_widths_lie_in_one_file_as_measured(tmp_path: Path, st
     assert len({tensor.tensor_type.name for tensor in blocks}) > 1
     weights = sum(int(tensor.n_elements) for tensor in blocks)
     used = 8 * sum(int(tensor.n_bytes) for tensor in blocks) / weights
-    assert stage.average_bits - 0.3 < used <= stage.average_bits
+    assert stage.average_bits - 0.25 < used <= stage.average_bits
     reader = GgufWeights(path, model.config, model.shapes)
     for name in model.names:
         assert torch.equal(reader.tensor(name).float(), model.tensor(name).float()), name

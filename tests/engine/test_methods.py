@@ -351,10 +351,18 @@ def test_sparsegpt_keeps_what_was_pruned_before_and_counts_it() -> None:
         assert int((target.weight_OI == 0).sum()) == 24 * 64
 
 
-@pytest.mark.parametrize("activation_order", [True, False])
-@pytest.mark.parametrize("shape", [{"sparsity": 0.5}, {"pattern": "2:4"}])
+@pytest.mark.parametrize(
+    ("shape", "activation_order", "share"),
+    [
+        ({"sparsity": 0.5}, True, 0.85),
+        ({"sparsity": 0.5}, False, 0.85),
+        ({"pattern": "2:4"}, True, 0.85),
+        # Least is left to make up for a pattern; a grid whose odd code is on the right side has less to lose besides.
+        ({"pattern": "2:4"}, False, 0.92),
+    ],
+)
 def test_pruning_and_rounding_in_one_sweep_lose_less_output_than_one_after_the_other(
-    shape: dict[str, object], activation_order: bool
+    shape: dict[str, object], activation_order: bool, share: float
 ) -> None:
     pruning = Sparsegpt.model_validate(shape)
     rounding = Gptq(bits=3, group_size=32, activation_order=activation_order)
@@ -373,7 +381,7 @@ def test_pruning_and_rounding_in_one_sweep_lose_less_output_than_one_after_the_o
         simple = apply(pruning, linear(weight_OI), gathered)
         apply(Rtn(bits=3, group_size=32), simple, gathered)
         after_each_other += output_error(inputs_TI, weight_OI, simple.weight_OI)
-    assert joint < 0.92 * after_each_other
+    assert joint < share * after_each_other
 
 
 @pytest.mark.parametrize("settings", [{}, {"activation_order": False}, {"damping_search": True}])

@@ -83,7 +83,7 @@ def check_recipe(shape: ModelShape, spec: JobSpec, earlier: tuple[Stage, ...] = 
         _check_skip(shape, stage, field)
         linears = _touched(shape, stage)
         if isinstance(stage, UniformGrid):
-            _check_group_size(stage, linears, f"{field}.group_size")
+            _check_group_size(stage, linears, field)
         if isinstance(stage, EightBit) and stage.is_dynamic and shape.family == "opt":
             _check_flattened(stage, linears, field)
         if isinstance(stage, Mixed):
@@ -167,13 +167,13 @@ def _check_gguf(shape: ModelShape, spec: JobSpec, before: tuple[Stage, ...]) -> 
 def _check_zeros(shape: ModelShape, stage: UniformGrid, field: str) -> None:
     if all(stage.keeps_zeros(linear.in_features) for _, linear in _touched(shape, stage)):
         return
-    field, way_out = f"{field}.symmetric", "a symmetric grid."
+    at_fault, way_out = "symmetric", "a symmetric grid."
     if stage.k_quant:
-        field = field.replace("symmetric", "choices" if isinstance(stage, Mixed) else "bits")
+        at_fault = "choices" if isinstance(stage, Mixed) else "bits"
         way_out = "K-quants of 3, 6 and 8 bits, which have none."
     raise RecipeRefused(
         "GGUF's asymmetric types round each block's minimum, so pruned weights would not stay zero; use " + way_out,
-        field=field,
+        field=f"{field}.{at_fault}",
     )
 
 
@@ -253,7 +253,7 @@ def _touched(shape: ModelShape, stage: Stage) -> list[tuple[str, LinearShape]]:
 
 def _check_group_size(stage: UniformGrid, linears: list[tuple[str, LinearShape]], field: str) -> None:
     if stage.k_quant:
-        _check_blocks(linears, field.replace("group_size", "k_quant"))
+        _check_blocks(linears, f"{field}.k_quant")
         return
     size = stage.group_size
     if size is None:
@@ -266,7 +266,7 @@ def _check_group_size(stage: UniformGrid, linears: list[tuple[str, LinearShape]]
     raise GroupSizeUnfit(
         f"group_size {size} does not divide the {unfit[1].in_features} input channels of {unfit[0]}; {advice}, or "
         "null for one scale a row, or skip that layer.",
-        field=field,
+        field=f"{field}.group_size",
     )
 
 

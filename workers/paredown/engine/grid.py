@@ -26,7 +26,7 @@ _WIDTHS = tuple(1.05 - 0.07 * step for step in range(10))
 _NEAR = 0.035
 _REFINEMENTS = 2
 # Where a search for a scale and a minimum starts: the steps from the smallest weight of a group to its largest, beside
-# those that codes have. llama.cpp's quantizer starts at up to 37; on normal weights these five do as well as 13.
+# those that codes have. On normal weights these five come within a hundredth of what thirteen give.
 _STARTS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 # A K-quant's smallest and largest code of a scale, by the bits of a weight.
 _SCALE_CODES = {2: (0, 15), 3: (-32, 31), 4: (0, 63), 5: (0, 63), 6: (-128, 127)}
@@ -273,7 +273,7 @@ def _least_squares(
         _, codes_OGS = _error_and_codes(weight_OGS, importance, best.grid)
         if zeros_OG is not None:
             codes_OGS -= zeros_OG.unsqueeze(-1)
-        weighted_OGS = codes_OGS if importance is None else _weighed(codes_OGS, importance)
+        weighted_OGS = _weighed(codes_OGS, importance)
         # Where all codes are zero so is the numerator, and the fit, which is no better, is dropped.
         fit_OG = (weight_OGS * weighted_OGS).sum(-1) / (codes_OGS * weighted_OGS).sum(-1).clamp_(min=1e-9)
         offer(Grid(_storable(fit_OG, storage_dtype), zeros_OG, low, high))
@@ -298,7 +298,9 @@ class _Best:
         return better_OG
 
 
-def _weighed(values_OGS: Tensor, importance: Tensor) -> Tensor:
+def _weighed(values_OGS: Tensor, importance: Tensor | None) -> Tensor:
+    if importance is None:
+        return values_OGS
     if importance.ndim == 2:
         return values_OGS * importance
     return torch.bmm(values_OGS.transpose(0, 1), importance).transpose(0, 1)
@@ -351,18 +353,18 @@ def _with_any_minimum(weight_OGS: Tensor, importance: Tensor | None, grid: Grid)
     """The grid, or a better one whose minima are no multiples of scales: the least-squares solutions for codes."""
     error_OG, _ = _error_and_codes(weight_OGS, importance, grid)
     best = _Best(grid, error_OG)
-    ones_OGS = torch.ones_like(weight_OGS)
-    ones_weighed_OGS = ones_OGS if importance is None else _weighed(ones_OGS, importance)
+    ones_weighed_OGS = _weighed(torch.ones_like(weight_OGS), importance)
+    ones_OG, weights_OG = ones_weighed_OGS.sum(-1), (weight_OGS * ones_weighed_OGS).sum(-1)
 
     def refine(start: Grid) -> None:
         _, codes_OGS = _error_and_codes(weight_OGS, importance, start)
-        weighed_OGS = codes_OGS if importance is None else _weighed(codes_OGS, importance)
+        weighed_OGS = _weighed(codes_OGS, importance)
         scales_OG, minima_OG = _line(
             (codes_OGS * weighed_OGS).sum(-1),
             (codes_OGS * ones_weighed_OGS).sum(-1),
-            ones_weighed_OGS.sum(-1),
+            ones_OG,
             (weight_OGS * weighed_OGS).sum(-1),
-            (weight_OGS * ones_weighed_OGS).sum(-1),
+            weights_OG,
         )
         tried = Grid(scales_OG, minima_OG / scales_OG, grid.low, grid.high)
         error_OG, _ = _error_and_codes(weight_OGS, importance, tried)
@@ -433,13 +435,13 @@ class _CodeSearch:
         codes = self.codes
         _, codes_OGS = _error_and_codes(self._weight_OGS, self._importance, codes.grid(self._low, self._high))
         scaled_OGS = codes_OGS.mul_(codes.scale_codes_OG.unsqueeze(-1))
-        scaled_weighed_OGS = self._weigh(scaled_OGS)
+        scaled_weighed_OGS = _weighed(scaled_OGS, self._importance)
         squares_OB = self._products(scaled_OGS, scaled_weighed_OGS)
         fits_OB = self._products(self._weight_OGS, scaled_weighed_OGS)
         if codes.minimum_codes_OG is None:
             return {"super_scales_OB": _storable(fits_OB / squares_OB.clamp_(min=1e-30), torch.float16)}
         minima_OGS = codes.minimum_codes_OG.unsqueeze(-1).expand_as(scaled_OGS)
-        minima_weighed_OGS = self._weigh(minima_OGS)
+        minima_weighed_OGS = _weighed(minima_OGS, self._importance)
         super_scales_OB, super_minima_OB = _line(
             squares_OB,
             self._products(scaled_OGS, minima_weighed_OGS),
@@ -455,9 +457,6 @@ class _CodeSearch:
     def _error(self, codes: ScaleCodes) -> Tensor:
         error_OG, _ = _error_and_codes(self._weight_OGS, self._importance, codes.grid(self._low, self._high))
         return error_OG
-
-    def _weigh(self, values_OGS: Tensor) -> Tensor:
-        return values_OGS if self._importance is None else _weighed(values_OGS, self._importance)
 
     def _products(self, first_OGS: Tensor, second_OGS: Tensor) -> Tensor:
         return self._by_block((first_OGS * second_OGS).sum(-1))

@@ -218,13 +218,13 @@ def _entries(model: Writable, names: Names) -> Iterator[_Entry]:
         order = _row_order(model.config, names.architecture, stored_name)
         linear_name = name.removesuffix(".weight")
         is_linear = linear_name in model.linear_names and name != linear_name
-        if is_linear and (linear := model.quantized(linear_name)) is not None:
-            kind = _grid_kind(linear, linear_name)
-            shape = tuple(oriented(torch.empty(shape, device="meta")).shape)
-            yield _Entry(stored_name, kind, shape, _packed_in_order(model, linear_name, order))
-            continue
         if is_linear:
-            shape, kind = tuple(oriented(torch.empty(shape, device="meta")).shape), storage
+            shape = tuple(oriented(torch.empty(shape, device="meta")).shape)
+            if (linear := model.quantized(linear_name)) is not None:
+                kind = _grid_kind(linear, linear_name)
+                yield _Entry(stored_name, kind, shape, _packed_in_order(model, linear_name, order))
+                continue
+            kind = storage
         elif name in model.source.storage.coded:
             code = model.source.storage.code
             assert isinstance(code, Embeddings), "prepared() put it there"
