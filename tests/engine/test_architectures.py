@@ -111,3 +111,16 @@ def test_a_released_block_holds_nothing() -> None:
     assert not any(parameter.is_meta for parameter in skeleton.blocks[1].parameters())
     skeleton.release_block(1)
     assert all(parameter.is_meta for parameter in skeleton.model.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_block_leaves_its_input_as_it_was(family: str) -> None:
+    """Hidden states are still being written to disk when the next block reads them."""
+    model = random_model(family).eval()
+    came: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for block in model.get_submodule(architecture_of(model.config).blocks):
+        block.register_forward_pre_hook(lambda _block, args: came.append((args[0], args[0].clone())))
+    with torch.inference_mode():
+        model(input_ids=torch.arange(96).view(2, 48))
+    assert len(came) == model.config.num_hidden_layers
+    assert all(torch.equal(after, before) for after, before in came)

@@ -1,24 +1,29 @@
 """The one-pass stream: its results against a plain loop over layers, pauses against reruns, resume against no stop."""
 
+import errno
+import itertools
 import multiprocessing
 import random
+import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tests.engine.conftest import CPU, Compressor, shard_bytes
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from paredown.contracts.job import Calibration
 from paredown.contracts.recipes import Gptq, Magnitude, Rtn, Stage, Wanda
-from paredown.engine import block
-from paredown.engine.architectures import architecture_of
+from paredown.engine import block, checkpoint
+from paredown.engine.architectures import Skeleton, architecture_of
 from paredown.engine.checkpoint import Checkpoint
-from paredown.engine.errors import Drained, NanFound
+from paredown.engine.errors import DiskFull, Drained, NanFound
 from paredown.engine.method import LinearWeight
 from paredown.engine.methods import METHODS
 from paredown.engine.statistics import InputStatistics, Statistic
@@ -175,6 +180,12 @@ def test_bfloat16_forwards_compress_nearly_as_well(
         assert rough.error == pytest.approx(exact.error, rel=0.1)
 
 
+def asked_before(index: int) -> Callable[[], bool]:
+    """Asks for a drain when the run is about to start a block."""
+    boundaries = itertools.count()
+    return lambda: next(boundaries) == index
+
+
 @pytest.mark.parametrize(("recipe", "asymmetry"), [(CHAIN, 0), (CHAIN, 0.5), ((Rtn(group_size=32),), 0)])
 @pytest.mark.parametrize("stop_after", [0, 1, 2])
 def test_a_drained_run_goes_on_to_the_same_bytes(
@@ -201,14 +212,55 @@ def test_a_drained_run_goes_on_to_the_same_bytes(
             "parts",
             calibration=calibration,
             on_progress=note,
-            should_drain=lambda: done[-1] == stop_after,
+            should_drain=asked_before(stop_after),
         )
-    assert done[-1] == stop_after
+    assert done == list(range(stop_after + 1)), "what was computed is durable"
     done.clear()
     result = compress(tiny("qwen2"), recipe, tokens_NT, "parts", calibration=calibration, on_progress=note)
     assert done == list(range(stop_after, 4)), "finished blocks are not done again"
     assert shard_bytes(tmp_path / "parts") == shard_bytes(tmp_path / "whole")
     assert len(result.layers) == 3 * 7
+
+
+def test_a_block_is_written_while_the_next_is_computed(
+    tiny: Callable[[str], ModelFiles], compress: Compressor, tokens_NT: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = [threading.Event() for _ in range(3)]
+    save, construct = Checkpoint.save, block.BlockRun.__init__
+
+    def starting(
+        self: block.BlockRun, files: ModelFiles, skeleton: Skeleton, index: int, *args: Any, **more: Any
+    ) -> None:
+        started[index].set()
+        construct(self, files, skeleton, index, *args, **more)
+
+    def saving(self: Checkpoint, index: int, *args: Any) -> None:
+        assert index == 2 or started[index + 1].wait(60)
+        save(self, index, *args)
+
+    monkeypatch.setattr(block.BlockRun, "__init__", starting)
+    monkeypatch.setattr(Checkpoint, "save", saving)
+    compress(tiny("llama"), CHAIN, tokens_NT)
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_a_block_that_finds_no_room_on_the_disk_ends_the_run(
+    failing: int,
+    tiny: Callable[[str], ModelFiles],
+    compress: Compressor,
+    tokens_NT: Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(tensors: Any, path: Path, metadata: Any) -> None:
+        if path.name == f"block-{failing:05d}.partial":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save_file(tensors, path, metadata)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(DiskFull):
+        compress(tiny("llama"), CHAIN, tokens_NT)
+    assert Checkpoint(tmp_path / "work", "test", 3, sequential=True).finished == set(range(failing))
 
 
 def test_another_identity_starts_afresh(
@@ -253,7 +305,7 @@ def test_what_is_damaged_is_redone_and_never_trusted(
         done.append(finished)
 
     with pytest.raises(Drained):
-        compress(tiny("llama"), CHAIN, tokens_NT, "parts", on_progress=note, should_drain=lambda: done[-1] == 2)
+        compress(tiny("llama"), CHAIN, tokens_NT, "parts", should_drain=asked_before(2))
     path = tmp_path / "parts" / damaged
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1

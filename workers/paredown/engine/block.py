@@ -234,7 +234,7 @@ class BlockRun:
                 LayerReport(
                     name=linear.name,
                     weights=stored_OI.numel(),
-                    zeros=int((stored_OI == 0).sum()),
+                    zeros=int((stored_OI == 0).count_nonzero()),
                     bits=linear.quantized.stored_bits if linear.quantized else 16.0,
                     error=None if original_OI is None else _output_error(original_OI, running_OI, statistics),
                     scaled=linear.scale_I is not None if self._scales(linear.name, recipe) else None,

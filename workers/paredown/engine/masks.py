@@ -45,7 +45,7 @@ def lowest_in_rows(score_OI: Tensor, count: int) -> Tensor:
         return torch.zeros_like(score_OI, dtype=torch.bool)
     highest_O1 = _kth_lowest(score_OI, count)
     mask_OI = score_OI <= highest_O1
-    if int(mask_OI.sum()) == count * len(score_OI):
+    if int(mask_OI.count_nonzero()) == count * len(score_OI):
         return mask_OI
     below_OI = score_OI < highest_O1
     ties_OI = mask_OI ^ below_OI

@@ -288,10 +288,11 @@ class InputStatistics:
         lower_II = _factored(damped_II)
         if lower_II is None:
             raise HessianSingular(self.name, damping)
-        _invert_lower(lower_II)
-        upper_II = lower_II.float()
+        # The factor's condition is the root of the Hessian's, so that float32 will do from here.
+        inverse_II = lower_II.float()
         del damped_II, lower_II
-        upper_II = upper_II.flip(0, 1)
+        _invert_lower(inverse_II)
+        upper_II = inverse_II.flip(0, 1)
         if not all_finite(upper_II):
             raise HessianSingular(self.name, damping)
         return upper_II, order_I

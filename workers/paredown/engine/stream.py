@@ -8,7 +8,9 @@ Shapes: N sequences, T tokens of each, B sequences of a micro-batch, H hidden si
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -230,25 +232,61 @@ def compress_model(
                 forward.states = saved[: len(forward.tokens)]
                 if beside is not None:
                     beside.states = saved[len(forward.tokens) :]
-        for index in todo:
-            if should_drain():
-                raise Drained
-            block = BlockRun(files, skeleton, index, linear, device, calibration, keep_zeros=keep_zeros)
-            if forward is None:
-                block.compress_all(dense.of(index) if dense else None)
-            elif pausing:
-                block.stream_through(forward, beside)
-            else:
-                block.rerun_through(forward, beside)
-            hidden: list[Tensor] | None = None
-            if forward is not None and index + 1 < num_blocks:
-                hidden = [*forward.states, *(beside.states if beside else ())]
-            checkpoint.save(index, block.dense, block.quantized, tuple(block.layers), hidden)
-            skeleton.release_block(index)
-            # Or the heap falls into ever more pieces, and memory grows with the number of blocks.
-            trim_heap()
-            passes.step(len(checkpoint.finished), num_blocks)
+        with _Writer(checkpoint, lambda finished: passes.step(finished, num_blocks)) as writer:
+            for index in todo:
+                if should_drain():
+                    writer.wait()
+                    raise Drained
+                block = BlockRun(files, skeleton, index, linear, device, calibration, keep_zeros=keep_zeros)
+                if forward is None:
+                    block.compress_all(dense.of(index) if dense else None)
+                elif pausing:
+                    block.stream_through(forward, beside)
+                else:
+                    block.rerun_through(forward, beside)
+                hidden: list[Tensor] | None = None
+                if forward is not None and index + 1 < num_blocks:
+                    hidden = [*forward.states, *(beside.states if beside else ())]
+                writer.save(index, block, hidden)
+                skeleton.release_block(index)
+                # Or the heap falls into ever more pieces, and memory grows with the number of blocks.
+                trim_heap()
+            writer.wait()
     return CompressedModel(files, outer, skeleton, checkpoint, tuple(reports))
+
+
+class _Writer:
+    """Makes blocks durable in a thread beside the computing of the next: one at a time, so no more than that is lost.
+
+    `on_saved` is told, in that thread, how many blocks are durable.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, on_saved: Callable[[int], None]) -> None:
+        self._checkpoint = checkpoint
+        self._on_saved = on_saved
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._saving: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Whatever ended the work: the block before it is finished.
+        self._thread.shutdown()
+
+    def save(self, index: int, block: BlockRun, hidden: list[Tensor] | None) -> None:
+        """`hidden`, which enters the next block, must not change any more. Raises as `wait`, of the block before."""
+        self.wait()
+        self._saving = self._thread.submit(self._save, index, block, hidden)
+
+    def wait(self) -> None:
+        """Until all that was given is durable. Raises DiskFull."""
+        if self._saving is not None:
+            self._saving.result()
+
+    def _save(self, index: int, block: BlockRun, hidden: list[Tensor] | None) -> None:
+        self._checkpoint.save(index, block.dense, block.quantized, tuple(block.layers), hidden)
+        self._on_saved(len(self._checkpoint.finished))
 
 
 def _weights(
