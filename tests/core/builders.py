@@ -8,7 +8,7 @@ from sqlalchemy import func, update
 
 from paredown.contracts.artifact import BaseModelRecord, Isolation, Manifest, ManifestFile
 from paredown.contracts.job import Calibration, EvaluationSettings, Format, JobSpec, content_hash
-from paredown.contracts.recipes import Rtn, recipe_hash
+from paredown.contracts.recipes import Recipe, Rtn, recipe_hash
 from paredown.contracts.report import Check, Cost, Evaluation, Gate, LayerReport, Protocol, Report, Speed, Verdict
 from paredown.core import jobs
 from paredown.core.calibrations import NewCalibration
@@ -68,6 +68,9 @@ def make_artifact(
     tags: tuple[str, ...] = (),
     model: str = MODEL,
     fingerprint: str = FINGERPRINT,
+    recipe: Recipe | None = None,
+    calibration: Calibration | None = None,
+    output_format: Format = Format.COMPRESSED_TENSORS,
 ) -> NewArtifact:
     report = Report(
         base=make_evaluation(20.0, samples=samples) if perplexity else None,
@@ -88,7 +91,7 @@ def make_artifact(
         ),
         gate=Gate(verdict=verdict or Verdict.PASSED, checks=checks) if verdict or checks else None,
     )
-    recipe = (Rtn(),)
+    recipe = recipe or (Rtn(),)
     manifest = Manifest(
         artifact_id=uuid4(),
         job_id=job_id,
@@ -103,8 +106,8 @@ def make_artifact(
         ),
         recipe=recipe,
         recipe_hash=recipe_hash(recipe),
-        format=Format.COMPRESSED_TENSORS,
-        calibration=Calibration(),
+        format=output_format,
+        calibration=calibration or Calibration(),
         calibration_tokens_sha256=None,
         evaluation=EvaluationSettings(),
         dtype="float32",

@@ -10,7 +10,8 @@ from sqlalchemy.orm import Session
 from tests.core.builders import FINGERPRINT, MODEL, claim_job, finish_job, make_evaluation, submit_job
 
 from paredown.contracts.artifact import ArtifactView, BaseModelRecord, CostAxis, FrontPoint
-from paredown.contracts.job import JobState
+from paredown.contracts.job import Calibration, Format, JobState
+from paredown.contracts.recipes import Rtn, Wanda
 from paredown.contracts.report import Check, Verdict
 from paredown.core import access, catalogue, jobs
 from paredown.core.db import Database
@@ -297,6 +298,62 @@ def test_front_of_a_model(database: Database, project: UUID, other: UUID, settin
                 catalogue.front(session, project, model, protocol, "size_bytes")
         with pytest.raises(RequestInvalid):
             catalogue.front(session, project, "\0", None, "size_bytes")
+
+
+GGUF: dict[str, Any] = {"output_format": Format.GGUF}
+BLOCKS: dict[str, Any] = {"recipe": (Rtn(group_size=32),)}
+MORE: dict[str, Any] = {"calibration": Calibration(samples=8, seed=1, asymmetry=0.5, sequence_length=64)}
+
+
+@pytest.mark.parametrize(
+    ("twins", "told_apart"),
+    [
+        (({}, BLOCKS), ("group_size 64)", "group_size 32)")),
+        (({}, {"calibration": Calibration(asymmetry=0.5)}), ("asymmetry 0.0)", "asymmetry 0.5)")),
+        (({}, GGUF), ("format compressed-tensors)", "format gguf)")),
+        (
+            ({}, GGUF, {**GGUF, **BLOCKS}),
+            (
+                "group_size 64, format compressed-tensors",
+                "group_size 64, format gguf",
+                "group_size 32, format gguf",
+            ),
+        ),
+        (({}, {"recipe": (Wanda(),)}), ("method rtn)", "method wanda)")),
+        (({}, {"recipe": (Wanda(), Rtn())}), ("method rtn)", "method wanda, method rtn)")),
+        (({}, {**MORE, **GGUF}), ("samples 32, …", "samples 8, sequence_length 64, seed 1, asymmetry 0.5")),
+    ],
+)
+def test_points_of_one_name_say_what_tells_them_apart(
+    database: Database,
+    project: UUID,
+    settings: Settings,
+    twins: tuple[dict[str, Any], ...],
+    told_apart: tuple[str, ...],
+) -> None:
+    made = [finish_job(database, project, settings, name="twin", **changes) for changes in twins]
+    other = finish_job(database, project, settings, name="another")
+    with database.transaction() as session:
+        points = catalogue.front(session, project, MODEL, None, "size_bytes").points
+    names = {point.artifact_id: point.name for point in points}
+    assert names[other] == "another"
+    for artifact_id, told in zip(made, told_apart, strict=True):
+        assert names[artifact_id].startswith(f"twin ({told.removesuffix('…')}")
+        assert names[artifact_id].count(",") < 4
+
+
+def test_points_alike_in_name_and_settings_show_their_ids(
+    database: Database, project: UUID, settings: Settings
+) -> None:
+    made = [finish_job(database, project, settings, name="twin", **changes) for changes in ({}, {}, GGUF)]
+    with database.transaction() as session:
+        points = catalogue.front(session, project, MODEL, None, "size_bytes").points
+    assert {point.name for point in points} == {
+        f"twin ({str(made[0])[:8]})",
+        f"twin ({str(made[1])[:8]})",
+        "twin (format gguf)",
+        "base",
+    }
 
 
 def point(perplexity: float, cost: float | None) -> FrontPoint:

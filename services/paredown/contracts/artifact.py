@@ -153,7 +153,7 @@ class FrontPoint(Contract):
     """One model on the trade-off chart; the base itself has no artifact."""
 
     artifact_id: UUID | None
-    name: str
+    name: str = Field(description="Of artifacts called the same, also the settings that tell them apart.")
     methods: tuple[str, ...]
     perplexity: float
     size_bytes: int

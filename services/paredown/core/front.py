@@ -2,17 +2,20 @@
 
 import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, column, func, select, true
+from pydantic import TypeAdapter
+from sqlalchemy import ColumnElement, Select, Text, column, func, select, true
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
 from paredown.contracts.artifact import CostAxis, Front, FrontEntry, FrontPoint
+from paredown.contracts.job import Calibration
 from paredown.contracts.prices import PriceBook, serving
+from paredown.contracts.recipes import Recipe
 from paredown.contracts.report import Speed
 from paredown.core.artifact_queries import of_model, readable
 from paredown.core.errors import NotFound
@@ -30,6 +33,22 @@ _FIGURES = (
     .table_valued(column("speeds", JSONB), column("cost", JSONB), column("gate", JSONB))
     .render_derived(name="figures", with_types=True)
 )
+_MADE = (
+    func.jsonb_to_record(ArtifactRow.manifest)
+    .table_valued(
+        column("lineage", JSONB),
+        column("recipe", JSONB),
+        column("calibration", JSONB),
+        column("format", Text),
+        column("dtype", Text),
+    )
+    .render_derived(name="made", with_types=True)
+)
+# The stage, or the part of the job, and the field's name.
+_Setting = tuple[str, str]
+# Settings that a name says at most.
+_TOLD = 4
+_RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)
 
 
 def front(session: Session, project_id: UUID, model: str, protocol_hash: str | None, cost_axis: CostAxis) -> Front:
@@ -43,7 +62,7 @@ def front(session: Session, project_id: UUID, model: str, protocol_hash: str | N
     rows = _measured(session, project_id, model)
     if not rows:
         raise NotFound(f"No artifact of {model} has been evaluated yet.", field="model")
-    front = _under(rows, protocol_hash, cost_axis, price_book(session, project_id))
+    front = _under(session, rows, protocol_hash, cost_axis, price_book(session, project_id))
     if front is None:
         raise NotFound(f"No artifact of {model} was evaluated under that protocol.", field="protocol")
     return front
@@ -53,10 +72,12 @@ def front_among(session: Session, project_id: UUID, artifact_ids: Collection[UUI
     """The front of these artifacts of one model alone, against bytes; None where none of them was measured."""
     query = _select_measured(project_id).where(ArtifactRow.id.in_(artifact_ids))
     rows = list(session.execute(query)) if artifact_ids else []
-    return _under(rows, None, "size_bytes", price_book(session, project_id)) if rows else None
+    return _under(session, rows, None, "size_bytes", price_book(session, project_id)) if rows else None
 
 
-def _under(rows: list[Any], protocol_hash: str | None, cost_axis: CostAxis, book: PriceBook) -> Front | None:
+def _under(
+    session: Session, rows: list[Any], protocol_hash: str | None, cost_axis: CostAxis, book: PriceBook
+) -> Front | None:
     """The front of what was measured under this protocol, else under that of most; None where nothing was."""
     if protocol_hash is None:
         # The newest decides a tie: Counter keeps the order in which it met them.
@@ -64,7 +85,8 @@ def _under(rows: list[Any], protocol_hash: str | None, cost_axis: CostAxis, book
     rows = [row for row in rows if row.protocol_hash == protocol_hash]
     if not rows:
         return None
-    points = [_artifact_point(row, book) for row in rows if math.isfinite(row.perplexity)]
+    finite = [row for row in rows if math.isfinite(row.perplexity)]
+    points = [_artifact_point(row, name, book) for row, name in zip(finite, _names(session, finite), strict=True)]
     points += _base_points(rows, book)
     gate = next((row.gate for row in rows if row.gate), {"checks": ()})
     return Front(
@@ -165,10 +187,58 @@ def _select_measured(project_id: UUID) -> Select[*tuple[Any, ...]]:
     )
 
 
-def _artifact_point(row: Any, book: PriceBook) -> FrontPoint:
+def _names(session: Session, rows: Sequence[Any]) -> list[str]:
+    """Artifacts of one name also say which settings tell them apart, or else how their ids begin."""
+    count = Counter(row.name for row in rows)
+    ids = [row.id for row in rows if count[row.name] > 1]
+    if not ids:
+        return [row.name for row in rows]
+    columns = (ArtifactRow.id, _MADE.c.lineage, _MADE.c.recipe, _MADE.c.calibration, _MADE.c.format, _MADE.c.dtype)
+    query = select(*columns).join(_MADE, true()).where(ArtifactRow.id.in_(ids))
+    settings = {made.id: _settings(made) for made in session.execute(query)}
+    namesakes: dict[str, list[dict[_Setting, str]]] = {}
+    for row in rows:
+        if row.id in settings:
+            namesakes.setdefault(row.name, []).append(settings[row.id])
+    return [
+        f"{row.name} ({_difference(settings[row.id], namesakes[row.name]) or str(row.id)[:8]})"
+        if row.id in settings
+        else row.name
+        for row in rows
+    ]
+
+
+def _settings(made: Any) -> dict[_Setting, str]:
+    """With those that stand for their defaults and are not written down."""
+    recipes = [*(ancestor["recipe"] for ancestor in made.lineage or ()), made.recipe]
+    stages = [stage for recipe in recipes for stage in _RECIPE.validate_python(recipe, extra="ignore")]
+    settings = {(f"stage {index}", name): str(value) for index, stage in enumerate(stages) for name, value in stage}
+    if made.calibration:
+        calibration = Calibration.model_validate(made.calibration, extra="ignore")
+        settings |= {("calibration", name): str(value) for name, value in calibration}
+    return settings | {("job", name): getattr(made, name) for name in ("format", "dtype")}
+
+
+def _difference(own: Mapping[_Setting, str], all_of_them: Sequence[Mapping[_Setting, str]]) -> str:
+    """Empty where another has the very same settings."""
+    if sum(other == own for other in all_of_them) > 1:
+        return ""
+    differing = {
+        setting: value for setting, value in own.items() if any(other.get(setting) != value for other in all_of_them)
+    }
+    # Of another method nearly all settings are others.
+    told = [
+        f"{name} {value}"
+        for (part, name), value in differing.items()
+        if name == "method" or (part, "method") not in differing
+    ]
+    return ", ".join(told[:_TOLD])
+
+
+def _artifact_point(row: Any, name: str, book: PriceBook) -> FrontPoint:
     return FrontPoint(
         artifact_id=row.id,
-        name=row.name,
+        name=name,
         methods=tuple(row.methods),
         perplexity=row.perplexity,
         size_bytes=row.size_bytes,
