@@ -167,7 +167,7 @@ def test_a_method_keeps_its_promises_on_a_family(
             check_stages((stage,), shape)
         return
     if isinstance(stage, EightBit) and stage.is_dynamic and family.startswith("opt"):
-        # transformers flattens the sequences before its MLP; core/planning.py refuses that before it comes here.
+        # transformers flattens the sequences before its MLP; core/recipe_checks.py refuses that before it comes here.
         with pytest.raises(RecipeUnfit, match="use static activations"):
             _check((*before, stage), files, compress, tokens_NT)
         stage = stage.model_copy(update={"skip": ("*.fc?",)})

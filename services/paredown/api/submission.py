@@ -25,6 +25,7 @@ from paredown.core import (
     jobs,
     planning,
     prices,
+    recipe_checks,
     searches,
     sources,
     sweeps,
@@ -233,7 +234,7 @@ def _plan(service: Service, spec: JobSpec, description: ModelDescription) -> Pla
 
 def _plan_from_sizes(service: Service, spec: JobSpec, description: ModelDescription) -> Plan:
     """Without what finished jobs taught: the bytes of an artifact need none of it, and a search plans hundreds."""
-    planning.check_recipe(description.shape, spec, description.earlier)
+    recipe_checks.check_recipe(description.shape, spec, description.earlier)
     return planning.make_plan(spec, description, service.settings)
 
 

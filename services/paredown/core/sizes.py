@@ -30,6 +30,11 @@ def skipped(stage: Stage, name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in stage.skip)
 
 
+def touched(shape: ModelShape, stage: Stage) -> list[tuple[str, LinearShape]]:
+    """The linears that the stage compresses, under their full names."""
+    return [(name, linear) for name, linear in shape.named_linears() if not skipped(stage, name)]
+
+
 def shape_after(shape: ModelShape, stage: Stage) -> ModelShape:
     """What a stage leaves of a shape that it is given."""
     if isinstance(stage, Depth):

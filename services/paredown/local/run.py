@@ -31,7 +31,7 @@ from paredown.contracts.recipes import recipe_hash, recipe_name
 from paredown.contracts.report import Verdict
 from paredown.contracts.tasks import TaskName
 from paredown.contracts.work import EngineProgress, EngineStarted, WorkOrder
-from paredown.core import planning, sources
+from paredown.core import planning, recipe_checks, sources
 from paredown.core.errors import NotFound, PareError, SourceNotFound
 from paredown.core.prices import Rate
 from paredown.core.settings import Settings
@@ -181,7 +181,7 @@ def _plan(run: _Run) -> Plan:
     """Refuses what cannot work before anything large is fetched."""
     spec, settings = run.spec, run.settings
     description = sources.describe(spec.model, settings)
-    planning.check_recipe(description.shape, spec)
+    recipe_checks.check_recipe(description.shape, spec)
     plan = planning.make_plan(spec, description, settings)
     for warning in plan.warnings:
         say(f"Note: {warning}")

@@ -32,7 +32,7 @@ from paredown.contracts.work import (
     TaskFiles,
     WorkOrder,
 )
-from paredown.core import calibrations, canary, catalogue, history, jobs, planning, prices, sources
+from paredown.core import calibrations, canary, catalogue, history, jobs, planning, prices, recipe_checks, sources
 from paredown.core.calibrations import NewCalibration, StoredCalibration
 from paredown.core.catalogue import NewArtifact
 from paredown.core.db import Database, database_now
@@ -348,7 +348,7 @@ class Attempt:
 
     def _plan(self, model: FetchedModel) -> Plan:
         shape = shape_from_config(model.config)
-        planning.check_recipe(shape, self._spec, model.earlier)
+        recipe_checks.check_recipe(shape, self._spec, model.earlier)
         files = [path for path in sorted(model.directory.iterdir()) if path.is_file()]
         description = ModelDescription(
             uri=model.record.uri,
