@@ -42,6 +42,8 @@ def test_plans_rule_recipes_out_before_anything_runs(api: httpx.Client, search: 
         ({"space": {"group_sizes": [128]}}, "space", "No recipe of this space fits the model"),
         ({"space": {"bits": [7]}}, "space.bits.0", "2, 3, 4"),
         ({"space": {"sparsities": [x / 100 for x in range(1, 99)]}}, "space", "and a search looks at 1000 at most"),
+        ({"space": {"embeddings": [4]}}, "space", "only gguf holds embeddings in 4 bits"),
+        ({"space": {"grids": ["k-quant"]}}, "space", "only gguf holds K-quants"),
         ({"pool": "none"}, "pool", "There is no pool"),
         ({"evaluation": {"source": "nothing://there"}}, "evaluation.source", "is not an address of a text"),
     ],
@@ -54,6 +56,15 @@ def test_what_cannot_be_found_is_refused(
     assert problem.status_code == 422
     assert problem.json()["field"] == field
     assert words in problem.json()["detail"]
+
+
+@pytest.mark.parametrize("space", [{"embeddings": [4, 16]}, {"grids": ["k-quant", "plain"]}])
+def test_what_the_format_cannot_hold_is_ruled_out_beside_what_it_can(
+    api: httpx.Client, search: dict[str, Any], space: dict[str, Any]
+) -> None:
+    made = api.post("/v1/searches", json={**search, "space": {**search["space"], **space}})
+    assert made.status_code == 201
+    assert made.json()["candidates"] == 4
 
 
 def test_one_key_makes_one_search(api: httpx.Client, search: dict[str, Any], body: dict[str, Any]) -> None:

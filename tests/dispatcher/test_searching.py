@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import func, update
 from tests.core.builders import MODEL, make_artifact, make_evaluation
 
-from paredown.contracts.job import JobError, JobState, Plan
-from paredown.contracts.recipes import Gptq, recipe_name
+from paredown.contracts.job import Format, JobError, JobState, Plan
+from paredown.contracts.recipes import Gptq, Mixed, recipe_name
 from paredown.contracts.search import Rung, SearchDetails, SearchSpace, SearchSpec, SearchState, recipe_of
 from paredown.core import jobs, searches
 from paredown.core.catalogue import NewArtifact
@@ -150,6 +150,31 @@ def test_embeddings_are_part_of_the_space() -> None:
     # What a search of the release before has stored.
     stored = {"first": "nothing", "quantizer": "gptq", "group_size": 64, "bits": 4}
     assert recipe_of(stored) == (Gptq(bits=4, group_size=64),)
+
+
+def test_k_quants_are_part_of_the_space_and_have_no_group_sizes() -> None:
+    space = SearchSpace(
+        quantizers=("gptq", "mixed"),
+        bits=(3, 4),
+        average_bits=(4.5,),
+        grids=("plain", "k-quant"),
+        group_sizes=(32, 64),
+        embeddings=(16,),
+        pruners=(),
+        droppers=(),
+    )
+    last = [recipe_of(parameters)[-1] for parameters in space.combinations()]
+    assert last == [
+        *(Gptq(bits=bits, group_size=size) for size in (32, 64) for bits in (3, 4)),
+        *(Gptq(bits=bits, k_quant=True) for bits in (3, 4)),
+        *(Mixed(average_bits=4.5, group_size=size) for size in (32, 64)),
+        Mixed(average_bits=4.5, k_quant=True),
+    ]
+    spec = SearchSpec(model=MODEL, max_size_ratio=0.5, space=space, format=Format.GGUF)
+    candidates, tried = space.combinations(), list[int]()
+    while (index := suggest(candidates, tried, [], spec)) is not None:
+        tried.append(index)
+    assert sorted(tried) == list(range(len(candidates)))
 
 
 def test_the_fewest_bytes_within_a_loss(database: Database, submit: Submit, work: Work) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from paredown.api.service import Service
 from paredown.contracts.artifact import Manifest
 from paredown.contracts.job import JobSpec, JobView, Plan
-from paredown.contracts.search import Rung, SearchDetails, SearchSpec, recipe_of
+from paredown.contracts.search import SearchDetails, SearchSpec
 from paredown.contracts.sweep import SweepDetails, SweepPlan, SweepSpec
 from paredown.core import (
     aliases,
@@ -121,8 +121,7 @@ def submit_search(
             if first := searches.replay(session, project_id, spec, idempotency_key):
                 return first, False
     meant = _without_alias(service, project_id, spec)
-    some = meant.job(recipe_of(meant.space.combinations()[0]), Rung.FULL)
-    description = _look(service, project_id, some)
+    description = _look(service, project_id, searches.any_job(meant))
     candidates, ruled_out = searches.candidates_of(meant, lambda job: _plan_from_sizes(service, job, description))
     with service.database.transaction() as session:
         return searches.submit(

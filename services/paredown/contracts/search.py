@@ -44,7 +44,12 @@ class SearchSpace(Contract):
     average_bits: tuple[Annotated[float, Field(ge=2, le=8)], ...] = Field(
         (2.5, 3.0, 3.5, 4.0, 5.0), min_length=1, description="Of mixed."
     )
-    group_sizes: tuple[GroupSize, ...] = Field((32, 64, 128), min_length=1, description="Weights that share a scale.")
+    grids: tuple[Literal["plain", "k-quant"], ...] = Field(
+        ("plain",), min_length=1, description="Scales as numbers, or llama.cpp's K-quants, which need the format gguf."
+    )
+    group_sizes: tuple[GroupSize, ...] = Field(
+        (32, 64, 128), min_length=1, description="Weights that share a scale; K-quants have groups of their own."
+    )
     embeddings: tuple[Literal[4, 5, 8, 16], ...] = Field(
         (16, 8),
         min_length=1,
@@ -71,21 +76,26 @@ class SearchSpace(Contract):
         first += [{"first": name, "sparsity": share} for name, share in product(self.pruners, self.sparsities)]
         first += [{"first": name, "share": share} for name, share in product(self.droppers, self.shares)]
         last: list[Parameters] = []
-        for name, size in product(self.quantizers, self.group_sizes):
+        scales: list[Parameters] = []
+        for grid in self.grids:
+            sizes: list[Parameters] = [{"group_size": size} for size in self.group_sizes] if grid == "plain" else [{}]
+            scales += [{"grid": grid} | size for size in sizes]
+        for name, scale in product(self.quantizers, scales):
             if name == "mixed":
                 widths: list[Parameters] = [{"average_bits": bits} for bits in self.average_bits]
             else:
                 widths = [{"bits": bits} for bits in self.bits]
-            shared = {"quantizer": name, "group_size": size}
+            shared = {"quantizer": name} | scale
             last += [shared | width | {"embeddings": bits} for width, bits in product(widths, self.embeddings)]
         return [before | after for before, after in product(first, last)]
 
 
 def recipe_of(parameters: Parameters) -> Recipe:
     """The recipe that these parameters stand for."""
-    last = {"method": parameters["quantizer"], "group_size": parameters["group_size"]}
-    last |= {name: parameters[name] for name in ("bits", "average_bits", "embeddings") if name in parameters}
-    stages: list[dict[str, Any]] = [last]
+    own = ("bits", "average_bits", "group_size", "embeddings")
+    last: dict[str, Any] = {"method": parameters["quantizer"], "k_quant": parameters.get("grid") == "k-quant"}
+    last |= {name: parameters[name] for name in own if name in parameters}
+    stages = [last]
     match parameters["first"]:
         case "wanda" | "sparsegpt" as pruner:
             stages.insert(0, {"method": pruner, "sparsity": parameters["sparsity"]})

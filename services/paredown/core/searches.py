@@ -83,7 +83,7 @@ def candidates_of(spec: SearchSpec, plan: Callable[[JobSpec], Plan]) -> tuple[li
             refusal = refusal or error.detail
             continue
         except ValidationError as error:
-            refusal = refusal or str(error.errors(include_url=False)[0]["msg"]).removeprefix("Value error, ")
+            refusal = refusal or _sentence(error)
             continue
         smallest = min(smallest, made.size_ratio)
         if spec.max_size_ratio is None or made.size_ratio <= spec.max_size_ratio:
@@ -97,6 +97,21 @@ def candidates_of(spec: SearchSpec, plan: Callable[[JobSpec], Plan]) -> tuple[li
     if not found:
         raise RecipeRefused(f"No recipe of this space fits the model: {refusal}", field="space")
     return found, len(combinations) - len(found)
+
+
+def any_job(spec: SearchSpec) -> JobSpec:
+    """A job of the space, for what all of them share. Raises RecipeRefused where the format can hold none of them."""
+    refusal = ""
+    for parameters in spec.space.combinations():
+        try:
+            return spec.job(recipe_of(parameters), Rung.FULL)
+        except ValidationError as error:
+            refusal = refusal or _sentence(error)
+    raise RecipeRefused(f"No recipe of this space can be: {refusal}", field="space")
+
+
+def _sentence(error: ValidationError) -> str:
+    return str(error.errors(include_url=False)[0]["msg"]).removeprefix("Value error, ") + "."
 
 
 def submit(

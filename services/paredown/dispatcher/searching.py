@@ -94,13 +94,17 @@ def _proposed(trial: optuna.Trial, choices: dict[str, CategoricalDistribution]) 
     def ask(name: str) -> str | int | float:
         return cast("str | int | float", trial.suggest_categorical(name, choices[name].choices))
 
-    chosen: Parameters = {"first": ask("first"), "quantizer": ask("quantizer"), "group_size": ask("group_size")}
+    chosen: Parameters = {"first": ask("first"), "quantizer": ask("quantizer")}
+    # A search of a release that knew no such choice has none.
+    if "grid" in choices:
+        chosen["grid"] = ask("grid")
+    if chosen.get("grid") != "k-quant":
+        chosen["group_size"] = ask("group_size")
     needed = {"wanda": "sparsity", "sparsegpt": "sparsity", "shortgpt": "share", "llm-pruner": "share"}
     if extra := needed.get(str(chosen["first"])):
         chosen[extra] = ask(extra)
     width = "average_bits" if chosen["quantizer"] == "mixed" else "bits"
     chosen[width] = ask(width)
-    # A search of a release that knew none has none.
     if "embeddings" in choices:
         chosen["embeddings"] = ask("embeddings")
     return chosen
