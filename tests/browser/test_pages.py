@@ -257,3 +257,7 @@ def test_sweeps_and_searches(
         expect(visitor.page.get_by_text(text).first).to_be_visible()
         visitor.picture(name.lower())
         visitor.check()
+    visitor.sign_in(house.key, "/new-search")
+    expect(visitor.page.get_by_text("Recipes to try")).to_be_visible()
+    visitor.picture("new-search")
+    visitor.check()
