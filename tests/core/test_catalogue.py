@@ -11,13 +11,14 @@ from tests.core.builders import FINGERPRINT, MODEL, claim_job, finish_job, make_
 
 from paredown.contracts.artifact import ArtifactView, BaseModelRecord, CostAxis, FrontPoint
 from paredown.contracts.job import Calibration, Format, JobState
-from paredown.contracts.recipes import Rtn, Wanda
+from paredown.contracts.recipes import Gptq, Rtn, Wanda
 from paredown.contracts.report import Check, Verdict
 from paredown.core import access, catalogue, jobs
 from paredown.core.db import Database
 from paredown.core.errors import Forbidden, NotFound, PreconditionFailed, RequestInvalid, StateConflict
 from paredown.core.front import mark_front
 from paredown.core.settings import Settings
+from paredown.core.tables import ArtifactRow
 
 
 @pytest.fixture
@@ -301,35 +302,58 @@ def test_front_of_a_model(database: Database, project: UUID, other: UUID, settin
 
 
 GGUF: dict[str, Any] = {"output_format": Format.GGUF}
-BLOCKS: dict[str, Any] = {"recipe": (Rtn(group_size=32),)}
-MORE: dict[str, Any] = {"calibration": Calibration(samples=8, seed=1, asymmetry=0.5, sequence_length=64)}
+ASYMMETRY: dict[str, Any] = {"calibration": Calibration(asymmetry=0.5)}
+SEED: dict[str, Any] = {"calibration": Calibration(seed=1)}
+
+
+def quantized(**settings: Any) -> dict[str, Any]:
+    return {"recipe": (Gptq(**settings),)}
 
 
 @pytest.mark.parametrize(
     ("twins", "told_apart"),
     [
-        (({}, BLOCKS), ("group_size 64)", "group_size 32)")),
-        (({}, {"calibration": Calibration(asymmetry=0.5)}), ("asymmetry 0.0)", "asymmetry 0.5)")),
-        (({}, GGUF), ("format compressed-tensors)", "format gguf)")),
         (
-            ({}, GGUF, {**GGUF, **BLOCKS}),
-            (
-                "group_size 64, format compressed-tensors",
-                "group_size 64, format gguf",
-                "group_size 32, format gguf",
-            ),
+            [{"recipe": (Rtn(group_size=size),)} for size in (32, 64)],
+            ["twin (group_size 32)", "twin (group_size 64)"],
         ),
-        (({}, {"recipe": (Wanda(),)}), ("method rtn)", "method wanda)")),
-        (({}, {"recipe": (Wanda(), Rtn())}), ("method rtn)", "method wanda, method rtn)")),
-        (({}, {**MORE, **GGUF}), ("samples 32, …", "samples 8, sequence_length 64, seed 1, asymmetry 0.5")),
+        ([{}, ASYMMETRY], ["twin (asymmetry 0.0)", "twin (asymmetry 0.5)"]),
+        ([{}, GGUF], ["twin (format compressed-tensors)", "twin (format gguf)"]),
+        ([{}, {}, GGUF, ASYMMETRY], ["twin [id]", "twin [id]", "twin (format gguf)", "twin (asymmetry 0.5)"]),
+        (
+            [
+                quantized(),
+                quantized(group_size=32),
+                quantized(symmetric=False),
+                quantized(activation_order=False),
+                quantized(damping=0.02),
+                quantized() | SEED,
+                quantized() | ASYMMETRY,
+                quantized() | GGUF,
+            ],
+            [
+                "twin",
+                "twin (group_size 32)",
+                "twin (symmetric false)",
+                "twin (activation_order false)",
+                "twin (damping 0.02)",
+                "twin (seed 1)",
+                "twin (asymmetry 0.5)",
+                "twin (format gguf)",
+            ],
+        ),
+        (
+            [{"recipe": (Wanda(sparsity=0.3),)}, {"recipe": (Wanda(sparsity=0.4),)}, {}, {"recipe": (Wanda(), Rtn())}],
+            ["twin (wanda, sparsity 0.3)", "twin (wanda, sparsity 0.4)", "twin (rtn)", "twin (wanda + rtn)"],
+        ),
+        (
+            [quantized(skip=("*.q_proj", "*.k_proj", "*.v_proj", "*.o_proj")), quantized()],
+            ['twin (skip …j", "*.k_proj", "*.v_proj", "*.o_proj"])', "twin (skip [])"],
+        ),
     ],
 )
 def test_points_of_one_name_say_what_tells_them_apart(
-    database: Database,
-    project: UUID,
-    settings: Settings,
-    twins: tuple[dict[str, Any], ...],
-    told_apart: tuple[str, ...],
+    database: Database, project: UUID, settings: Settings, twins: list[dict[str, Any]], told_apart: list[str]
 ) -> None:
     made = [finish_job(database, project, settings, name="twin", **changes) for changes in twins]
     other = finish_job(database, project, settings, name="another")
@@ -337,23 +361,23 @@ def test_points_of_one_name_say_what_tells_them_apart(
         points = catalogue.front(session, project, MODEL, None, "size_bytes").points
     names = {point.artifact_id: point.name for point in points}
     assert names[other] == "another"
-    for artifact_id, told in zip(made, told_apart, strict=True):
-        assert names[artifact_id].startswith(f"twin ({told.removesuffix('…')}")
-        assert names[artifact_id].count(",") < 4
+    assert [names[each] for each in made] == [
+        told.replace("id", str(each)[:8]) if told.endswith("]") else told
+        for each, told in zip(made, told_apart, strict=True)
+    ]
+    assert len(set(names.values())) == len(names)
 
 
-def test_points_alike_in_name_and_settings_show_their_ids(
+def test_a_recipe_that_this_release_does_not_know_is_a_point_all_the_same(
     database: Database, project: UUID, settings: Settings
 ) -> None:
-    made = [finish_job(database, project, settings, name="twin", **changes) for changes in ({}, {}, GGUF)]
+    made = [finish_job(database, project, settings, name="twin") for _ in range(2)]
+    with database.transaction() as session:
+        row = session.get_one(ArtifactRow, made[0])
+        row.manifest = {**row.manifest, "recipe": [{"method": "of-tomorrow", "bits": 1}], "calibration": None}
     with database.transaction() as session:
         points = catalogue.front(session, project, MODEL, None, "size_bytes").points
-    assert {point.name for point in points} == {
-        f"twin ({str(made[0])[:8]})",
-        f"twin ({str(made[1])[:8]})",
-        "twin (format gguf)",
-        "base",
-    }
+    assert {point.name for point in points} == {"twin (of-tomorrow)", "twin (rtn)", "base"}
 
 
 def point(perplexity: float, cost: float | None) -> FrontPoint:

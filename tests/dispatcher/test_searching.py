@@ -150,12 +150,15 @@ def test_embeddings_are_part_of_the_space() -> None:
     # What a search of the release before has stored.
     stored = {"first": "nothing", "quantizer": "gptq", "group_size": 64, "bits": 4}
     assert recipe_of(stored) == (Gptq(bits=4, group_size=64),)
+    # What another release would not know is not there, where it is not asked for.
+    assert "grids" not in SearchSpec(model=MODEL, max_size_ratio=0.5).model_dump(mode="json")["space"]
+    assert not any("grid" in parameters for parameters in space.combinations())
 
 
 def test_k_quants_are_part_of_the_space_and_have_no_group_sizes() -> None:
     space = SearchSpace(
         quantizers=("gptq", "mixed"),
-        bits=(3, 4),
+        bits=(3, 8),
         average_bits=(4.5,),
         grids=("plain", "k-quant"),
         group_sizes=(32, 64),
@@ -165,8 +168,8 @@ def test_k_quants_are_part_of_the_space_and_have_no_group_sizes() -> None:
     )
     last = [recipe_of(parameters)[-1] for parameters in space.combinations()]
     assert last == [
-        *(Gptq(bits=bits, group_size=size) for size in (32, 64) for bits in (3, 4)),
-        *(Gptq(bits=bits, k_quant=True) for bits in (3, 4)),
+        *(Gptq(bits=bits, group_size=size) for size in (32, 64) for bits in (3, 8)),
+        Gptq(bits=3, k_quant=True),
         *(Mixed(average_bits=4.5, group_size=size) for size in (32, 64)),
         Mixed(average_bits=4.5, k_quant=True),
     ]

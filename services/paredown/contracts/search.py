@@ -45,7 +45,10 @@ class SearchSpace(Contract):
         (2.5, 3.0, 3.5, 4.0, 5.0), min_length=1, description="Of mixed."
     )
     grids: tuple[Literal["plain", "k-quant"], ...] = Field(
-        ("plain",), min_length=1, description="Scales as numbers, or llama.cpp's K-quants, which need the format gguf."
+        ("plain",),
+        min_length=1,
+        exclude_if=lambda grids: grids == ("plain",),
+        description="Scales as numbers, or llama.cpp's K-quants, which need the format gguf.",
     )
     group_sizes: tuple[GroupSize, ...] = Field(
         (32, 64, 128), min_length=1, description="Weights that share a scale; K-quants have groups of their own."
@@ -76,17 +79,19 @@ class SearchSpace(Contract):
         first += [{"first": name, "sparsity": share} for name, share in product(self.pruners, self.sparsities)]
         first += [{"first": name, "share": share} for name, share in product(self.droppers, self.shares)]
         last: list[Parameters] = []
-        scales: list[Parameters] = []
-        for grid in self.grids:
+        for name, grid in product(self.quantizers, self.grids):
+            kind: Parameters = {"quantizer": name}
+            if self.grids != ("plain",):
+                kind["grid"] = grid
             sizes: list[Parameters] = [{"group_size": size} for size in self.group_sizes] if grid == "plain" else [{}]
-            scales += [{"grid": grid} | size for size in sizes]
-        for name, scale in product(self.quantizers, scales):
             if name == "mixed":
                 widths: list[Parameters] = [{"average_bits": bits} for bits in self.average_bits]
             else:
-                widths = [{"bits": bits} for bits in self.bits]
-            shared = {"quantizer": name} | scale
-            last += [shared | width | {"embeddings": bits} for width, bits in product(widths, self.embeddings)]
+                # The K-quant of 8 bits is the plain grid of 8.
+                same = grid == "k-quant" and "plain" in self.grids
+                widths = [{"bits": bits} for bits in self.bits if not (same and bits == 8)]
+            rest = product(sizes, widths, self.embeddings)
+            last += [kind | size | width | {"embeddings": bits} for size, width, bits in rest]
         return [before | after for before, after in product(first, last)]
 
 

@@ -1,13 +1,14 @@
 """The front: of one model's artifacts, those that no other beats on accuracy and cost together."""
 
+import json
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any, Literal
 from uuid import UUID
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel
 from sqlalchemy import ColumnElement, Select, Text, column, func, select, true
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
@@ -15,7 +16,7 @@ from sqlalchemy.orm import Session
 from paredown.contracts.artifact import CostAxis, Front, FrontEntry, FrontPoint
 from paredown.contracts.job import Calibration
 from paredown.contracts.prices import PriceBook, serving
-from paredown.contracts.recipes import Recipe
+from paredown.contracts.recipes import STAGES
 from paredown.contracts.report import Speed
 from paredown.core.artifact_queries import of_model, readable
 from paredown.core.errors import NotFound
@@ -44,11 +45,10 @@ _MADE = (
     )
     .render_derived(name="made", with_types=True)
 )
-# The stage, or the part of the job, and the field's name.
-_Setting = tuple[str, str]
-# Settings that a name says at most.
-_TOLD = 4
-_RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)
+# By the stage, or the part of the job, and the field's name.
+_Settings = dict[tuple[str, str], str]
+# Settings that a name says at most, and characters of a value.
+_TOLD, _VALUE_LIMIT = 4, 40
 
 
 def front(session: Session, project_id: UUID, model: str, protocol_hash: str | None, cost_axis: CostAxis) -> Front:
@@ -188,51 +188,65 @@ def _select_measured(project_id: UUID) -> Select[*tuple[Any, ...]]:
 
 
 def _names(session: Session, rows: Sequence[Any]) -> list[str]:
-    """Artifacts of one name also say which settings tell them apart, or else how their ids begin."""
+    """No two alike: artifacts of one name also say which settings tell them apart, or else how their ids begin."""
     count = Counter(row.name for row in rows)
     ids = [row.id for row in rows if count[row.name] > 1]
     if not ids:
         return [row.name for row in rows]
-    columns = (ArtifactRow.id, _MADE.c.lineage, _MADE.c.recipe, _MADE.c.calibration, _MADE.c.format, _MADE.c.dtype)
+    columns = (ArtifactRow.id, ArtifactRow.name, *_MADE.c)
     query = select(*columns).join(_MADE, true()).where(ArtifactRow.id.in_(ids))
-    settings = {made.id: _settings(made) for made in session.execute(query)}
-    namesakes: dict[str, list[dict[_Setting, str]]] = {}
-    for row in rows:
-        if row.id in settings:
-            namesakes.setdefault(row.name, []).append(settings[row.id])
-    return [
-        f"{row.name} ({_difference(settings[row.id], namesakes[row.name]) or str(row.id)[:8]})"
-        if row.id in settings
-        else row.name
-        for row in rows
-    ]
+    namesakes: dict[str, dict[tuple[str, ...], dict[UUID, _Settings]]] = {}
+    for made in session.execute(query):
+        stages = [*chain.from_iterable(ancestor["recipe"] for ancestor in made.lineage or ()), *made.recipe]
+        methods = tuple(stage["method"] for stage in stages)
+        namesakes.setdefault(made.name, {}).setdefault(methods, {})[made.id] = _settings(stages, made)
+    told: dict[UUID, str] = {}
+    for kinds in namesakes.values():
+        for methods, settings in kinds.items():
+            named = [" + ".join(methods)] if len(kinds) > 1 else []
+            for artifact_id, differences in _differences(settings).items():
+                told[artifact_id] = ", ".join([*named, *differences][:_TOLD])
+    names = [f"{row.name} ({said})" if (said := told.get(row.id)) else row.name for row in rows]
+    count = Counter(names)
+    return [f"{name} [{str(row.id)[:8]}]" if count[name] > 1 else name for row, name in zip(rows, names, strict=True)]
 
 
-def _settings(made: Any) -> dict[_Setting, str]:
-    """With those that stand for their defaults and are not written down."""
-    recipes = [*(ancestor["recipe"] for ancestor in made.lineage or ()), made.recipe]
-    stages = [stage for recipe in recipes for stage in _RECIPE.validate_python(recipe, extra="ignore")]
-    settings = {(f"stage {index}", name): str(value) for index, stage in enumerate(stages) for name, value in stage}
+def _settings(stages: Sequence[Mapping[str, Any]], made: Any) -> _Settings:
+    """With those that stand for their defaults and are not written down; not validated, since other releases' artifacts
+    must not take the front with them."""
+    parts: list[tuple[str, Mapping[str, Any], type[BaseModel] | None]] = []
+    for index, stage in enumerate(stages):
+        parts.append((f"stage {index}", stage, STAGES.get(stage["method"])))
     if made.calibration:
-        calibration = Calibration.model_validate(made.calibration, extra="ignore")
-        settings |= {("calibration", name): str(value) for name, value in calibration}
-    return settings | {("job", name): getattr(made, name) for name in ("format", "dtype")}
+        parts.append(("calibration", made.calibration, Calibration))
+    settings: _Settings = {("job", "format"): made.format, ("job", "dtype"): made.dtype}
+    for part, written, contract in parts:
+        defaults = dict(contract.model_construct()) if contract else {}
+        settings |= {(part, name): _said(value) for name, value in {**defaults, **written}.items()}
+    return settings
 
 
-def _difference(own: Mapping[_Setting, str], all_of_them: Sequence[Mapping[_Setting, str]]) -> str:
-    """Empty where another has the very same settings."""
-    if sum(other == own for other in all_of_them) > 1:
-        return ""
-    differing = {
-        setting: value for setting, value in own.items() if any(other.get(setting) != value for other in all_of_them)
+def _said(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= _VALUE_LIMIT else f"…{text[1 - _VALUE_LIMIT :]}"
+
+
+def _differences(settings: Mapping[UUID, _Settings]) -> dict[UUID, list[str]]:
+    """Of each what most of the others have otherwise, or what is of none more than of others."""
+    values: dict[tuple[str, str], Counter[str]] = {}
+    for own in settings.values():
+        for setting, value in own.items():
+            values.setdefault(setting, Counter())[value] += 1
+    usual = {setting: found.most_common(2) for setting, found in values.items()}
+
+    def told(setting: tuple[str, str], value: str) -> bool:
+        (first, most), *others = usual[setting]
+        return bool(others) and (value != first or others[0][1] == most)
+
+    return {
+        artifact_id: [f"{setting[1]} {value}" for setting, value in own.items() if told(setting, value)]
+        for artifact_id, own in settings.items()
     }
-    # Of another method nearly all settings are others.
-    told = [
-        f"{name} {value}"
-        for (part, name), value in differing.items()
-        if name == "method" or (part, "method") not in differing
-    ]
-    return ", ".join(told[:_TOLD])
 
 
 def _artifact_point(row: Any, name: str, book: PriceBook) -> FrontPoint:

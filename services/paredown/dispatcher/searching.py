@@ -95,7 +95,6 @@ def _proposed(trial: optuna.Trial, choices: dict[str, CategoricalDistribution]) 
         return cast("str | int | float", trial.suggest_categorical(name, choices[name].choices))
 
     chosen: Parameters = {"first": ask("first"), "quantizer": ask("quantizer")}
-    # A search of a release that knew no such choice has none.
     if "grid" in choices:
         chosen["grid"] = ask("grid")
     if chosen.get("grid") != "k-quant":
@@ -105,6 +104,7 @@ def _proposed(trial: optuna.Trial, choices: dict[str, CategoricalDistribution]) 
         chosen[extra] = ask(extra)
     width = "average_bits" if chosen["quantizer"] == "mixed" else "bits"
     chosen[width] = ask(width)
+    # A search of a release that knew none has none.
     if "embeddings" in choices:
         chosen["embeddings"] = ask("embeddings")
     return chosen
