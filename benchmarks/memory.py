@@ -33,7 +33,7 @@ WANDA = '[{"method": "wanda"}]'
 
 # Compresses a model until so many blocks are done, and prints its peak memory.
 COMPRESS = """
-import json, sys, time
+import itertools, json, sys, time
 from pathlib import Path
 import numpy, torch
 from pydantic import TypeAdapter
@@ -46,18 +46,13 @@ from paredown.engine.weights import open_model
 directory, recipe, stop_after = Path(sys.argv[1]), TypeAdapter(Recipe).validate_json(sys.argv[2]), int(sys.argv[3])
 files = open_model(directory)
 tokens_NT = torch.from_numpy(numpy.load(directory / "tokens.npy"))
-done = 0
-
-def on_progress(finished, _all):
-    global done
-    done = finished
-
+blocks = itertools.count()
 started = time.perf_counter()
 try:
     compress_model(
         files, recipe, tokens_NT, device=torch.device("cpu"), dtype=torch.bfloat16,
-        work_dir=directory / "work", identity="benchmark", on_progress=on_progress,
-        should_drain=lambda: done >= stop_after,
+        work_dir=directory / "work", identity="benchmark", on_progress=lambda *_: None,
+        should_drain=lambda: next(blocks) == stop_after,
     )
 except Drained:
     pass

@@ -56,9 +56,9 @@ _INHERITED = (
     "GLIBC_TUNABLES",
 )
 # glibc would come to take blocks of up to 32 MB from its heap, which then falls into pieces: peaks were up to several
-# times what was in use. Those from 16 MB on, as logits are, are mapped by themselves. Huge pages would make that
-# cheaper, but the kernel then fills up what was given back, and memory grew by 12 % with twice the blocks.
-ALLOCATOR = "glibc.malloc.mmap_threshold=16777216"
+# times what was in use. Those from 1 MB on, as nearly all tensors are, are mapped by themselves; huge pages make up for
+# the time that this costs.
+ALLOCATOR = "glibc.malloc.mmap_threshold=1048576:glibc.malloc.hugetlb=1"
 
 
 @dataclass(frozen=True)
