@@ -72,9 +72,23 @@ def test_tokens_that_lie_flattened_have_no_scale_of_their_own() -> None:
 
 def test_a_smoothing_scale_by_hand() -> None:
     # √max|x| / √max|w|; a silent channel, and one that nothing reads, keep theirs.
-    peak_I, weight_OI = torch.tensor([16.0, 4.0, 0.0, 9.0]), torch.tensor([[1.0, -4.0, 1.0, 0.0], [0.5, 1.0, 1.0, 0.0]])
-    assert channel_scale(peak_I, weight_OI, 0.5).tolist() == [4.0, 1.0, 1.0, 1.0]
-    assert channel_scale(peak_I, weight_OI, 1.0).tolist() == [16.0, 4.0, 1.0, 1.0]
+    peak_I, largest_I = torch.tensor([16.0, 4.0, 0.0, 9.0]), torch.tensor([1.0, 4.0, 1.0, 0.0])
+    assert channel_scale(peak_I, largest_I, 0.5).tolist() == [4.0, 1.0, 1.0, 1.0]
+    assert channel_scale(peak_I, largest_I, 1.0).tolist() == [16.0, 4.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("loud", range(3))
+def test_heads_that_share_values_are_smoothed_for_the_loudest(loud: int) -> None:
+    """By the largest input and weight of all query heads that read a value, whichever head they are of."""
+    peak_IH, largest_IH = torch.ones(3, 4), torch.ones(3, 4)
+    peak_IH[loud, 1], largest_IH[loud, 2] = 64.0, 16.0
+    inputs_TI, weight_OI = torch.diag(peak_IH.flatten()), torch.diag(largest_IH.flatten())
+    rows_I = torch.arange(4).repeat(3)
+    fold = Fold("v", rows_I, {"v.weight": torch.ones(4).bfloat16()}, {})
+    stage = SmoothQuant(alpha=0.5, weights="nearest")
+    result = compressed(stage, weight_OI, inputs_TI, fold)
+    assert result.scale_I is not None
+    assert result.scale_I.view(3, 4).tolist() == [[1.0, 8.0, 0.25, 1.0]] * 3
 
 
 def test_smoothquant_by_hand() -> None:

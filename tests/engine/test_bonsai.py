@@ -1,6 +1,7 @@
 """Bonsai: by hand, on models whose answer is known, against a whole model with silent units, and through every stop."""
 
 import math
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from paredown.contracts.recipes import Bonsai, Wanda
 from paredown.engine.errors import Drained, NanFound, RecipeUnfit
 from paredown.engine.evaluation.perplexity import perplexity
 from paredown.engine.methods import bonsai
-from paredown.engine.weights import open_model
+from paredown.engine.weights import ModelFiles, open_model
 
 pytestmark = pytest.mark.usefixtures("small_batches")
 # The tiny llama: 3 blocks of 128 channels, 2 key-value heads and 4 query heads of 16.
@@ -80,6 +81,14 @@ def test_units_that_do_nothing_are_those_that_go(
     assert "went 0.0% of all importance" in result.stages[0].summary
     found, _ = perplexity(result, tokens_NT, device=CPU, dtype=torch.float32)
     assert found == pytest.approx(measured(model, tokens_NT), rel=1e-5)
+
+
+def test_no_more_rounds_than_units_go(
+    tiny: Callable[[str], ModelFiles], compress: Compressor, tokens_NT: Tensor
+) -> None:
+    one = compress(tiny("llama"), (Bonsai(mlp_share=0, head_groups=1, submodels=4, samples=2),), tokens_NT, "one")
+    several = Bonsai(mlp_share=0, head_groups=1, submodels=4, samples=2, rounds=3)
+    assert compress(tiny("llama"), (several,), tokens_NT, "several").stages == one.stages
 
 
 def test_submodels_decide_where_the_prior_cannot(

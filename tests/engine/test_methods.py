@@ -283,6 +283,20 @@ def test_sparsegpt_by_hand() -> None:
     assert result.pruned_OI.tolist() == [[True, False], [False, True]]
 
 
+@pytest.mark.parametrize("loudness", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("recipe", [{"sparsity": 0.5}, {"pattern": "2:4"}])
+def test_sparsegpt_drops_first_what_reads_silent_channels(recipe: dict[str, object], loudness: float) -> None:
+    """Half of every four channels never speak, so that half of the weights go for nothing."""
+    weight_OI, inputs_TI = random_layer(0)
+    inputs_TI = inputs_TI.abs() * loudness
+    inputs_TI[:, ::2] = 0
+    result = apply(Sparsegpt.model_validate(recipe), linear(weight_OI), statistics(inputs_TI))
+    assert result.pruned_OI is not None
+    assert bool(result.pruned_OI[:, ::2].all())
+    assert not bool(result.pruned_OI[:, 1::2].any())
+    assert torch.allclose(result.weight_OI[:, 1::2], weight_OI[:, 1::2])
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("shape", [{"sparsity": 0.5}, {"pattern": "2:4"}, {"sparsity": 0.75}])
 def test_sparsegpt_loses_less_output_than_wanda_and_wanda_than_magnitude(seed: int, shape: dict[str, object]) -> None:

@@ -175,8 +175,19 @@ def test_a_norm_is_rounded_before_its_scale_is_settled(dtype: torch.dtype) -> No
 
 
 def test_a_scale_that_the_number_type_cannot_take_is_left_out() -> None:
-    fold = norm(torch.tensor([6e4, 1e-6, 1.0], dtype=torch.float16))
+    fold = norm(torch.tensor([6e4, 1e-7, 1.0], dtype=torch.float16))
     assert fold.storable(torch.tensor([0.5, 8.0, 2.0])).tolist() == [1.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("asked", [0.05, 0.3, 4.0, 20.0, 60.0])
+def test_a_norm_that_adds_one_takes_scales_too(asked: float) -> None:
+    """Gemma's: near minus one its numbers lie 1/256 apart, so the scale is another than was asked for, and exact."""
+    weight_I = (torch.rand(256, generator=torch.Generator().manual_seed(0)) * 0.6 - 0.3).bfloat16()
+    fold = Fold("norm", torch.arange(256), {"norm.weight": weight_I.clone()}, {}, offset=1.0)
+    scale_I = fold.storable(torch.full((256,), asked))
+    assert torch.allclose(scale_I, torch.tensor(asked), rtol=0.2)
+    fold.divide(scale_I)
+    assert torch.allclose((fold.dense["norm.weight"].float() + 1) * scale_I, weight_I.float() + 1, rtol=1e-5)
 
 
 def test_heads_that_share_values_share_a_scale() -> None:
@@ -185,6 +196,7 @@ def test_heads_that_share_values_share_a_scale() -> None:
     linear = QuantizedLinear(torch.ones(4, 6, dtype=torch.int8), torch.ones(4, 2).bfloat16(), None, 4, 3, True)
     fold = Fold("v", rows_I, {"v.bias": torch.ones(4)}, {"v": linear})
     assert fold.shared(torch.arange(8.0)).tolist() == [1, 2, 1, 2, 5, 6, 5, 6]
+    assert fold.largest(torch.arange(8.0)).tolist() == [2, 3, 2, 3, 6, 7, 6, 7]
     fold.divide(torch.tensor([1.0, 2, 1, 2, 4, 8, 4, 8]))
     assert fold.quantized["v"].scales_OG.tolist() == [[1, 1], [0.5, 0.5], [0.25, 0.25], [0.125, 0.125]]
     assert fold.dense["v.bias"].tolist() == [1, 0.5, 0.25, 0.125]

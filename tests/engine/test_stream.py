@@ -263,6 +263,29 @@ def test_a_block_that_finds_no_room_on_the_disk_ends_the_run(
     assert Checkpoint(tmp_path / "work", "test", 3, sequential=True).finished == set(range(failing))
 
 
+def test_a_failure_beside_a_full_disk_tells_of_both(
+    tiny: Callable[[str], ModelFiles], compress: Compressor, tokens_NT: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = threading.Event()
+
+    def full(*_: object) -> None:
+        assert begun.wait(60)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def broken(*_: object) -> None:
+        begun.set()
+        raise NanFound("as if")
+
+    def saved(_self: Checkpoint, *_: object) -> None:
+        monkeypatch.setattr(InputStatistics, "complete", broken)
+        full()
+
+    monkeypatch.setattr(Checkpoint, "save", saved)
+    with pytest.raises(NanFound) as caught:
+        compress(tiny("llama"), CHAIN, tokens_NT)
+    assert any("No space left" in note for note in caught.value.__notes__)
+
+
 def test_another_identity_starts_afresh(
     tiny: Callable[[str], ModelFiles], compress: Compressor, tokens_NT: Tensor, tmp_path: Path
 ) -> None:

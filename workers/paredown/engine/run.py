@@ -58,6 +58,8 @@ _TOOLS = (
 )
 _BASE_EVALUATION = "base-evaluation.json"
 _BASE_STATES = "base-states.npy"
+# Raised where the engine itself gives other bytes than before: no run is resumed across that.
+_REVISION = 2
 _PERPLEXITY_UNKNOWN = (
     "The base's perplexity under this evaluation is not known; a job on the base with the same evaluation measures it."
 )
@@ -305,6 +307,7 @@ def _statistics_identity(order: WorkOrder, inputs: Inputs, device: torch.device)
 def _arithmetic(order: WorkOrder, device: torch.device) -> tuple[Any, ...]:
     """What rounding depends on."""
     return (
+        _REVISION,
         order.dtype,
         device.type,
         torch.cuda.get_device_name() if device.type == "cuda" else torch.backends.cpu.get_cpu_capability(),

@@ -34,6 +34,12 @@ class Fold:
         counts_R = torch.zeros_like(sums_R).index_add_(0, rows_I, torch.ones_like(values_I))
         return sums_R[rows_I] / counts_R[rows_I]
 
+    def largest(self, values_I: Tensor) -> Tensor:
+        """Each channel's largest over all channels that read its row."""
+        rows_I = self.rows_I.to(values_I.device)
+        largest_R = torch.zeros(int(rows_I.max()) + 1, device=values_I.device)
+        return largest_R.scatter_reduce_(0, rows_I, values_I, "amax")[rows_I]
+
     def storable(self, scale_I: Tensor) -> Tensor:
         """The nearest scale that the producer can take in its number type; 1 where it can take none.
 
@@ -49,8 +55,9 @@ class Fold:
         fits_R = (lost_RG <= _LOST * factor_RG.abs()).all(1)
         if stored_RG.shape[1] == 1:
             exact_R = (factor_RG / divided_RG).squeeze(1)
-            # A weight of zero stays zero, whatever the scale.
+            # A weight of zero stays zero, whatever the scale. Beside an offset numbers lie far apart: no loss either.
             scale_R = torch.where(exact_R.isnan(), scale_R, exact_R)
+            fits_R = exact_R.isnan() | (exact_R.isfinite() & (exact_R > 0))
         return torch.where(fits_R, scale_R, 1.0)[self.rows_I].to(scale_I.device)
 
     def divide(self, scale_I: Tensor) -> None:

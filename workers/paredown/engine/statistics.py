@@ -282,7 +282,7 @@ class InputStatistics:
         # In float64 it has twice the Hessian's bytes, which are the most of a large block's memory; so there is one.
         damped_II = _permuted(self.hessian_II, reversed_I)
         shift = damping * float(diagonal_I.double().mean())
-        damped_II.diagonal().add_(torch.where(dead_I[reversed_I], max(shift, 1.0), shift))
+        damped_II.diagonal().add_(torch.where(dead_I[reversed_I], shift or 1.0, shift))
         # H = R Rᵀ with R upper triangular, found as the Cholesky factor of H read backwards; then inv(H) = inv(R)ᵀ
         # inv(R), which is the factor that GPTQ takes from a second Cholesky of an explicit inverse.
         lower_II = _factored(damped_II)

@@ -256,7 +256,8 @@ def compress_model(
 
 
 class _Writer:
-    """Makes blocks durable in a thread beside the computing of the next: one at a time, so no more than that is lost.
+    """Makes blocks durable in a thread beside the computing of the next, one at a time: a crash loses the block that is
+    computed, and at most the one that is written.
 
     `on_saved` is told, in that thread, how many blocks are durable.
     """
@@ -270,9 +271,11 @@ class _Writer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         # Whatever ended the work: the block before it is finished.
         self._thread.shutdown()
+        if error is not None and self._saving is not None and (failed := self._saving.exception()) not in (None, error):
+            error.add_note(f"Nor could the block before be written: {failed}")
 
     def save(self, index: int, block: BlockRun, hidden: list[Tensor] | None) -> None:
         """`hidden`, which enters the next block, must not change any more. Raises as `wait`, of the block before."""

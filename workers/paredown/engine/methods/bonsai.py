@@ -2,10 +2,11 @@
 
 Paper: Dery et al., "Everybody Prune Now: Structured Pruning of LLMs with only Forward Passes", arXiv:2402.05406. A unit
 is an MLP channel, or a key-value head with the query heads that share it. Its prior is the norm of what it adds to the
-hidden states: of its activations times its weights. Where D of a block's units go, those of least prior, 2 D of them,
-may go; a sub-model goes without D, drawn with a probability of the largest prior less a unit's own, and a second one
-goes without the others. Ridge regression of the sub-models' losses on what they miss, centred on the prior, says what
-each unit is worth, and those of least worth go.
+hidden states: of its activations times its weights, where the channels of a head are taken as uncorrelated. Where D of
+a block's units go, those of least prior, 2 D of them, may go; a sub-model goes without D, drawn with a probability of
+the largest prior less a unit's own, and a second one goes without the others. Ridge
+regression of the sub-models' losses on what they miss, centred on the prior, says what each unit is worth, and those of
+least worth go.
 The regression is of the difference between the two of a pair, which leaves out what any loss of D units costs; it is in
 closed form, over all blocks at once, a worth may stray from the prior in proportion to it, and how far is what leaves
 the least error on pairs that were left out, where the paper fits each module alone by gradient descent, with the
@@ -286,6 +287,9 @@ def _added(linear: nn.Linear, energy_I: Tensor, present_LN: Tensor) -> Tensor:
 def apply(model: ModelReader, work: ModelWork, config: Bonsai) -> tuple[WidthView, StageReport]:
     """Raises RecipeUnfit, NanFound, Drained."""
     widths = Widths.of(model.config, config)
+    # In each round something goes.
+    most = max(whole - widths.left[kind] for kind, whole in widths.whole.items())
+    config = config.model_copy(update={"rounds": min(config.rounds, most)})
     passes = _Passes(model, work, config)
     blocks = range(passes.num_blocks)
     present = {kind: torch.ones(passes.num_blocks, count, dtype=torch.bool) for kind, count in widths.whole.items()}

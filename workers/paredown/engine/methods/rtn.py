@@ -11,7 +11,7 @@ from paredown.engine.statistics import InputStatistics
 
 
 def compress(linear: LinearWeight, _inputs: InputStatistics, config: Rtn) -> None:
-    """Zero is a point of every grid, so weights that an earlier stage pruned stay zero."""
+    """Weights that an earlier stage pruned stay zero: no plan lets them meet a grid without that point."""
     linear.quantize(nearest(linear.weight_OI, config, linear.storage_dtype, linear.name, wide=linear.wide))
 
 

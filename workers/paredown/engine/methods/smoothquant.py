@@ -44,8 +44,9 @@ def compress(linear: LinearWeight, inputs: InputStatistics, config: SmoothQuant)
 
 def best_scale(linear: LinearWeight, fold: Fold, inputs: InputStatistics, config: SmoothQuant) -> Tensor:
     """The scale of the given α; else, of all that are tried, the one with the least output error."""
-    peak_I = fold.shared(inputs.peak_I)
-    scales = [fold.storable(channel_scale(peak_I, linear.weight_OI, alpha)) for alpha in config.alphas]
+    # Query heads that share a value head have one scale: that of the largest input and weight among them.
+    peak_I, largest_I = fold.largest(inputs.peak_I), fold.largest(linear.weight_OI.abs().amax(0))
+    scales = [fold.storable(channel_scale(peak_I, largest_I, alpha)) for alpha in config.alphas]
     if len(scales) == 1:
         return scales[0]
     parts = torch.split(linear.weight_OI, max(1, _CHUNK // linear.weight_OI.shape[1]))
@@ -90,9 +91,8 @@ def solved(linear: LinearWeight, weight_OI: Tensor, inputs: InputStatistics, dam
     return quantized
 
 
-def channel_scale(peak_I: Tensor, weight_OI: Tensor, alpha: float) -> Tensor:
+def channel_scale(peak_I: Tensor, largest_I: Tensor, alpha: float) -> Tensor:
     """max|x|^α / max|w|^(1-α); 1 for channels that were silent or that nothing reads."""
-    largest_I = weight_OI.abs().amax(0)
     scale_I = peak_I.pow(alpha) / largest_I.pow(1 - alpha)
     return torch.where((peak_I > 0) & (largest_I > 0), scale_I, 1.0).clamp_(min=1e-5)
 

@@ -31,7 +31,7 @@ def compress(linear: LinearWeight, inputs: InputStatistics, config: Sparsegpt) -
     """Raises HessianSingular, RecipeUnfit."""
     neighbours = _neighbours(linear, config)
     upper_II, order_I = inputs.inverse_factor(config.damping, neighbours is not None, neighbours or 1)
-    decisions = _Decisions(linear, config, upper_II, order_I)
+    decisions = _Decisions(linear, inputs, config, upper_II, order_I)
     kept_IO = torch.empty_like(decisions.weight_IO)
 
     def settle(column: int, weight_O: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def compress_jointly(linear: LinearWeight, inputs: InputStatistics, pruning: Spa
     """Both stages in one sweep. Raises HessianSingular, RecipeUnfit, GroupSizeUnfit."""
     neighbours = _neighbours(linear, pruning)
     upper_II, order_I = inputs.inverse_factor(rounding_to.damping, rounding_to.activation_order, neighbours or 1)
-    decisions = _Decisions(linear, pruning, upper_II, order_I)
+    decisions = _Decisions(linear, inputs, pruning, upper_II, order_I)
     rounding = Rounding(linear, rounding_to, order_I, channel_importance(inputs.energy_I), decisions.pruned_IO)
     rounding.fit_all(linear.weight_OI.masked_fill(restored(decisions.expected_IO, order_I).T, 0))
     decisions.sweep(upper_II, rounding.settle)
@@ -65,12 +65,21 @@ def _neighbours(linear: LinearWeight, config: Sparsegpt) -> int | None:
 class _Decisions:
     """Which weights go: decided for some columns at a time, from the weights as they are by then."""
 
-    def __init__(self, linear: LinearWeight, config: Sparsegpt, upper_II: Tensor, order_I: Tensor | None) -> None:
+    def __init__(
+        self,
+        linear: LinearWeight,
+        inputs: InputStatistics,
+        config: Sparsegpt,
+        upper_II: Tensor,
+        order_I: Tensor | None,
+    ) -> None:
         self.weight_IO = ordered(linear.weight_OI.T, order_I)
         self.pruned_IO = torch.zeros_like(self.weight_IO, dtype=torch.bool)
         # What an earlier stage pruned is gone already, and counts.
         self._gone_IO = None if linear.pruned_OI is None else ordered(linear.pruned_OI.T, order_I)
-        self._divisor_I = upper_II.diagonal().square()
+        # What reads a channel that was silent is lost for nothing, so it goes first.
+        live_I = ordered(inputs.energy_I > 0, order_I)
+        self._weight_I = live_I / upper_II.diagonal().square()
         self._pattern = parse_pattern(config.pattern) if config.pattern else None
         self._run = self._pattern[1] if self._pattern else LAZY_COLUMNS
         score_IO = self._scores(0, len(self.weight_IO))
@@ -95,7 +104,7 @@ class _Decisions:
         sweep(self.weight_IO, upper_II, settle, prepare=self.decide, step=step, run=self._run)
 
     def _scores(self, first: int, last: int) -> Tensor:
-        score_BO = self.weight_IO[first:last].square() / self._divisor_I[first:last].unsqueeze(1)
+        score_BO = self.weight_IO[first:last].square() * self._weight_I[first:last].unsqueeze(1)
         return score_BO if self._gone_IO is None else score_BO.masked_fill_(self._gone_IO[first:last], -1)
 
 

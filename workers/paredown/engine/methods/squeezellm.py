@@ -2,7 +2,8 @@
 
 Paper: Kim et al., "SqueezeLLM: Dense-and-Sparse Quantization", arXiv:2306.07629. The paper weighs each weight by the
 diagonal of the Fisher information, from gradients of the loss. Here it is the diagonal of the inputs' second moment,
-which is the same for all rows: the sensitivity of the layer's own output, for which no backward pass is needed.
+which is the same for all rows: the sensitivity of the layer's own output, for which no backward pass is needed; with
+`compensate` its root (columns.channel_importance).
 Dense-and-sparse: the largest weights of a row, and those with the loudest inputs, are kept beside the codes and take no
 part in the clustering. With `compensate`, which the paper has not, columns are rounded to their codebooks one after the
 other as in GPTQ, and later ones absorb the error; weights kept in 16 bit absorb it as well.
