@@ -5,7 +5,8 @@ import json
 import pytest
 from tests.e2e.conftest import Pare
 
-pytestmark = [pytest.mark.model, pytest.mark.slow]
+# The demo's own limit is the one that counts.
+pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(2000)]
 
 
 def test_the_demo_ends_as_it_promises(pare: Pare) -> None:

@@ -46,7 +46,9 @@ def test_a_job_from_submit_to_a_verified_download(stack: Pare, home: Path, model
 def test_a_canary_is_told_while_the_job_is_watched_and_changes_no_byte(
     stack: Pare, home: Path, model: Path, recipes: Path
 ) -> None:
-    without = json.loads((home / "downloaded" / "manifest.json").read_text())
+    plain = stack.json("submit", model.as_uri(), recipes / "gptq.yaml", "--wait")
+    stack("download", plain["artifact_id"], home / "plain")
+    without = json.loads((home / "plain" / "manifest.json").read_text())
     result = stack("submit", model.as_uri(), recipes / "gptq.yaml", "--wait", "--canary", "--tag", "canary", "--json")
     job = json.loads(result.stdout)
     assert job["state"] == "succeeded"
