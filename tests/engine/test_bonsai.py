@@ -58,6 +58,32 @@ def test_losses_that_tell_nothing_leave_the_prior() -> None:
         assert torch.allclose(found_F.float(), prior_F)
 
 
+@pytest.mark.parametrize(("heads", "going"), [(8, 2), (3, 1)])
+def test_losses_that_the_prior_foretells_leave_its_order(heads: int, going: int) -> None:
+    """With few units of much worth and a little noise, as heads are: nothing is read into what the prior explains."""
+    right = count = 0
+    for seed in range(8):
+        generator = torch.Generator().manual_seed(seed)
+        prior_LN = torch.rand(30, heads, generator=generator) + 0.2
+        whole_N = torch.ones(heads, dtype=torch.bool)
+        may_go = [bonsai.least(prior_N, whole_N, 2 * going) for prior_N in prior_LN]
+        prior_F = torch.cat([prior_N[at] for prior_N, at in zip(prior_LN, may_go, strict=True)])
+        rows = []
+        for _ in range(16):
+            pairs = [bonsai.draw(prior_N, whole_N, going, generator) for prior_N in prior_LN]
+            both = zip(pairs, may_go, strict=True)
+            rows.append(torch.cat([first_N[at].float() - second_N[at].float() for (first_N, second_N), at in both]))
+        missing_PF = torch.stack(rows)
+        loss_P = missing_PF @ prior_F
+        loss_P += 0.03 * loss_P.std() * torch.randn(16, generator=generator)
+        found_F, _ = bonsai.worth(missing_PF, prior_F, loss_P)
+        sizes = [len(at) for at in may_go]
+        for found_N, prior_N in zip(found_F.split(sizes), prior_F.split(sizes), strict=True):
+            count += 1
+            right += set(found_N.argsort()[:going].tolist()) == set(prior_N.argsort()[:going].tolist())
+    assert right > 0.97 * count
+
+
 def test_what_adds_nothing_is_worth_less_than_what_losses_speak_against() -> None:
     missing_PF = torch.tensor([[1.0, -1.0, 1.0], [1.0, 1.0, -1.0], [1.0, 1.0, 1.0], [1.0, -1.0, -1.0]]).repeat(4, 1)
     found_F, more = bonsai.worth(missing_PF, torch.tensor([0.5, 0.0, 0.5]), missing_PF @ torch.tensor([-1.0, 0.0, 2.0]))

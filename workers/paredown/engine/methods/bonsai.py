@@ -76,21 +76,26 @@ def worth(missing_PF: Tensor, prior_F: Tensor, loss_P: Tensor) -> tuple[Tensor, 
     row_PF = missing_PF.double() * prior_F.double()
     expected_P = row_PF.sum(1)
     gram_PP = row_PF @ row_PF.T
-    # The size of losses in prior's unit, where units are worth their prior, more or less as much again.
-    size = (expected_P.square().sum() + gram_PP.trace()).sqrt()
-    scale = float(loss_P.double().norm() / size)
-    if not 0 < scale < math.inf:
+    loss_P = loss_P.double()
+    # A unit of the prior in losses: as the prior's own predictions fit them; and where the two of each pair miss about
+    # the same of it, so that these say little, as if units were worth their prior, more or less as much again.
+    energy = expected_P.square().sum()
+    fitted = float((loss_P @ expected_P / energy).clamp(min=0)) if energy > 0 else 0.0
+    sized = float(loss_P.norm() / (energy + gram_PP.trace()).sqrt())
+    if not 0 < sized < math.inf:
         return prior_F.double(), False
-    # What the prior, at the size of the losses, leaves unexplained.
-    rest_P = loss_P.double() / scale - expected_P
-    smallest, dual_P = float(rest_P.square().sum()), torch.zeros_like(rest_P)
+    # What the prior alone leaves unexplained.
+    smallest, dual_P = float((loss_P - fitted * expected_P).square().sum()), torch.zeros_like(loss_P)
     for penalty in _PENALTIES:
         inverse_PP = torch.linalg.inv(gram_PP + penalty * gram_PP.trace() / len(gram_PP) * torch.eye(len(gram_PP)))
-        solved_P = inverse_PP @ rest_P
-        # A pair's error in the fit without it.
-        error = float((solved_P / inverse_PP.diagonal()).square().sum())
-        if error < smallest * (1 - 1e-9):
-            smallest, dual_P = error, solved_P
+        for scale in (fitted, sized):
+            if scale == 0:
+                continue
+            solved_P = inverse_PP @ (loss_P / scale - expected_P)
+            # A pair's error in the fit without it.
+            error = float((scale * solved_P / inverse_PP.diagonal()).square().sum())
+            if error < smallest * (1 - 1e-9):
+                smallest, dual_P = error, solved_P
     # What adds nothing is worth nothing, and goes before what a few pairs speak against.
     factor_F = (1 + row_PF.T @ dual_P).clamp(min=_LEAST_FACTOR)
     return prior_F.double() * factor_F, bool(dual_P.any())
