@@ -227,7 +227,7 @@ def _settings(stages: Sequence[Mapping[str, Any]], made: Any) -> _Settings:
 
 
 def _said(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= _VALUE_LIMIT else f"…{text[1 - _VALUE_LIMIT :]}"
 
 
