@@ -68,7 +68,7 @@ def is_calibrated(spec: JobSpec) -> bool:
 PROCESS_BYTES = 560 * 2**20
 CUDA_CONTEXT_BYTES = 600 * 2**20
 # What was freed between pieces still in use, and what libraries hold beside the sums below. With it, 23 of 24 recipes
-# on the packaged model peaked within 15 % of their plans (docs/performance.md).
+# on the packaged model peaked within 15 % of their plans (docs/performance.md); they take less since, so it is safe.
 _FRAGMENTATION = 1.25
 # lm-eval with its data library once imported (107 MiB of resident size on Linux), and its requests.
 _HARNESS_BYTES = 150 * 2**20
