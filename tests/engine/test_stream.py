@@ -266,21 +266,22 @@ def test_a_block_that_finds_no_room_on_the_disk_ends_the_run(
 def test_a_failure_beside_a_full_disk_tells_of_both(
     tiny: Callable[[str], ModelFiles], compress: Compressor, tokens_NT: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun = threading.Event()
+    begun, construct = threading.Event(), block.BlockRun.__init__
 
-    def full(*_: object) -> None:
+    def starting(
+        self: block.BlockRun, files: ModelFiles, skeleton: Skeleton, index: int, *args: Any, **more: Any
+    ) -> None:
+        if index == 1:
+            begun.set()
+            raise NanFound("as if")
+        construct(self, files, skeleton, index, *args, **more)
+
+    def saving(*_: object) -> None:
         assert begun.wait(60)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    def broken(*_: object) -> None:
-        begun.set()
-        raise NanFound("as if")
-
-    def saved(_self: Checkpoint, *_: object) -> None:
-        monkeypatch.setattr(InputStatistics, "complete", broken)
-        full()
-
-    monkeypatch.setattr(Checkpoint, "save", saved)
+    monkeypatch.setattr(block.BlockRun, "__init__", starting)
+    monkeypatch.setattr(Checkpoint, "save", saving)
     with pytest.raises(NanFound) as caught:
         compress(tiny("llama"), CHAIN, tokens_NT)
     assert any("No space left" in note for note in caught.value.__notes__)

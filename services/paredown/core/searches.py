@@ -83,7 +83,7 @@ def candidates_of(spec: SearchSpec, plan: Callable[[JobSpec], Plan]) -> tuple[li
             refusal = refusal or error.detail
             continue
         except ValidationError as error:
-            refusal = refusal or _sentence(error)
+            refusal = refusal or sweeps.sentence_of(error)
             continue
         smallest = min(smallest, made.size_ratio)
         if spec.max_size_ratio is None or made.size_ratio <= spec.max_size_ratio:
@@ -106,12 +106,8 @@ def any_job(spec: SearchSpec) -> JobSpec:
         try:
             return spec.job(recipe_of(parameters), Rung.FULL)
         except ValidationError as error:
-            refusal = refusal or _sentence(error)
+            refusal = refusal or sweeps.sentence_of(error)
     raise RecipeRefused(f"No recipe of this space can be: {refusal}", field="space")
-
-
-def _sentence(error: ValidationError) -> str:
-    return str(error.errors(include_url=False)[0]["msg"]).removeprefix("Value error, ") + "."
 
 
 def submit(

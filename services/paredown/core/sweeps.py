@@ -73,8 +73,12 @@ def job_of(spec: SweepSpec, index: int) -> JobSpec:
     try:
         return spec.job(recipe, calibration)
     except ValidationError as error:
-        reason = str(error.errors(include_url=False)[0]["msg"]).removeprefix("Value error, ")
-        raise blamed(RecipeRefused(f"{reason}.", field="recipe"), spec, index) from error
+        raise blamed(RecipeRefused(sentence_of(error), field="recipe"), spec, index) from error
+
+
+def sentence_of(error: ValidationError) -> str:
+    """What a contract says of the first thing that is wrong."""
+    return str(error.errors(include_url=False)[0]["msg"]).removeprefix("Value error, ") + "."
 
 
 def blamed(error: PareError, spec: SweepSpec, index: int) -> PareError:

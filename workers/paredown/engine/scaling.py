@@ -50,14 +50,15 @@ class Fold:
         factor_RG = stored_RG.float() + self.offset
         scale_R = self._by_row(scale_I)
         divided_RG = (factor_RG / scale_R.unsqueeze(1) - self.offset).to(stored_RG.dtype).float() + self.offset
-        # Below the smallest normal number precision is lost. A K-quant's numbers lie there, and some are enough for it.
-        lost_RG = (divided_RG * scale_R.unsqueeze(1) - factor_RG).abs()
-        fits_R = (lost_RG <= _LOST * factor_RG.abs()).all(1)
         if stored_RG.shape[1] == 1:
             exact_R = (factor_RG / divided_RG).squeeze(1)
             # A weight of zero stays zero, whatever the scale. Beside an offset numbers lie far apart: no loss either.
             scale_R = torch.where(exact_R.isnan(), scale_R, exact_R)
             fits_R = exact_R.isnan() | (exact_R.isfinite() & (exact_R > 0))
+        else:
+            # Below the smallest normal number precision is lost. A K-quant's lie there, and some are enough for it.
+            lost_RG = (divided_RG * scale_R.unsqueeze(1) - factor_RG).abs()
+            fits_R = (lost_RG <= _LOST * factor_RG.abs()).all(1)
         return torch.where(fits_R, scale_R, 1.0)[self.rows_I].to(scale_I.device)
 
     def divide(self, scale_I: Tensor) -> None:

@@ -56,8 +56,8 @@ _INHERITED = (
     "GLIBC_TUNABLES",
 )
 # glibc would come to take blocks of up to 32 MB from its heap, which then falls into pieces: peaks were up to several
-# times what was in use. Those from 1 MB on, as nearly all tensors are, are mapped by themselves; huge pages make up for
-# the time that this costs.
+# times what was in use. Those from 1 MB on, as nearly all tensors are, are mapped by themselves: peaks are
+# steady. Huge pages keep down what that costs in time, which is most where tensors are small (docs/performance.md).
 ALLOCATOR = "glibc.malloc.mmap_threshold=1048576:glibc.malloc.hugetlb=1"
 
 
