@@ -20,6 +20,7 @@ from paredown.contracts.mixtures import num_experts
 from paredown.engine.errors import ArchitectureUnsupported
 from paredown.engine.experts import ExpertNames, UnfoldedExperts
 from paredown.engine.shuffle import Exchange
+from paredown.engine.wide import widen_linears
 
 
 @dataclass(frozen=True)
@@ -266,6 +267,7 @@ class Skeleton:
             if names := self.architecture.experts:
                 for block in blocks:
                     block.set_submodule(names.module, UnfoldedExperts(block.get_submodule(names.module), names))
+        widen_linears(self.model, dtype)
         self.model.tie_weights()
         self.model.eval()
 

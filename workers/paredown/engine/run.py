@@ -59,7 +59,7 @@ _TOOLS = (
 _BASE_EVALUATION = "base-evaluation.json"
 _BASE_STATES = "base-states.npy"
 # Raised where the engine itself gives other bytes than before: no run is resumed across that.
-_REVISION = 2
+_REVISION = 3
 _PERPLEXITY_UNKNOWN = (
     "The base's perplexity under this evaluation is not known; a job on the base with the same evaluation measures it."
 )
