@@ -26,7 +26,7 @@ from transformers import LlamaConfig
 
 from paredown.engine.architectures import Skeleton
 from paredown.engine.data import load_tokenizer
-from paredown.worker.process import ALLOCATOR
+from paredown.worker.process import allocator
 
 GPTQ = '[{"method": "gptq", "group_size": 128}]'
 WANDA = '[{"method": "wanda"}]'
@@ -105,7 +105,7 @@ def measure(
 
         # As a worker starts its engine.
         command = [sys.executable, "-c", COMPRESS, name, recipe, str(blocks)]
-        ours = show("", json.loads(execute(command, GLIBC_TUNABLES=ALLOCATOR)))
+        ours = show("", json.loads(execute(command, **allocator())))
         if not arguments.peer or recipe != WANDA:
             return ours, None
         tokens, answer = str(directory / "tokens.npy"), directory / "answer.json"

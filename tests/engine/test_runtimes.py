@@ -254,3 +254,11 @@ def test_an_interpreter_without_vllm_is_named_before_any_work(tmp_path: Path) ->
         order(tmp_path, rtn, vllm_python=tmp_path / "none", format="native"), lambda _progress: None, lambda: False
     ).report
     assert report.artifact
+
+
+def test_a_runtime_keeps_the_systems_allocator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_PRELOAD", "/opt/libmimalloc.so")
+    monkeypatch.setenv("LANG", "C.UTF-8")
+    environment = TransformersProcess(tmp_path, "cpu", 1).environment()
+    assert environment["LANG"] == "C.UTF-8"
+    assert "LD_PRELOAD" not in environment, "its memory is measured as others see it"

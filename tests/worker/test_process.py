@@ -1,5 +1,6 @@
 """The engine's process as its supervisor sees it, with a scripted engine in its place."""
 
+import importlib.metadata
 import json
 import os
 import sys
@@ -77,6 +78,43 @@ def test_the_child_leads_its_own_session_and_sees_none_of_our_environment(
     allowed = {*process._INHERITED, "HOME", "TMPDIR", "LANG", "PYTHONUNBUFFERED", "LC_CTYPE"}
     # glibc ends each of its settings with a zero, so that the second looks like a variable of its own.
     assert {name for name in environment if not name.startswith("glibc.")} <= allowed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the loader's variable is Linux's")
+def test_the_child_takes_its_memory_from_mimalloc(order: WorkOrder, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LD_PRELOAD", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+    with EngineProcess(order, order.work_dir.parent, command=scripted(ending="hang")) as engine:
+        assert engine.receive(20) is not None
+        mapped = [part.path for part in psutil.Process(engine.pid).memory_maps()]
+    assert any("libmimalloc.so" in path for path in mapped)
+
+
+@pytest.mark.parametrize("name", ["LD_PRELOAD", "GLIBC_TUNABLES"])
+def test_an_operator_chooses_another_allocator(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for other in ("LD_PRELOAD", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, "theirs")
+    environment = process.engine_environment(Path("/home"), Path("/tmp"), None)
+    assert {key: environment.get(key) for key in ("LD_PRELOAD", "GLIBC_TUNABLES") if key in environment} == {
+        name: "theirs"
+    }
+
+
+@pytest.mark.parametrize("missing", ["wheel", "usable path"])
+def test_without_mimalloc_glibc_maps_tensors_by_themselves(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class File:
+        name = "libmimalloc.so"
+
+        def locate(self) -> Path:
+            return Path("/opt/my tools/libmimalloc.so")
+
+    monkeypatch.setattr(importlib.metadata, "files", lambda _name: [] if missing == "wheel" else [File()])
+    process.allocator.cache_clear()
+    try:
+        assert process.allocator() == {"GLIBC_TUNABLES": process._GLIBC}
+    finally:
+        process.allocator.cache_clear()
 
 
 def test_a_named_failure_keeps_its_code_and_field(order: WorkOrder) -> None:

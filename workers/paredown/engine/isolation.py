@@ -32,6 +32,7 @@ HARMLESS_VARIABLES = frozenset(
         "LC_ALL",
         "LC_CTYPE",
         "LD_LIBRARY_PATH",
+        "LD_PRELOAD",
         "NVIDIA_DRIVER_CAPABILITIES",
         "NVIDIA_VISIBLE_DEVICES",
         "OMP_NUM_THREADS",

@@ -51,6 +51,12 @@ def give_back(device: torch.device) -> None:
 
 
 def trim_heap() -> None:
-    """Return freed heap to the system, which glibc alone keeps: in pieces between what is still used."""
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+    """Return freed memory to the system, which allocators keep: glibc in pieces between what is still used."""
+    if sys.platform != "linux":
+        return
+    process = ctypes.CDLL(None)
+    # The worker starts the engine with mimalloc, where it can.
+    if (collect := getattr(process, "mi_collect", None)) is not None:
+        collect(ctypes.c_bool(True))
+    elif (trim := getattr(process, "malloc_trim", None)) is not None:
         trim(0)

@@ -62,7 +62,9 @@ class RuntimeProcess:
 
     def environment(self) -> dict[str, str]:
         """All that the child is told of the world."""
-        inherited = {name: os.environ[name] for name in HARMLESS_VARIABLES if name in os.environ}
+        # Their memory is measured, which is to be what others see: with the system's own allocator.
+        names = HARMLESS_VARIABLES - {"LD_PRELOAD"}
+        inherited = {name: os.environ[name] for name in names if name in os.environ}
         return inherited | {
             # llama.cpp would call a debugger when it aborts.
             "GGML_NO_BACKTRACE": "1",

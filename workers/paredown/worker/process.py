@@ -4,6 +4,7 @@ The child leads its own session and process group, so that one signal ends it wi
 environment of ours, hence no credentials. When we die, its standard input closes and it ends by itself.
 """
 
+import importlib.metadata
 import os
 import queue
 import signal
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -54,11 +56,14 @@ _INHERITED = (
     "NVIDIA_VISIBLE_DEVICES",
     "NVIDIA_DRIVER_CAPABILITIES",
     "GLIBC_TUNABLES",
+    "LD_PRELOAD",
 )
-# glibc would come to take blocks of up to 32 MB from its heap, which then falls into pieces: peaks were up to several
-# times what was in use. Those from 1 MB on, as nearly all tensors are, are mapped by themselves: peaks are
-# steady. Huge pages keep down what that costs in time, which is most where tensors are small (docs/performance.md).
-ALLOCATOR = "glibc.malloc.mmap_threshold=1048576:glibc.malloc.hugetlb=1"
+# An operator who sets one of these chooses the allocator.
+_ALLOCATING = ("GLIBC_TUNABLES", "LD_PRELOAD")
+# Where mimalloc is not: glibc would come to take blocks of up to 32 MB from its heap, which then falls into pieces, and
+# peaks were up to several times what was in use. Those from 1 MB on, as nearly all tensors are, are mapped by
+# themselves: peaks are steady, and each of them is paid for in page faults.
+_GLIBC = "glibc.malloc.mmap_threshold=1048576:glibc.malloc.hugetlb=1"
 
 
 @dataclass(frozen=True)
@@ -287,10 +292,26 @@ def engine_environment(home: Path, temporary: Path, threads: int | None) -> dict
         "LANG": "C.UTF-8",
         "PYTHONUNBUFFERED": "1",
     }
-    environment.setdefault("GLIBC_TUNABLES", ALLOCATOR)
+    if not any(name in environment for name in _ALLOCATING):
+        environment |= allocator()
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
     return environment
+
+
+@cache
+def allocator() -> dict[str, str]:
+    """What makes a child take its memory from mimalloc, whose wheel comes with the worker on Linux: tensors come and
+    go, and it hands out the pages of the last ones again. Without it, settings for glibc (docs/performance.md)."""
+    try:
+        files = importlib.metadata.files("cmeel-mimalloc") or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    libraries = [str(file.locate()) for file in files if file.name == "libmimalloc.so"]
+    # The loader takes both for the end of a name.
+    if sys.platform != "linux" or not libraries or any(sign in libraries[0] for sign in " :"):
+        return {"GLIBC_TUNABLES": _GLIBC}
+    return {"LD_PRELOAD": libraries[0]}
 
 
 def _kill_group(group: int) -> None:
