@@ -80,25 +80,27 @@ def test_the_child_leads_its_own_session_and_sees_none_of_our_environment(
     assert {name for name in environment if not name.startswith("glibc.")} <= allowed
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the loader's variable is Linux's")
-def test_the_child_takes_its_memory_from_mimalloc(order: WorkOrder, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("LD_PRELOAD", "GLIBC_TUNABLES"):
+@pytest.fixture
+def no_chosen_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in process._ALLOCATING:
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the loader's variable is Linux's")
+@pytest.mark.usefixtures("no_chosen_allocator")
+def test_the_child_takes_its_memory_from_mimalloc(order: WorkOrder) -> None:
     with EngineProcess(order, order.work_dir.parent, command=scripted(ending="hang")) as engine:
         assert engine.receive(20) is not None
         mapped = [part.path for part in psutil.Process(engine.pid).memory_maps()]
     assert any("libmimalloc.so" in path for path in mapped)
 
 
+@pytest.mark.usefixtures("no_chosen_allocator")
 @pytest.mark.parametrize("name", ["LD_PRELOAD", "GLIBC_TUNABLES"])
 def test_an_operator_chooses_another_allocator(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for other in ("LD_PRELOAD", "GLIBC_TUNABLES"):
-        monkeypatch.delenv(other, raising=False)
     monkeypatch.setenv(name, "theirs")
     environment = process.engine_environment(Path("/home"), Path("/tmp"), None)
-    assert {key: environment.get(key) for key in ("LD_PRELOAD", "GLIBC_TUNABLES") if key in environment} == {
-        name: "theirs"
-    }
+    assert {key: environment[key] for key in process._ALLOCATING if key in environment} == {name: "theirs"}
 
 
 @pytest.mark.parametrize("missing", ["wheel", "usable path"])

@@ -1,11 +1,9 @@
 """Linears in bfloat16 on processors that have no units for it.
 
-torch multiplies bfloat16 there one number at a time, many times slower than float32. Multiplied in float32 and rounded
-once, the product is what such units give: they too sum in float32. Hidden states and weights stay in bfloat16.
+torch's own product of bfloat16 is many times slower there than that of float32. Multiplied in float32 and rounded once,
+the product is what such units give: they too sum in float32. Hidden states and weights stay in bfloat16.
 Shapes: O out_features, I in_features.
 """
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -34,36 +32,23 @@ def _multiplies_bfloat16() -> bool:
 
 class _WideLinear(nn.Linear):
     def forward(self, inputs: Tensor) -> Tensor:
-        if inputs.device.type != "cpu":
-            return super().forward(inputs)
-        weight_OI, bias_O, wide = self.weight, self.bias, inputs.float()
-
-        def product(rows: slice) -> Tensor:
-            bias = None if bias_O is None else bias_O[rows].float()
-            return functional.linear(wide, weight_OI[rows].float(), bias).to(inputs.dtype)
-
-        return _in_panels(product, *weight_OI.shape)
+        return super().forward(inputs) if inputs.is_cuda else _product(inputs, self.weight, self.bias)
 
 
 class _WideConv1D(Conv1D):  # type: ignore[misc]  # transformers gives no type
     """Its weight is weight_IO."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if inputs.device.type != "cpu":
-            untouched: Tensor = super().forward(inputs)
-            return untouched
-        wide = inputs.float()
-
-        def product(rows: slice) -> Tensor:
-            return functional.linear(wide, self.weight.T[rows].float(), self.bias[rows].float()).to(inputs.dtype)
-
-        in_features, out_features = self.weight.shape
-        return _in_panels(product, out_features, in_features)
+        output: Tensor = super().forward(inputs) if inputs.is_cuda else _product(inputs, self.weight.T, self.bias)
+        return output
 
 
-def _in_panels(product: Callable[[slice], Tensor], out_features: int, in_features: int) -> Tensor:
-    """A product for some rows of the weight at a time, side by side."""
-    step = max(1, _PANEL_WEIGHTS // in_features)
-    if step >= out_features:
-        return product(slice(None))
-    return torch.cat([product(slice(start, start + step)) for start in range(0, out_features, step)], dim=-1)
+def _product(inputs: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    """In float32, some rows of the weight at a time; then in the number type of the inputs."""
+    wide, step = inputs.float(), max(1, _PANEL_WEIGHTS // weight_OI.shape[1])
+    panels = []
+    for start in range(0, len(weight_OI), step):
+        rows = slice(start, start + step)
+        bias = None if bias_O is None else bias_O[rows].float()
+        panels.append(functional.linear(wide, weight_OI[rows].float(), bias).to(inputs.dtype))
+    return panels[0] if len(panels) == 1 else torch.cat(panels, dim=-1)
