@@ -72,7 +72,7 @@ def test_without_history_a_plan_is_the_formulas_with_wide_intervals(database: Da
 
     assert (plan.seconds, plan.memory_bytes, plan.history_jobs) == (102, 1000, 0)
     assert plan.seconds_interval is not None
-    assert (plan.seconds_interval.low, plan.seconds_interval.high) == (52, 202)
+    assert (plan.seconds_interval.low, plan.seconds_interval.high) == (52, 352)
     assert plan.cost == pytest.approx(2 * plan.seconds)
 
 

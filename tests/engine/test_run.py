@@ -1,6 +1,7 @@
 """A run from order to report, in this process, on small random models."""
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tests.engine.orders import config_of, file_hashes, order, save_model
 from paredown.contracts.job import Calibration, EvaluationSettings, Format, Progress
 from paredown.contracts.report import Evaluation
 from paredown.contracts.work import EngineResult, WorkOrder
+from paredown.engine import data
 from paredown.engine.errors import (
     CalibrationTooShort,
     CalibrationUnfit,
@@ -51,6 +53,29 @@ def drained_after(order: WorkOrder, polls: int) -> None:
 
     with pytest.raises(Drained):
         run(order, lambda _progress: None, should_drain)
+
+
+def test_the_tokenizer_is_let_go_while_blocks_are_compressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[weakref.ref[Any]] = []
+    held: list[bool] = []
+
+    def load_tokenizer(*given: Any) -> Any:
+        tokenizer = read_tokenizer(*given)
+        read.append(weakref.ref(tokenizer))
+        return tokenizer
+
+    def on_progress(progress: Progress) -> None:
+        if progress.message == "compressing":
+            held.append(any(tokenizer() is not None for tokenizer in read))
+
+    read_tokenizer = data.load_tokenizer
+    monkeypatch.setattr(data, "load_tokenizer", load_tokenizer)
+    run(order(tmp_path, [WANDA]), on_progress, lambda: False)
+
+    assert read
+    assert held
+    assert not any(held)
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
 
 
 def test_the_report_says_what_was_done(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Tasks through lm-eval: what the block stream scores is what lm-eval's own model scores on the same weights."""
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -52,6 +53,13 @@ def real_files(directory: Path, name: TaskName, data: str) -> TaskFiles:
     rows = directory / f"{name}.jsonl"
     rows.write_bytes(task_rows(b"\n".join(path.read_bytes() for path in found), found[0].name, name))
     return TaskFiles(settings=TaskSettings(name=name, source=f"file://{source}", limit=20), rows=rows)
+
+
+def test_a_run_without_tasks_does_without_lm_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("lm_eval.")] + [task_models.__name__]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    run(order(tmp_path, [RTN]), lambda _progress: None, lambda: False)
 
 
 def stream_lm(model_dir: Path) -> BlockStreamLM:

@@ -103,6 +103,12 @@ def test_an_operator_chooses_another_allocator(name: str, monkeypatch: pytest.Mo
     assert {key: environment[key] for key in process._ALLOCATING if key in environment} == {name: "theirs"}
 
 
+def test_an_operator_tunes_mimalloc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIMALLOC_PURGE_DELAY", "10")
+    assert process.engine_environment(Path("/home"), Path("/tmp"), None)["MIMALLOC_PURGE_DELAY"] == "10"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mimalloc comes with the worker on Linux")
 @pytest.mark.parametrize("missing", ["wheel", "usable path"])
 def test_without_mimalloc_glibc_maps_tensors_by_themselves(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class File:

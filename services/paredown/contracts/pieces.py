@@ -4,7 +4,7 @@ Only what a plan needs is here; what no formula asks for stays in the engine's f
 """
 
 # Tokens of one forward pass through a block: enough to keep the cores busy, few enough for small activations.
-MICRO_BATCH_TOKENS = 4096
+MICRO_BATCH_TOKENS = 2048
 # Positions whose logits exist at once, 200 KB to 1 MB each in float32; and in a backward pass.
 HEAD_TOKENS = 128
 GRADIENT_HEAD_TOKENS = 512

@@ -99,15 +99,15 @@ def memory_of(shape: ModelShape, spec: JobSpec, device: str) -> Memory:
     block = block_parameters * (number + 2) + 3 * 4 * max(linear.weights for linear in shape.linears)
     calibrated, evaluated = calibration_tokens(spec), evaluation_tokens(spec)
     widest = max(linear.in_features for linear in shape.linears)
-    # A Hessian in float32; to factor it in float64, the damped matrix, its inverse and the factor beside it. A search
-    # for the damping keeps a factor of each that it tries.
+    # A Hessian in float32; the damped one, factored in its own place in float64, and the factor in float32 beside it. A
+    # search for the damping keeps a factor of each that it tries.
     kept = 4 * (len(DAMPING_FACTORS) - 1) if _searches_damping(spec) else 0
     if any(isinstance(stage, Owq) for stage in spec.recipe):
         # The same Hessian in the order of work.
         kept += 4
     # SmoothQuant's Hessian is of the smoothed input, beside the one that was gathered.
     kept += 4 if any(isinstance(stage, SmoothQuant) for stage in spec.recipe) else 0
-    statistics = (4 + 3 * 8 + kept) * widest**2 if _needs_hessian(spec) else 4 * widest
+    statistics = (4 + 8 + 4 + kept) * widest**2 if _needs_hessian(spec) else 4 * widest
     block_statistics = 4 * sum(linear.in_features**2 for linear in _distinct_inputs(shape))
     asymmetric = is_asymmetric(spec)
     if asymmetric:

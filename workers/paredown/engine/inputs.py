@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ class Inputs:
 
     files: ModelFiles
     shape: ModelShape
-    tokenizer: Any
+    has_tokenizer: bool
     calibration: data.TokenBlocks | None
     evaluation: data.TokenBlocks | None
     # What each stage that trains is trained on, by its place in the recipe.
@@ -31,6 +32,15 @@ class Inputs:
     # Of each domain of the evaluation, in their order.
     domains: tuple[data.TokenBlocks, ...]
     warnings: tuple[str, ...]
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """None where the model has none; read when it is asked for, and again after `release_tokenizer`."""
+        return data.load_tokenizer(self.files.directory, self.files.gguf_file) if self.has_tokenizer else None
+
+    def release_tokenizer(self) -> None:
+        """While nothing asks for it: a large vocabulary takes tens of megabytes."""
+        self.__dict__.pop("tokenizer", None)
 
     @property
     def first_token(self) -> int | None:
@@ -109,7 +119,7 @@ def read_inputs(order: WorkOrder, output_format: Format) -> Inputs:
     calibration, training = _calibration_blocks(order, calibrated, tokenizer, shape, held_out)
     for blocks in (calibration, *training.values()):
         warnings += blocks.warnings if blocks else ()
-    return Inputs(files, shape, tokenizer, calibration, evaluation, training, domains, tuple(warnings))
+    return Inputs(files, shape, tokenizer is not None, calibration, evaluation, training, domains, tuple(warnings))
 
 
 def _calibration_blocks(

@@ -59,7 +59,7 @@ _TOOLS = (
 _BASE_EVALUATION = "base-evaluation.json"
 _BASE_STATES = "base-states.npy"
 # Raised where the engine itself gives other bytes than before: no run is resumed across that.
-_REVISION = 3
+_REVISION = 4
 _PERPLEXITY_UNKNOWN = (
     "The base's perplexity under this evaluation is not known; a job on the base with the same evaluation measures it."
 )
@@ -107,6 +107,7 @@ def run(
     check_refusal(order, inputs, device)
     check_vllm(order, output_format)
     # Tokenizing took more memory than the tokens do.
+    inputs.release_tokenizer()
     give_back(device)
     journey = Journey(_parts(order, inputs, output_format), report_progress, should_drain)
     identity = _identity(order, inputs, device)

@@ -285,7 +285,9 @@ def run_engine(
 
 def engine_environment(home: Path, temporary: Path, threads: int | None) -> dict[str, str]:
     """All that the child is told of the world."""
-    environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    environment = {
+        name: value for name, value in os.environ.items() if name in _INHERITED or name.startswith("MIMALLOC_")
+    }
     environment |= {
         "HOME": str(home),
         "TMPDIR": str(temporary),
@@ -303,13 +305,16 @@ def engine_environment(home: Path, temporary: Path, threads: int | None) -> dict
 def allocator() -> dict[str, str]:
     """What makes a child take its memory from mimalloc, whose wheel comes with the worker on Linux: tensors come and
     go, and it hands out the pages of the last ones again. Without it, settings for glibc (docs/performance.md)."""
+    if sys.platform != "linux":
+        return {}
     try:
         files = importlib.metadata.files("cmeel-mimalloc") or []
     except importlib.metadata.PackageNotFoundError:
         files = []
     libraries = [str(file.locate()) for file in files if file.name == "libmimalloc.so"]
     # The loader takes both for the end of a name.
-    if sys.platform != "linux" or not libraries or any(sign in libraries[0] for sign in " :"):
+    if not libraries or any(sign in libraries[0] for sign in " :"):
+        log.warning("mimalloc_not_usable", found=libraries, instead=_GLIBC)
         return {"GLIBC_TUNABLES": _GLIBC}
     return {"LD_PRELOAD": libraries[0]}
 

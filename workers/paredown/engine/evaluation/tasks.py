@@ -71,11 +71,12 @@ def task_parts(order: WorkOrder) -> dict[str, Part]:
 
 def check_tasks(order: WorkOrder, inputs: Inputs, device: torch.device) -> None:
     """Refuse before any work what cannot be measured after it. Raises TaskUnfit."""
-    # lm-eval takes seconds to import, so only runs that have tasks do.
+    if not order.tasks:
+        return
+    # lm-eval takes seconds to import and tens of megabytes.
     from paredown.engine.evaluation.task_models import NEW_TOKENS, prefix_token
 
-    if order.tasks:
-        prefix_token(inputs.tokenizer)
+    prefix_token(inputs.tokenizer)
     for index, task in enumerate(order.tasks):
         if task.fewshot is not None and _lines(task.fewshot) < task.settings.num_fewshot:
             raise TaskUnfit(
