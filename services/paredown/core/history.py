@@ -23,8 +23,8 @@ from paredown.core.tables import JobRow, PlanOutcomeRow
 
 # Of the formulas: what they said under another version corrects nothing. On a GPU, memory is the GPU's alone: the rest
 # of the process is not measured there.
-FORMULAS = 1
-FORMULAS_ON_GPU = 2
+FORMULAS = 3
+FORMULAS_ON_GPU = 4
 # Jobs whose ratios are looked at, and how many there must be to correct anything.
 LATEST = 20
 FEWEST = 3
