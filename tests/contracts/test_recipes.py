@@ -5,6 +5,8 @@ from paredown.contracts.recipes import Esparse, recipe_hash
 
 def test_a_new_default_needs_the_version_that_it_came_with() -> None:
     assert Esparse().entropy_weight == 1
+    for version in (2, "2", 2.0):
+        assert Esparse.model_validate({"version": version}).entropy_weight == 0.1
     assert Esparse(version=2).entropy_weight == 0.1
     assert Esparse(version=2, entropy_weight=1).entropy_weight == 1
 

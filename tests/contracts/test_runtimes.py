@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 from tests.core.builders import make_speed
+from tests.core.planned import GPT2, LLAMA, SMOL
 
 from paredown.contracts.artifact import Manifest
+from paredown.contracts.families import shape_from_config
 from paredown.contracts.job import EvaluationSettings, Format
-from paredown.contracts.recipes import Recipe
+from paredown.contracts.recipes import Recipe, shape_left
 from paredown.contracts.report import Report, RuntimeProof
-from paredown.contracts.runtimes import own_runtime, unread_runtime, vllm_refusal
+from paredown.contracts.runtimes import own_runtime, unread_runtime, vllm_model_refusal, vllm_refusal
 
 RECIPES: TypeAdapter[Recipe] = TypeAdapter(Recipe)
 RELEASE = Path(__file__).parents[1] / "upgrade" / "release-0.1" / "store" / "artifacts"
@@ -46,17 +48,53 @@ def test_vllm_is_claimed_for_the_formats_and_widths_that_it_reads(
         assert (expected or "") in (refusal or "")
 
 
+@pytest.mark.parametrize(
+    ("skip", "refused"),
+    [
+        ([], False),
+        (["*.down_proj", "*.o_proj"], False),
+        (["*.q_proj", "*.k_proj", "*.v_proj"], False),
+        (["model.layers.0.*"], False),
+        (["*.v_proj"], True),
+        (["model.layers.1.mlp.up_proj"], True),
+    ],
+)
+def test_vllm_reads_layers_that_it_joins_packed_or_dense_as_a_whole(skip: list[str], refused: bool) -> None:
+    shape = shape_from_config(LLAMA)
+    for stage in ({"method": "rtn"}, {"method": "smoothquant"}):
+        recipe = RECIPES.validate_python([stage | {"skip": skip}])
+        reason = vllm_model_refusal(Format.COMPRESSED_TENSORS, recipe, shape)
+        assert (reason is not None) is refused, reason
+        assert vllm_model_refusal(Format.SAFETENSORS, recipe, shape) is None
+    if refused:
+        assert "skip both or neither" in (reason or "")
+        asked = EvaluationSettings(runtimes=("vllm",))
+        assert "skip both or neither" in (unread_runtime(asked, Format.COMPRESSED_TENSORS, recipe, shape) or "")
+
+
+def test_vllm_is_not_claimed_for_models_that_it_computes_otherwise() -> None:
+    pruned = RECIPES.validate_python([{"method": "llm-pruner", "head_groups": 1}])
+    for model_type, refused in (("qwen2", True), ("llama", False)):
+        shape = shape_from_config(SMOL | {"model_type": model_type})
+        assert vllm_model_refusal(Format.SAFETENSORS, (), shape) is None
+        reason = vllm_model_refusal(Format.SAFETENSORS, pruned, shape_left(shape, pruned))
+        assert ("width" in (reason or "")) is refused
+    numbered = shape_from_config(GPT2 | {"scale_attn_by_inverse_layer_idx": True})
+    assert "number" in (vllm_model_refusal(Format.SAFETENSORS, (), numbered) or "")
+
+
 def test_a_job_asks_for_runtimes_that_read_its_format() -> None:
     rtn = RECIPES.validate_python([{"method": "rtn"}])
-    assert unread_runtime(EvaluationSettings(), Format.NATIVE, rtn) is None
+    shape = shape_from_config(LLAMA)
+    assert unread_runtime(EvaluationSettings(), Format.NATIVE, rtn, shape) is None
     for file_format in Format:
         if file_format is not Format.AUTO:
             alone = EvaluationSettings(runtimes=(own_runtime(file_format),))
-            assert unread_runtime(alone, file_format, rtn) is None
+            assert unread_runtime(alone, file_format, rtn, shape) is None
     both = EvaluationSettings(runtimes=("transformers", "vllm"))
-    assert unread_runtime(both, Format.COMPRESSED_TENSORS, rtn) is None
-    assert "proved in llama.cpp" in (unread_runtime(both, Format.GGUF, rtn) or "")
-    assert "asks for vllm" in (unread_runtime(EvaluationSettings(runtimes=("vllm",)), Format.NATIVE, rtn) or "")
+    assert unread_runtime(both, Format.COMPRESSED_TENSORS, rtn, shape) is None
+    assert "proved in llama.cpp" in (unread_runtime(both, Format.GGUF, rtn, shape) or "")
+    assert "asks for vllm" in (unread_runtime(EvaluationSettings(runtimes=("vllm",)), Format.NATIVE, rtn, shape) or "")
 
 
 def test_manifests_of_the_release_before_are_read_and_nothing_is_added_to_them() -> None:

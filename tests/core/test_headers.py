@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
+from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from paredown.contracts.families import shape_from_config
 from paredown.core.errors import ArchitectureUnsupported, GgufInvalid, ModelRejected, SafetensorsInvalid
-from paredown.core.sources.gguf_header import GgufHeader, config_from_gguf, parse_gguf_header
+from paredown.core.sources.gguf_header import KNOWN_CUTTING, GgufHeader, config_from_gguf, parse_gguf_header
 from paredown.core.sources.headers import TensorHeader, parse_safetensors_header
 from paredown.core.sources.selection import (
     check_gguf_tensors,
@@ -225,6 +226,18 @@ def test_a_good_gguf_header_amounts_to_a_config(tmp_path: Path) -> None:
     assert {t.name: (tuple(map(int, t.shape)), t.n_bytes) for t in reader.tensors} == {
         t.name: (t.shape, t.size_bytes) for t in header.tensors.values()
     }
+
+
+def test_a_rule_of_cutting_text_that_readers_do_not_know_is_refused() -> None:
+    header = gguf_header(good_gguf())
+    header.metadata["tokenizer.ggml.model"] = "gpt2"
+    for rule in (*KNOWN_CUTTING, "smollm", "gpt-2"):
+        header.metadata["tokenizer.ggml.pre"] = rule
+        assert config_from_gguf(header, "x.gguf")
+    header.metadata["tokenizer.ggml.pre"] = "deepseek-llm"
+    with pytest.raises(ArchitectureUnsupported, match="'deepseek-llm', for which GGUF readers would take GPT-2's"):
+        config_from_gguf(header, "x.gguf")
+    assert set(KNOWN_CUTTING) <= set(GGUF_PRE_TOKENIZER_SPLITS), "transformers knows them"
 
 
 def raw_gguf(*, version: int = 3, tensors: int = 0, pairs: int = 0, body: bytes = b"", magic: bytes = b"GGUF") -> bytes:

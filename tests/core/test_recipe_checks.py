@@ -130,6 +130,14 @@ def test_experts_that_transformers_could_not_join_are_refused(
     check_recipe(shape_from_config(TINY), job(*(stage | {"skip": []} for stage in recipe), **more))
 
 
+def test_a_budget_of_bits_counts_every_expert() -> None:
+    stage = {"method": "mixed", "average_bits": 3.5, "group_size": 32}
+    mixture = MIXTURE | {"model_type": "qwen3_moe"}
+    error = refusal(mixture, job(stage, format="native", calibration={"unreached_experts": "dense"}))
+    assert (type(error), error.field) == (RecipeRefused, "calibration.unreached_experts")
+    check_recipe(shape_from_config(mixture), job(stage, format="native"))
+
+
 def test_asymmetry_is_refused_where_tokens_have_no_counterpart() -> None:
     mixture = shape_from_config(MIXTURE | {"model_type": "olmoe"})
     asked = {"calibration": {"asymmetry": 0.5}}

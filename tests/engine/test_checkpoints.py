@@ -163,6 +163,17 @@ def test_a_run_claims_the_loader_and_no_other_runtime(tmp_path: Path, file_forma
     assert report.runtimes[0].perplexity == pytest.approx(report.artifact.perplexity, rel=1e-3)
 
 
+def test_sizes_are_those_that_the_recipe_leaves(tmp_path: Path) -> None:
+    """An MLP of 112 channels fits no such file, one of 96 does."""
+    config = config_of("llama")
+    config.intermediate_size = 112
+    save_model(tmp_path / "model", config)
+    recipe = [{"method": "llm-pruner", "mlp_share": 0.15}, {"method": "gptq", "group_size": 32}]
+    asked = order(tmp_path, recipe, runtimes=("transformers",), format=Format.GPTQ)
+    report = run(asked, lambda _progress: None, lambda: False).report
+    assert [proof.runtime for proof in report.runtimes if proof.loads] == ["native"]
+
+
 def test_groups_in_another_order_are_damage(tmp_path: Path) -> None:
     model = compressed(tmp_path, Format.GPTQ, Rtn(group_size=32, scale_search="min_max"))
     directory = written(model, Format.GPTQ, tmp_path)

@@ -92,14 +92,17 @@ def test_angular_distance_by_hand() -> None:
 
 
 def test_merges_by_hand() -> None:
-    # Blocks 3 and 4 go into 2: θ₂ + (θ₃ − θ₂) + (θ₄ − θ₂). Then that one, now number 2, goes into 1.
-    assert laco.merged(6, ((2, 2),)) == [
+    # Blocks 3 and 4 go into 2, which has the linears of 4 then. Then that one, now number 2, goes into 1.
+    assert laco.merged(6, ((2, 2),), "last") == [Blend.of(0), Blend.of(1), Blend(2, {4: 1}), Blend.of(5)]
+    assert laco.merged(6, ((2, 2), (1, 1)), "last") == [Blend.of(0), Blend(1, {4: 1}), Blend.of(5)]
+    # As printed: θ₂ + (θ₃ − θ₂) + (θ₄ − θ₂).
+    assert laco.merged(6, ((2, 2),), "sum") == [
         Blend.of(0),
         Blend.of(1),
         Blend(2, {2: -1, 3: 1, 4: 1}),
         Blend.of(5),
     ]
-    assert laco.merged(6, ((2, 2), (1, 1))) == [
+    assert laco.merged(6, ((2, 2), (1, 1)), "sum") == [
         Blend.of(0),
         Blend(1, {2: -1, 3: 1, 4: 1}),
         Blend.of(5),
@@ -212,18 +215,19 @@ def test_shortgpt_takes_blocks_apart_from_each_other_and_deeper_does_not(
     assert second == first + 1
 
 
-def test_laco_adds_differences_and_keeps_the_norms_of_the_prior_block(
-    compress: Compressor, tokens_NT: Tensor, tmp_path: Path
+@pytest.mark.parametrize("merging", ["last", "sum"])
+def test_laco_merges_linears_and_keeps_the_norms_of_the_prior_block(
+    compress: Compressor, tokens_NT: Tensor, tmp_path: Path, merging: Any
 ) -> None:
     model = deep_model(tmp_path / "model", attention_bias=True)
     weights = {name: value.detach() for name, value in model.named_parameters()}
     # Any merge is accepted: 3, 4 and 5 go into 2.
-    stage = Laco(blocks=3, layers_per_merge=4, threshold=-1)
+    stage = Laco(blocks=3, layers_per_merge=4, threshold=-1, merging=merging)
     result = compress(open_model(tmp_path / "model"), (stage,), tokens_NT)
     assert kept(result) == [0, 1, 2]
     for leaf in ("self_attn.q_proj.weight", "self_attn.k_proj.bias", "mlp.down_proj.weight"):
         prior, *rear = [weights[f"model.layers.{block}.{leaf}"] for block in (2, 3, 4, 5)]
-        expected = prior + sum(other - prior for other in rear)
+        expected = rear[-1] if merging == "last" else prior + sum(other - prior for other in rear)
         assert torch.allclose(result.tensor(f"model.layers.2.{leaf}").float(), expected, atol=0.01), leaf
     norm = "model.layers.2.input_layernorm.weight"
     assert torch.equal(result.tensor(norm).float(), weights[norm])
@@ -240,8 +244,8 @@ def test_laco_measures_the_model_that_a_merge_would_give(
     with torch.no_grad():
         base = model.model(tokens_NT[:3], use_cache=False).last_hidden_state
         for block, merges in ((4, ((4, 1),)), (3, ((4, 1), (3, 1)))):
-            tried = AutoModelForCausalLM.from_config(DepthView(files, laco.merged(6, merges)).config)
-            view = DepthView(files, laco.merged(6, merges))
+            tried = AutoModelForCausalLM.from_config(DepthView(files, laco.merged(6, merges, "last")).config)
+            view = DepthView(files, laco.merged(6, merges, "last"))
             tried.load_state_dict({name: view.tensor(name).float() for name in view.names}, strict=False)
             states = tried.eval().model(tokens_NT[:3], use_cache=False).last_hidden_state
             expected = float(nn.functional.cosine_similarity(base.flatten(1), states.flatten(1)).mean())
@@ -441,7 +445,7 @@ def test_merges_that_overflow_are_refused_by_name(compress: Compressor, tokens_N
         model.get_parameter("model.layers.1.mlp.up_proj.weight").zero_()
         model.get_parameter("model.layers.1.mlp.down_proj.weight").fill_(3e38)
     model.save_pretrained(tmp_path / "model")
-    stage = Laco(blocks=2, layers_per_merge=3, lowest=0)
+    stage = Laco(blocks=2, layers_per_merge=3, lowest=0, merging="sum")
     with pytest.raises(RecipeUnfit, match="no model whose output is finite") as raised:
         compress(open_model(tmp_path / "model"), (stage,), tokens_NT)
     assert raised.value.field == "layers_per_merge"

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tests.engine.conftest import folded
 from tests.engine.orders import config_of, save_model
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from paredown.contracts.families import MODEL_TYPES, shape_from_config
@@ -25,7 +25,7 @@ from paredown.engine.data import load_tokenizer
 from paredown.engine.errors import FormatRefused
 from paredown.engine.formats import WRITERS
 from paredown.engine.formats.compressed_tensors import packed
-from paredown.engine.formats.files import write_companions, write_weights
+from paredown.engine.formats.files import write_companions, write_config, write_weights
 from paredown.engine.quantized import QuantizedLinear
 from paredown.engine.stream import CompressedModel, compress_model
 from paredown.engine.weights import open_model
@@ -263,6 +263,22 @@ def test_embeddings_and_head_are_stored_in_eight_bits_where_asked(artifacts: dic
             assert 0 < float((after - before).norm() / before.norm()) < 0.04
 
 
+@pytest.mark.parametrize(("initial", "number_type"), [(0.02, "F8_E4M3"), (0.002, "F8_E5M2")])
+def test_embeddings_of_small_numbers_get_more_exponent(tmp_path: Path, initial: float, number_type: str) -> None:
+    """In the other type a third of the smaller ones would be lost."""
+    config = config_of("llama")
+    config.initializer_range = initial
+    model = compress(tmp_path, config, (Rtn(embeddings=8),), torch.bfloat16)
+    directory = write(model, Format.COMPRESSED_TENSORS, tmp_path)
+    name = "model.embed_tokens.weight"
+    with safe_open(directory / "model.safetensors", "pt") as file:
+        assert file.get_slice(name).get_dtype() == number_type
+    before, after = open_model(tmp_path / "model").tensor(name).float(), model.tensor(name)
+    assert float((after.float() - before).norm() / before.norm()) < 0.06
+    reloaded = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16)
+    assert torch.equal(reloaded.get_parameter(name), after)
+
+
 def test_config_says_how_the_weights_are_packed(artifacts: dict[str, Written]) -> None:
     name = "llama-bits=4-skip=('*.down_proj', 'model.layers.0.*')"
     config = json.loads((artifacts[name].directory / "config.json").read_text())
@@ -392,3 +408,62 @@ def test_code_and_foreign_files_beside_the_model_stay_behind(tmp_path: Path) -> 
         "tokenizer.json",
         "tokenizer_config.json",
     }
+
+
+LLAMA_3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields", "earlier"),
+    [
+        ("qwen2", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, {"rope_theta": 1e6}),
+        (
+            "llama",
+            {"rope_parameters": LLAMA_3 | {"original_max_position_embeddings": 64}},
+            {"rope_theta": 5e5, "rope_scaling.rope_type": "llama3", "rope_scaling.factor": 8.0},
+        ),
+        (
+            "gemma3_text",
+            {
+                "rope_parameters": {
+                    "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+                }
+            },
+            {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling.factor": 8.0},
+        ),
+        (
+            "gpt_neox",
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 5e4, "partial_rotary_factor": 0.5}},
+            {"rotary_emb_base": 5e4, "rotary_pct": 0.5},
+        ),
+        (
+            "phi3",
+            {
+                "rope_parameters": LONG | {"partial_rotary_factor": 1.0},
+                "original_max_position_embeddings": 64,
+                "max_position_embeddings": 128,
+            },
+            {"rope_theta": 1e4, "rope_scaling.type": "longrope", "rope_scaling.long_factor": [2.0] * 48},
+        ),
+        ("opt", {"_remove_final_layer_norm": True}, {"_remove_final_layer_norm": True}),
+    ],
+)
+def test_config_tells_readers_of_every_age_the_same(
+    tmp_path: Path, model_type: str, fields: dict[str, Any], earlier: dict[str, Any]
+) -> None:
+    config = AutoConfig.for_model(model_type, pad_token_id=0, **fields)
+    write_config(config, "bfloat16", tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["torch_dtype"] == "bfloat16"
+    for name, value in earlier.items():
+        found: Any = written
+        for part in name.split("."):
+            found = found[part]
+        assert found == value, name
+    read = AutoConfig.from_pretrained(tmp_path)
+    given, back = (getattr(one, "rope_parameters", None) or {} for one in (config, read))
+    assert {name: value for name, value in back.items() if name != "type"} == given
+    assert read.dtype == torch.bfloat16
+    assert getattr(read, "_remove_final_layer_norm", None) == getattr(config, "_remove_final_layer_norm", None)

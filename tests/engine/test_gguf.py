@@ -476,6 +476,47 @@ def test_llama_cpp_cuts_text_as_each_known_rule_does(tmp_path: Path, rule: str) 
 
 
 @needs_llama_cpp
+@pytest.mark.parametrize(("begins", "ends"), [(True, False), (False, True), (False, False)])
+def test_llama_cpp_begins_and_ends_a_text_as_the_tokenizer_does(tmp_path: Path, begins: bool, ends: bool) -> None:
+    """It would begin those of this rule with a token where the file is silent."""
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    mark = {"SpecialToken": {"id": "<mark>", "type_id": 0}}
+
+    def change(tokenizer: dict[str, Any]) -> None:
+        mark_id = len(tokenizer["model"]["vocab"])
+        tokenizer["added_tokens"] = [
+            {"id": mark_id, "content": "<mark>", "special": True, "normalized": False}
+            | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+        ]
+        [split] = [key[1][0][1] for key, name in gguf_vocabulary._CUTTING.items() if name == "llama-bpe"]
+        cutting = {"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": False}
+        as_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+        tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [cutting, as_bytes]}
+        tokenizer["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": [*([mark] if begins else []), text, *([mark] if ends else [])],
+            "pair": [text, text],
+            "special_tokens": {"<mark>": {"id": "<mark>", "ids": [mark_id], "tokens": ["<mark>"]}},
+        }
+
+    config = config_of("llama")
+    config.vocab_size = 300
+    save(tmp_path / "model", config)
+    change_tokenizer(tmp_path / "model", change)
+    settings_path = tmp_path / "model" / "tokenizer_config.json"
+    settings = json.loads(settings_path.read_text()) if settings_path.exists() else {}
+    settings_path.write_text(json.dumps(settings | {"bos_token": "<mark>", "eos_token": "<mark>"}))
+    asked = order(tmp_path, [{"method": "magnitude"}], format="gguf", runtimes=("llama.cpp",), evaluation=None)
+
+    [proof, *_] = run(asked, lambda _progress: None, lambda: False).report.runtimes
+
+    assert proof.loads
+    fields = GGUFReader(tmp_path / "out" / "model.gguf").fields
+    added = [fields[f"tokenizer.ggml.add_{end}_token"].contents() for end in ("bos", "eos")]
+    assert added == [begins, ends]
+
+
+@needs_llama_cpp
 @pytest.mark.parametrize("prefix", [True, False])
 def test_a_sentencepiece_tokenizer_travels_as_scores(tmp_path: Path, prefix: bool) -> None:
     config = config_of("llama")
@@ -611,6 +652,9 @@ def test_what_gguf_cannot_hold_is_refused_before_any_work(
         ("llama", "hidden_act", "gelu"),
         ("gpt2", "activation_function", "relu"),
         ("qwen3", "attention_bias", True),
+        ("gpt2", "scale_attn_by_inverse_layer_idx", True),
+        ("gpt2", "scale_attn_weights", False),
+        ("qwen2", "head_dim", 32),
         ("llama", "rope_parameters", {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
     ],
 )

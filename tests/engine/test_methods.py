@@ -1,6 +1,7 @@
 """Each method against a hand-computed example, and against the property that its paper claims."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -53,6 +54,18 @@ def output_error(inputs_TI: Tensor, before_OI: Tensor, after_OI: Tensor) -> floa
 
 
 UNUSED = InputStatistics("layer", 4, set(), CPU)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group_size", [64, None])
+def test_a_search_for_scales_of_eight_bits_loses_no_more_than_none(symmetric: bool, group_size: Any) -> None:
+    weight_OI, _ = random_layer(3, rows=64, columns=576)
+    errors = {}
+    for scale_search in ("min_max", "least_squares"):
+        stage = Rtn(bits=8, symmetric=symmetric, group_size=group_size, scale_search=scale_search)
+        left = apply(stage, linear(weight_OI, torch.float32), statistics(torch.eye(576))).weight_OI
+        errors[scale_search] = float((left - weight_OI).square().sum())
+    assert errors["least_squares"] < errors["min_max"]
 
 
 def test_rtn_symmetric_by_hand() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tests.engine.orders import config_of, order, save_model
 
-from paredown.contracts.families import MODEL_TYPES
+from paredown.contracts.families import MODEL_TYPES, shape_from_config
 from paredown.contracts.job import Format
 from paredown.contracts.recipes import Rtn, Wanda
 from paredown.contracts.report import Speed, Spread
@@ -225,20 +225,22 @@ def test_memory_that_is_not_there_is_said_to_be_missing(monkeypatch: pytest.Monk
 
 
 def test_runtimes_that_were_not_tried_are_not_claimed() -> None:
+    shape = shape_from_config(config_of("llama").to_dict())
     for output_format, stage, hint in (
         (Format.COMPRESSED_TENSORS, Rtn(bits=4), "PARE_VLLM_PYTHON"),
         (Format.COMPRESSED_TENSORS, Rtn(bits=3), "3 bits are for transformers"),
+        (Format.COMPRESSED_TENSORS, Rtn(bits=4, skip=("*.q_proj",)), "skip both or neither"),
         (Format.SAFETENSORS, Wanda(), "PARE_VLLM_PYTHON"),
     ):
-        vllm, llama_cpp = unclaimed(output_format, (stage,))
+        vllm, llama_cpp = unclaimed(output_format, (stage,), shape)
         assert (vllm.runtime, vllm.loads) == ("vllm", False)
         assert hint in (vllm.detail or "")
         assert (llama_cpp.runtime, llama_cpp.loads) == ("llama.cpp", False)
         assert "set the job's format to gguf" in (llama_cpp.detail or "")
         assert json.loads(vllm.model_dump_json())
-    vllm, _ = unclaimed(Format.SAFETENSORS, (Wanda(),), ("transformers",))
+    vllm, _ = unclaimed(Format.SAFETENSORS, (Wanda(),), shape, ("transformers",))
     assert "the job asks for other runtimes" in (vllm.detail or "")
-    assert not any(proof.loads for proof in unclaimed(Format.NATIVE, (Rtn(bits=3),)))
+    assert not any(proof.loads for proof in unclaimed(Format.NATIVE, (Rtn(bits=3),), shape))
 
 
 def test_an_interpreter_without_vllm_is_named_before_any_work(tmp_path: Path) -> None:
@@ -254,6 +256,43 @@ def test_an_interpreter_without_vllm_is_named_before_any_work(tmp_path: Path) ->
         order(tmp_path, rtn, vllm_python=tmp_path / "none", format="native"), lambda _progress: None, lambda: False
     ).report
     assert report.artifact
+
+
+BROKEN_VLLM = """
+import sys
+sys.path.insert(0, {engine!r})
+import runtime_child
+
+class Broken:
+    def ready(self):
+        return {{"version": "9.9", "device": "cpu"}}
+
+    def knows(self, architectures):
+        return True
+
+    def load(self, **more):
+        raise ValueError("shards differ")
+
+runtime_child.serve(Broken)
+"""
+
+
+def test_a_vllm_that_fails_costs_its_claim_and_not_the_job_unless_it_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN_VLLM.format(engine=str(Path(runtimes.__file__).parent)))
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\n[ "$2" = -c ] && exit 0\nexec "{sys.executable}" "{tmp_path / "broken.py"}" "$5"\n')
+    python.chmod(0o755)
+    recipe = [{"method": "wanda"}]
+    report = run(order(tmp_path, recipe, vllm_python=python), lambda _progress: None, lambda: False).report
+    [proof] = [proof for proof in report.runtimes if proof.runtime == "vllm"]
+    assert (proof.loads, proof.detail) == (False, "vLLM 9.9 does not load the artifact: ValueError: shards differ.")
+    assert proof.detail in report.warnings
+
+    asked = order(tmp_path / "asked", recipe, vllm_python=python)
+    assert asked.evaluation
+    evaluation = asked.evaluation.model_copy(update={"runtimes": ("vllm",)})
+    with pytest.raises(RuntimeLoadFailed, match="shards differ"):
+        run(asked.model_copy(update={"evaluation": evaluation}), lambda _progress: None, lambda: False)
 
 
 def test_a_runtime_keeps_the_systems_allocator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,6 @@ Both give one grid to a whole model, its scales in float16, and pack codes into 
 (engine/formats/checkpoints.py).
 """
 
-from fnmatch import fnmatchcase
-
 from paredown.contracts.families import ModelShape
 from paredown.contracts.job import Format
 from paredown.contracts.recipes import Stage, WeightGrid, quantizer
@@ -45,7 +43,7 @@ def refusal(file_format: Format, shape: ModelShape, recipe: tuple[Stage, ...]) -
     kept: dict[str, list[bool]] = {}
     names = [linear.name for linear in shape.linears] * shape.num_blocks
     for short, (name, linear) in zip(names, shape.named_linears(), strict=True):
-        skipped = any(fnmatchcase(name, pattern) for pattern in stage.skip)
+        skipped = stage.skips(name)
         kept.setdefault(short, []).append(not skipped)
         if not skipped and (linear.out_features % MULTIPLE or linear.in_features % MULTIPLE):
             return "format", (

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from paredown.contracts import checkpoints
 from paredown.contracts.job import EvaluationSettings, Format, RuntimeName
 from paredown.contracts.recipes import EightBit, Stage, WeightGrid, quantizer
+from paredown.contracts.shapes import ModelShape
 
 # What a worker reads with the loader in engine/formats/native.py. transformers reads gptq and awq too, through
 # gptqmodel, which pins another torch than the engine's.
@@ -56,11 +57,44 @@ def vllm_refusal(file_format: Format, recipe: Sequence[Stage], device: str | Non
     return None
 
 
-def unread_runtime(evaluation: EvaluationSettings, file_format: Format, recipe: Sequence[Stage]) -> str | None:
-    """Why a runtime that a job asks for does not read its artifact, as a sentence; None where all do."""
+def vllm_model_refusal(file_format: Format, recipe: Sequence[Stage], shape: ModelShape) -> str | None:
+    """Why vLLM does not load an artifact of these sizes, whose format it reads; None where it does."""
+    if shape.numbered_blocks:
+        return "vLLM's GPT-2 does not scale a block's attention by the block's number, and this model does."
+    queries = next((linear.out_features for linear in shape.linears if linear.name == "self_attn.q_proj"), 0)
+    if shape.model_type == "qwen2" and queries != shape.hidden_size:
+        return (
+            "vLLM's qwen2 divides the hidden size by the number of heads to know a head's width, and here that is not "
+            "its width."
+        )
+    grid = quantizer(tuple(recipe))
+    if grid is None or file_format is Format.SAFETENSORS:
+        return None
+    reading: list[str] = []
+    for name, linear in shape.named_linears():
+        # What shares an input within one module is one layer in vLLM.
+        together = bool(reading) and linear.shares_input and _module(name) == _module(reading[0])
+        reading = [*reading, name] if together else [name]
+        if grid.skips(name) != grid.skips(reading[0]):
+            return (
+                f"vLLM joins {reading[0]} and {name}, and reads such a layer packed or dense as a whole: skip both or "
+                "neither."
+            )
+    return None
+
+
+def _module(linear: str) -> str:
+    return linear.rpartition(".")[0]
+
+
+def unread_runtime(
+    evaluation: EvaluationSettings, file_format: Format, recipe: Sequence[Stage], shape: ModelShape
+) -> str | None:
+    """Why a runtime that a job asks for does not read its artifact, as a sentence; None where all do. The shape is the
+    artifact's."""
     for runtime in evaluation.runtimes or ():
         if runtime == "vllm":
-            if reason := vllm_refusal(file_format, recipe):
+            if reason := vllm_refusal(file_format, recipe) or vllm_model_refusal(file_format, recipe, shape):
                 return (
                     f"evaluation.runtimes asks for vllm, but: {reason} Leave it out, or change the format or the bits."
                 )

@@ -41,7 +41,7 @@ class SearchSpace(Contract):
         ("rtn", "gptq", "awq", "mixed"), min_length=1, description="The last stage."
     )
     bits: tuple[Bits, ...] = Field((2, 3, 4, 8), min_length=1, description="Of rtn, gptq and awq.")
-    average_bits: tuple[Annotated[float, Field(ge=2, le=8)], ...] = Field(
+    average_bits: tuple[Annotated[float, Field(gt=2, le=8)], ...] = Field(
         (2.5, 3.0, 3.5, 4.0, 5.0), min_length=1, description="Of mixed."
     )
     grids: tuple[Literal["plain", "k-quant"], ...] = Field(

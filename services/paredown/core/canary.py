@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 
 from paredown.contracts.families import ModelShape
 from paredown.contracts.job import Canary, Corrected, JobSpec, Plan
+from paredown.contracts.recipes import shape_left
 from paredown.contracts.work import Rehearsal
 from paredown.core.estimates import (
     PROCESS_BYTES,
@@ -21,7 +22,6 @@ from paredown.core.estimates import (
 )
 from paredown.core.history import download_seconds
 from paredown.core.settings import Pool
-from paredown.core.sizes import shape_left
 
 
 @dataclass(frozen=True)

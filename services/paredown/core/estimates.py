@@ -45,10 +45,11 @@ from paredown.contracts.recipes import (
     UniformGrid,
     Width,
     quantizer,
+    shape_left,
 )
 from paredown.contracts.recipes.pruning import parse_pattern
 from paredown.contracts.tasks import TASKS
-from paredown.core.sizes import output_bytes, shape_after, shape_left, skipped
+from paredown.core.sizes import output_bytes
 
 # Methods that gather XᵀX of every layer's input, and solve with it.
 _HESSIAN_METHODS = ("gptq", "owq", "squeezellm", "sparsegpt", "awq", "smoothquant", "fp8-gptq", "svd", "mixed")
@@ -226,7 +227,7 @@ def _surveys(shape: ModelShape, spec: JobSpec) -> Iterator[tuple[Stage, ModelSha
             samples = spec.calibration.samples
             samples = min(stage.samples, samples) if isinstance(stage, Laco) else samples
             yield stage, shape, samples * spec.calibration.sequence_length
-        shape = shape_after(shape, stage)
+        shape = stage.shape_after(shape)
 
 
 def surveyed_states(shape: ModelShape, spec: JobSpec) -> int:
@@ -261,7 +262,7 @@ def trainings(shape: ModelShape, spec: JobSpec) -> Iterator[tuple[ModelShape, Mo
     for stage in spec.recipe:
         if isinstance(stage, Training):
             yield base, shape, stage
-        shape = shape_after(shape, stage)
+        shape = stage.shape_after(shape)
 
 
 def _adapter_parameters(shape: ModelShape, stage: Training) -> int:
@@ -269,7 +270,7 @@ def _adapter_parameters(shape: ModelShape, stage: Training) -> int:
     return sum(
         stage.rank * (linear.out_features + linear.in_features)
         for name, linear in shape.named_linears()
-        if not skipped(stage, name)
+        if not stage.skips(name)
     )
 
 

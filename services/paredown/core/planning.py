@@ -25,6 +25,7 @@ from paredown.contracts.recipes import (
     quantizer,
     recipe_hash,
     recipe_name,
+    shape_left,
     storing,
 )
 from paredown.contracts.recipes.pruning import Pruner
@@ -52,7 +53,7 @@ from paredown.core.estimates import (
     trained_bytes,
 )
 from paredown.core.settings import Pool, Settings
-from paredown.core.sizes import output_bytes, shape_after, shape_left, touched
+from paredown.core.sizes import output_bytes, touched
 from paredown.core.sources.base import ModelDescription
 
 # Statistics of fewer tokens than this describe few layers well; GPTQ's and Wanda's papers use 128 × 2048.
@@ -220,7 +221,7 @@ def _warnings(description: ModelDescription, spec: JobSpec, output: int, memory_
                 f"{stage.title} can scale no inputs of {', '.join(fixed)} in this model, because nothing before them "
                 "takes the scale; they are rounded as they are."
             )
-        left = shape_after(left, stage)
+        left = stage.shape_after(left)
     tokens = calibration_tokens(spec)
     if 0 < tokens < FEW_TOKENS:
         yield f"{tokens} calibration tokens are few; from {FEW_TOKENS} on the statistics are steady."

@@ -22,7 +22,7 @@ from paredown.contracts.recipes.quantization import GroupSize
 from paredown.contracts.runtimes import unread_runtime
 from paredown.core.errors import CalibrationUnfit, GroupSizeUnfit, RecipeRefused
 from paredown.core.estimates import is_calibrated
-from paredown.core.sizes import quantized_layers, shape_after, skipped, touched
+from paredown.core.sizes import quantized_layers, touched
 
 
 def check_recipe(shape: ModelShape, spec: JobSpec, earlier: tuple[Stage, ...] = ()) -> None:
@@ -46,6 +46,7 @@ def check_recipe(shape: ModelShape, spec: JobSpec, earlier: tuple[Stage, ...] = 
             _check_flattened(stage, linears, field)
         if isinstance(stage, Mixed):
             _check_budget(shape, spec, stage, field)
+            _check_reach(shape, spec)
         if isinstance(stage, Pruner) and stage.pattern is not None:
             _check_pattern(stage.pattern, linears, f"{field}.pattern")
         if isinstance(stage, Depth):
@@ -55,7 +56,7 @@ def check_recipe(shape: ModelShape, spec: JobSpec, earlier: tuple[Stage, ...] = 
         if isinstance(stage, Training):
             _check_training(shape, stage, linears, field)
         # Later stages meet what this one leaves, under its numbers.
-        shape = shape_after(shape, stage)
+        shape = stage.shape_after(shape)
     if spec.resolved_format is Format.COMPRESSED_TENSORS and shape.family == "gpt2":
         raise RecipeRefused(
             "compressed-tensors does not know GPT-2's Conv1D layers, so neither vLLM nor transformers would load the "
@@ -72,7 +73,7 @@ def check_recipe(shape: ModelShape, spec: JobSpec, earlier: tuple[Stage, ...] = 
     ):
         field, reason = refusal
         raise RecipeRefused(reason, field=field)
-    if reason := unread_runtime(spec.evaluation, spec.resolved_format, spec.recipe):
+    if reason := unread_runtime(spec.evaluation, spec.resolved_format, spec.recipe, shape):
         raise RecipeRefused(reason, field="evaluation.runtimes")
     if is_calibrated(spec) and (reason := spec.calibration.refusal(shape)):
         raise RecipeRefused(reason, field="calibration.asymmetry")
@@ -88,7 +89,7 @@ def _check_experts(shape: ModelShape, spec: JobSpec) -> None:
         reason = None
         if not stage.symmetric:
             reason, field = "whose grid is not symmetric", f"recipe.{index}.symmetric"
-        elif any(skipped(stage, name) for name in experts):
+        elif any(stage.skips(name) for name in experts):
             reason, field = "of which only some are quantized", f"recipe.{index}.skip"
         elif stage.needs_calibration and spec.calibration.unreached_experts == "dense":
             reason, field = "of which only some are quantized", "calibration.unreached_experts"
@@ -119,7 +120,7 @@ def _check_gguf(shape: ModelShape, spec: JobSpec, before: tuple[Stage, ...]) -> 
         pruned = any(isinstance(earlier, Pruner) for earlier in (*before, *spec.recipe[:index]))
         if isinstance(stage, UniformGrid) and pruned:
             _check_zeros(shape, stage, f"recipe.{index}")
-        shape = shape_after(shape, stage)
+        shape = stage.shape_after(shape)
 
 
 def _check_zeros(shape: ModelShape, stage: UniformGrid, field: str) -> None:
@@ -143,7 +144,7 @@ def _check_skip(shape: ModelShape, stage: Stage, field: str) -> None:
                 f"The pattern {pattern!r} matches no linear layer; they are called such as {names[0]}.",
                 field=f"{field}.skip.{position}",
             )
-    if all(skipped(stage, name) for name in names):
+    if all(stage.skips(name) for name in names):
         raise RecipeRefused(
             f"Skipping {', '.join(stage.skip)} leaves {stage.title} nothing to do.", field=f"{field}.skip"
         )
@@ -246,6 +247,15 @@ def _check_budget(shape: ModelShape, spec: JobSpec, stage: Mixed, field: str) ->
     wide = spec.resolved_format is Format.GGUF
     if reason := stage.budget_refusal(quantized_layers(shape, stage), wide=wide):
         raise RecipeRefused(reason, field=f"{field}.average_bits")
+
+
+def _check_reach(shape: ModelShape, spec: JobSpec) -> None:
+    if shape.has_experts and spec.calibration.unreached_experts == "dense":
+        raise RecipeRefused(
+            "mixed spends a budget on all experts before it is known which ones calibration reaches, so one that stays "
+            "dense would break it; set unreached_experts to uniform or fail.",
+            field="calibration.unreached_experts",
+        )
 
 
 def _check_pattern(pattern: str, linears: list[tuple[str, LinearShape]], field: str) -> None:

@@ -1,16 +1,13 @@
-"""The shape that a recipe leaves of a model, and the bytes of the artifact's files: exact to 2 %, from sizes alone."""
+"""The bytes of an artifact's files: exact to 2 %, from sizes alone."""
 
 import json
 import math
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
-from functools import reduce
 
 from paredown.contracts import gguf
 from paredown.contracts.families import LinearShape, ModelShape
 from paredown.contracts.job import Format
 from paredown.contracts.recipes import (
-    Depth,
     EightBit,
     Mixed,
     Owq,
@@ -19,34 +16,15 @@ from paredown.contracts.recipes import (
     Stage,
     Svd,
     WeightGrid,
-    Width,
     quantizer,
+    shape_left,
     storing,
 )
 
 
-def skipped(stage: Stage, name: str) -> bool:
-    """Whether the stage leaves the linear layer of this full name as it is."""
-    return any(fnmatchcase(name, pattern) for pattern in stage.skip)
-
-
 def touched(shape: ModelShape, stage: Stage) -> list[tuple[str, LinearShape]]:
     """The linears that the stage compresses, under their full names."""
-    return [(name, linear) for name, linear in shape.named_linears() if not skipped(stage, name)]
-
-
-def shape_after(shape: ModelShape, stage: Stage) -> ModelShape:
-    """What a stage leaves of a shape that it is given."""
-    if isinstance(stage, Depth):
-        return shape.without_blocks(stage.dropped(shape.num_blocks))
-    if isinstance(stage, Width):
-        return shape.narrowed(stage.channels_left(shape.mlp_channels), shape.kv_heads - stage.head_groups)
-    return shape
-
-
-def shape_left(shape: ModelShape, recipe: tuple[Stage, ...]) -> ModelShape:
-    """The shape of the artifact."""
-    return reduce(shape_after, recipe, shape)
+    return [(name, linear) for name, linear in shape.named_linears() if not stage.skips(name)]
 
 
 def output_bytes(shape: ModelShape, recipe: tuple[Stage, ...], file_format: Format) -> int:
@@ -66,7 +44,7 @@ def output_bytes(shape: ModelShape, recipe: tuple[Stage, ...], file_format: Form
         tensors: list[tuple[str, str, tuple[int, ...]]] = [
             (".weight", "BF16", (linear.out_features, linear.in_features))
         ]
-        if stage is not None and not skipped(stage, name):
+        if stage is not None and not stage.skips(name):
             tensors = list(_stored_tensors(linear, stage, file_format))
         for suffix, dtype, dimensions in tensors:
             total += math.prod(dimensions) * _DTYPE_BYTES[dtype]
@@ -79,7 +57,7 @@ def output_bytes(shape: ModelShape, recipe: tuple[Stage, ...], file_format: Form
 def quantized_layers(shape: ModelShape, stage: Stage) -> list[tuple[int, int]]:
     """Output and input features of every linear that a stage does not skip."""
     return [
-        (linear.out_features, linear.in_features) for name, linear in shape.named_linears() if not skipped(stage, name)
+        (linear.out_features, linear.in_features) for name, linear in shape.named_linears() if not stage.skips(name)
     ]
 
 
@@ -186,7 +164,7 @@ def _gguf_bytes(shape: ModelShape, grid: WeightGrid | None) -> int:
     total = 4 * (others + shape.num_blocks * shape.block_other_parameters)
     total += embeddings * _gguf_row_bytes(gguf.embedding_type(grid, shape.hidden_size), shape.hidden_size)
     for name, linear in shape.named_linears():
-        coded = grid is not None and not skipped(grid, name)
+        coded = grid is not None and not grid.skips(name)
         kind = gguf.layer_type(grid, linear.in_features) if grid is not None and coded else None
         total += linear.out_features * _gguf_row_bytes(kind, linear.in_features)
         total += _GGUF_TENSOR_BYTES

@@ -5,7 +5,6 @@ Shapes: O out_features, I in_features, T tokens.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from fnmatch import fnmatchcase
 from functools import partial
 from itertools import zip_longest
 from typing import Any
@@ -168,7 +167,7 @@ class BlockRun:
         return [entry[linear] if isinstance(entry, Mapping) else entry for entry in self._recipe]
 
     def _stages(self, linear: str) -> list[Stage]:
-        return [stage for stage in self._own(linear) if not any(fnmatchcase(linear, pattern) for pattern in stage.skip)]
+        return [stage for stage in self._own(linear) if not stage.skips(linear)]
 
     def _statistics(self, group: int) -> InputStatistics:
         names = self._groups[group]

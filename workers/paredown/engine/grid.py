@@ -24,6 +24,8 @@ from paredown.engine.quantized import GridLinear, KQuantLinear, QuantizedLinear,
 # trained models none below two fifths won.
 _WIDTHS = tuple(1.05 - 0.07 * step for step in range(10))
 _NEAR = 0.035
+# From so many bits on the range itself, and the share of it that its outermost codes just reach, lose less than any.
+_WIDE_BITS = 6
 _REFINEMENTS = 2
 # Where a search for a scale and a minimum starts: the steps from the smallest weight of a group to its largest, beside
 # those that codes have. On normal weights these five come within a hundredth of what thirteen give.
@@ -264,7 +266,9 @@ def _least_squares(
         return best.offer(grid, error_OG)
 
     width_OG = torch.ones_like(lowest_OG)
-    for width in _WIDTHS:
+    codes = high - low
+    whole = (1.0, codes / (codes + 1)) if codes.bit_length() >= _WIDE_BITS else ()
+    for width in (*whole, *_WIDTHS):
         width_OG.masked_fill_(offer(spanning(width)), width)
     for side in (-_NEAR, _NEAR):
         offer(spanning(width_OG + side))

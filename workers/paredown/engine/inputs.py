@@ -8,7 +8,7 @@ from typing import Any
 
 from paredown.contracts.families import ModelShape, UnsupportedArchitecture, shape_from_config
 from paredown.contracts.job import Calibration, Format, automatic_format, format_refusal
-from paredown.contracts.recipes import Stage, Training
+from paredown.contracts.recipes import Stage, Training, shape_left
 from paredown.contracts.work import WorkOrder
 from paredown.engine import data
 from paredown.engine.calibration import stored_blocks
@@ -85,7 +85,7 @@ def read_inputs(order: WorkOrder, output_format: Format) -> Inputs:
         raise ArchitectureUnsupported(f"{error}.", field="model") from error
     check_stages(order.recipe, shape)
     if output_format in (Format.GPTQ, Format.AWQ):
-        files = checkpoints.prepared(files, output_format, shape, order.recipe)
+        files = checkpoints.prepared(files, output_format, shape_left(shape, order.recipe), order.recipe)
     if output_format is Format.COMPRESSED_TENSORS:
         compressed_tensors.check(files.config, order.recipe)
     calibrated = _calibration_of(order)

@@ -47,9 +47,9 @@ class LlamaCppProcess(RuntimeProcess):
     def generate(self, prompt: Sequence[int], new_tokens: int) -> str:
         return str(self._call("generate", prompt=list(prompt), new_tokens=new_tokens))
 
-    def tokenize(self, text: str) -> list[int]:
-        """Token numbers of plain text, without any that a model begins or ends with."""
-        return list(self._call("tokenize", text=text))
+    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+        """Token numbers of plain text; `special`: with those that a text begins and ends with."""
+        return list(self._call("tokenize", text=text, special=special))
 
     def continuations(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:
         # The server answers in text.
@@ -92,7 +92,7 @@ def prove_in_llama_cpp(
             with journey.part("prove"):
                 if order.evaluation:
                     generations |= generation.of_roles({"artifact": process}, inputs)
-                proof = _prove(process, inputs, artifact, prompt)
+                proof = _prove(order, process, inputs, artifact, prompt)
         except RuntimeFailed as error:
             failed = "run" if process.loaded else "load"
             raise RuntimeLoadFailed(f"llama.cpp does not {failed} the artifact: {error}") from error
@@ -119,11 +119,14 @@ def _measure_speed(
         return measured, generation.of_roles({"base": base}, inputs), ()
 
 
-def _prove(process: LlamaCppProcess, inputs: Inputs, artifact: Evaluation | None, prompt: list[int]) -> RuntimeProof:
+def _prove(
+    order: WorkOrder, process: LlamaCppProcess, inputs: Inputs, artifact: Evaluation | None, prompt: list[int]
+) -> RuntimeProof:
     context = context_length(inputs.files.config)
     sample = process.generate(prompt[:16], max(1, min(24, context // 4)))
     if inputs.tokenizer is not None:
-        _check_tokens(process, inputs.tokenizer)
+        # A GGUF source's tokenizer is copied, and transformers need not begin texts as it says.
+        _check_tokens(process, inputs.tokenizer, special=order.gguf_file is None)
     perplexity = detail = None
     if inputs.evaluation is not None and artifact is not None:
         tokens_NT = inputs.evaluation.tokens_NT
@@ -153,9 +156,9 @@ def _check_perplexity(found: float, reported: float) -> None:
         )
 
 
-def _check_tokens(process: LlamaCppProcess, tokenizer: Any) -> None:
-    expected = tokenizer(_TEXT, add_special_tokens=False)["input_ids"]
-    found = process.tokenize(_TEXT)
+def _check_tokens(process: LlamaCppProcess, tokenizer: Any, *, special: bool) -> None:
+    expected = tokenizer(_TEXT, add_special_tokens=special)["input_ids"]
+    found = process.tokenize(_TEXT, special=special)
     if found != expected:
         raise RuntimeDisagrees(
             f"llama.cpp cuts a text into {len(found)} tokens, of which the model's tokenizer makes {len(expected)} or "

@@ -67,8 +67,9 @@ class LlamaCpp:
         answers = _ask("/completion", _asked(prompts, new_tokens))
         return max(_decode_seconds(answer["timings"], new_tokens) for answer in answers)
 
-    def tokenize(self, text: str) -> list[int]:
-        tokens: list[int] = _ask("/tokenize", {"content": text, "add_special": False, "parse_special": False})["tokens"]
+    def tokenize(self, text: str, special: bool) -> list[int]:
+        asked = {"content": text, "add_special": special, "parse_special": False}
+        tokens: list[int] = _ask("/tokenize", asked)["tokens"]
         return tokens
 
     def perplexity(self, tokens: str) -> float:

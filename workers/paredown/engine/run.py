@@ -16,7 +16,7 @@ import torch
 
 from paredown.contracts import gguf
 from paredown.contracts.job import Calibration, Contract, EvaluationSettings, Format, Phase, Progress
-from paredown.contracts.recipes import Gptq, Mixed, Squeezellm, Stage, Training, UniformGrid, quantizer
+from paredown.contracts.recipes import Gptq, Mixed, Squeezellm, Stage, Training, UniformGrid, quantizer, shape_left
 from paredown.contracts.report import Divergence, Evaluation, LayerReport, Protocol, Report, RuntimeProof, Speed
 from paredown.contracts.trust import flags
 from paredown.contracts.work import CALIBRATION_FILE, DrawnCalibration, EngineResult, WorkOrder
@@ -59,7 +59,7 @@ _TOOLS = (
 _BASE_EVALUATION = "base-evaluation.json"
 _BASE_STATES = "base-states.npy"
 # Raised where the engine itself gives other bytes than before: no run is resumed across that.
-_REVISION = 4
+_REVISION = 5
 _PERPLEXITY_UNKNOWN = (
     "The base's perplexity under this evaluation is not known; a job on the base with the same evaluation measures it."
 )
@@ -136,7 +136,7 @@ def run(
         else:
             proof, speeds, warnings = prove_artifact(order, inputs, device, artifact, journey)
         asked = order.evaluation.runtimes if order.evaluation else None
-        runtimes = (proof, *unclaimed(output_format, order.recipe, asked))
+        runtimes = (proof, *unclaimed(output_format, order.recipe, shape_left(inputs.shape, order.recipe), asked))
     if tries_vllm(order, output_format):
         give_back(device)
         in_vllm, more = prove_in_vllm(order, inputs, output_format, artifact, journey)

@@ -19,7 +19,8 @@ import torch
 from paredown.contracts.job import Format, RuntimeName
 from paredown.contracts.recipes import Stage
 from paredown.contracts.report import RuntimeProof
-from paredown.contracts.runtimes import OWN_LOADER, vllm_refusal
+from paredown.contracts.runtimes import OWN_LOADER, vllm_model_refusal, vllm_refusal
+from paredown.contracts.shapes import ModelShape
 from paredown.engine.errors import RuntimeDisagrees, RuntimeLoadFailed
 from paredown.engine.isolation import HARMLESS_VARIABLES
 from paredown.engine.memory import available_memory_bytes
@@ -221,10 +222,10 @@ def memory_shortage(parameters: int, bytes_each: int, device: str) -> str | None
 
 
 def unclaimed(
-    file_format: Format, recipe: Sequence[Stage], asked: Sequence[RuntimeName] | None = None
+    file_format: Format, recipe: Sequence[Stage], shape: ModelShape, asked: Sequence[RuntimeName] | None = None
 ) -> tuple[RuntimeProof, ...]:
     """The runtimes that a worker without vLLM does not try, each with what it would take; so is vLLM where the job asks
-    for others."""
+    for others. The shape is the artifact's."""
     details: dict[RuntimeName, str] = {}
     if file_format is Format.GGUF:
         details["transformers"] = "Not tried here. transformers reads the file dequantized, as gguf_file."
@@ -232,7 +233,7 @@ def unclaimed(
         details["transformers"] = _NATIVE_ALONE
     elif file_format in OWN_LOADER:
         details["transformers"] = "Not tried here. transformers reads it where gptqmodel is installed."
-    if refusal := vllm_refusal(file_format, recipe):
+    if refusal := vllm_refusal(file_format, recipe) or vllm_model_refusal(file_format, recipe, shape):
         details["vllm"] = f"Not tried here. {refusal}"
     elif asked is not None and "vllm" not in asked:
         details["vllm"] = "Not tried: the job asks for other runtimes."

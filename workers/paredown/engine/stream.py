@@ -37,6 +37,22 @@ from paredown.engine.weights import ModelReader, stored
 __all__ = ["CompressedModel", "compress_model", "perplexity"]
 
 
+# The first has a bit more for the digits, the second for the exponent: numbers below 2⁻⁶ lose less in it.
+_EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
+# Rows of an embedding, evenly spread, that say which of the two it takes.
+_JUDGED_TOKENS = 4096
+
+
+def _rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    # float8_e4m3fn has no infinity: a number beyond its largest would become none at all.
+    largest = torch.finfo(dtype).max
+    return tensor.float().clamp_(-largest, largest).to(dtype)
+
+
+def _lost(tensor: Tensor, dtype: torch.dtype) -> float:
+    return float((_rounded(tensor, dtype).float() - tensor).square().sum())
+
+
 class OuterTensors:
     """Parameters outside the blocks, in the number types of the artifact."""
 
@@ -46,14 +62,16 @@ class OuterTensors:
         eight_bit = wanted and not files.source.storage.coded
         self._files = files
         self._eight_bit = frozenset(skeleton.embedding_names() if eight_bit else ())
+        self._number_types: dict[str, torch.dtype] = {}
 
     def __call__(self, name: str) -> Tensor:
         if name not in self._eight_bit:
             return stored(self._files, name)
         tensor = self._files.tensor(name)
-        # The type has no infinity: a number beyond its largest would become none at all.
-        largest = torch.finfo(torch.float8_e4m3fn).max
-        return tensor.float().clamp_(-largest, largest).to(torch.float8_e4m3fn)
+        if name not in self._number_types:
+            rows = tensor[:: max(1, len(tensor) // _JUDGED_TOKENS)].float()
+            self._number_types[name] = min(_EIGHT_BITS, key=lambda dtype: _lost(rows, dtype))
+        return _rounded(tensor, self._number_types[name])
 
     def uncoded(self, name: str) -> Tensor:
         """One parameter as it was before a format coded it."""

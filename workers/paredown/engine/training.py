@@ -7,7 +7,6 @@ Shapes: N sequences, T tokens of each, B sequences of a batch, H hidden size.
 
 import math
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -165,12 +164,7 @@ def curve(losses: Sequence[float]) -> tuple[LossPoint, ...]:
 
 def trained_linears(skeleton: Skeleton, config: Training, blocks: Sequence[int]) -> list[str]:
     """The full names of those that get an adapter."""
-    return [
-        name
-        for index in blocks
-        for name in skeleton.linear_names(index)
-        if not any(fnmatchcase(name, pattern) for pattern in config.skip)
-    ]
+    return [name for index in blocks for name in skeleton.linear_names(index) if not config.skips(name)]
 
 
 def check_trained(names: Sequence[str], config: Training) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import reduce
 from itertools import pairwise
 from typing import Annotated
 
@@ -31,6 +32,7 @@ from paredown.contracts.recipes.quantization import (
 from paredown.contracts.recipes.stage import Family, Stage
 from paredown.contracts.recipes.training import Distil, Lora, Training
 from paredown.contracts.recipes.width import Bonsai, LlmPruner, Width
+from paredown.contracts.shapes import ModelShape
 
 AnyStage = Annotated[
     Rtn
@@ -229,6 +231,11 @@ def _short(count: int) -> str:
     return f"{count / 1e6:.3g}M" if count >= 999_500 else f"{count / 1e3:.3g}k"
 
 
+def shape_left(shape: ModelShape, recipe: Sequence[Stage]) -> ModelShape:
+    """The shape of the artifact that a recipe makes of a model."""
+    return reduce(lambda left, stage: stage.shape_after(left), recipe, shape)
+
+
 def storing(recipe: tuple[Stage, ...]) -> Stage | None:
     """The stage after which weights are no longer one dense matrix, if the recipe has one."""
     return next((stage for stage in recipe if stage.family in (Family.FACTORIZATION, Family.QUANTIZATION)), None)
@@ -285,5 +292,6 @@ __all__ = [
     "recipe_labels",
     "recipe_name",
     "rounds_activations",
+    "shape_left",
     "storing",
 ]

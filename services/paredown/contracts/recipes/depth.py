@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
-from fnmatch import fnmatchcase
 from itertools import groupby
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from paredown.contracts.recipes.stage import Family, Stage
+from paredown.contracts.shapes import ModelShape
 
 
 class Depth(Stage):
@@ -34,11 +34,10 @@ class Depth(Stage):
 
     def protected(self, linear_names: Sequence[Sequence[str]]) -> frozenset[int]:
         """Blocks that stay because of `skip`; `linear_names` are those of each block in turn."""
-        return frozenset(
-            block
-            for block, names in enumerate(linear_names)
-            if any(fnmatchcase(name, pattern) for name in names for pattern in self.skip)
-        )
+        return frozenset(block for block, names in enumerate(linear_names) if any(map(self.skips, names)))
+
+    def shape_after(self, shape: ModelShape) -> ModelShape:
+        return shape.without_blocks(self.dropped(shape.num_blocks))
 
     def most(self, num_blocks: int, protected: AbstractSet[int]) -> int:
         """The most blocks that can go: one always stays, and so do protected ones."""
@@ -64,6 +63,9 @@ class Deeper(Depth):
     last_tokens: int = Field(
         1, ge=1, le=4096, description="Tokens at the end of each sequence that are compared; the paper takes the last."
     )
+
+    def shape_after(self, shape: ModelShape) -> ModelShape:
+        return shape.without_blocks(self.dropped(shape.num_blocks))
 
     def most(self, num_blocks: int, protected: AbstractSet[int]) -> int:
         """The longest run without a protected block."""
@@ -92,6 +94,14 @@ class Laco(Depth):
         "until enough blocks are gone.",
     )
     samples: int = Field(10, ge=1, le=4096, description="Calibration sequences that a merge is judged on.")
+    merging: Literal["last", "sum"] = Field(
+        "last",
+        description="What a merge makes of a block's linears: those of the last block that goes into it, which is what "
+        "the authors' code computes; or its own plus all differences from them, the formula that the paper prints.",
+    )
+
+    def shape_after(self, shape: ModelShape) -> ModelShape:
+        return shape.without_blocks(self.dropped(shape.num_blocks))
 
     def most(self, num_blocks: int, protected: AbstractSet[int]) -> int:
         """What goes when every merge is accepted."""

@@ -118,7 +118,8 @@ class Esparse(Pruner):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_version(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("version") == 2:
+        # As pydantic reads it: a quoted number, or one with a point, is one too.
+        if isinstance(given, dict) and str(given.get("version")).removesuffix(".0") == "2":
             return {"entropy_weight": 0.1, **given}
         return given
 

@@ -36,7 +36,7 @@ class Quantizer(Stage):
 
     embeddings: Literal[4, 5, 6, 8, 16] = Field(
         16,
-        description="Bits of the embeddings and the head: 16 leaves them as they are; 8 stores them as float8_e4m3, "
+        description="Bits of the embeddings and the head: 16 leaves them as they are; 8 stores them as float8, "
         "which runtimes turn into 16 bits as they load. GGUF stores them as Q8_0 in both cases, and as Q5_0 or Q4_1 "
         "with 5 or 4, with K-quants as Q6_K, Q5_K or Q4_K; no other format can hold these.",
     )

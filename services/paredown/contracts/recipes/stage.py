@@ -1,6 +1,7 @@
 """What every stage of a recipe shares."""
 
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -49,6 +50,14 @@ class Stage(BaseModel):
         """Why the method cannot take this model's family, for the user; None where it can."""
         reason = self.refuses.get(shape.family) or self.refuses.get(shape.model_type)
         return reason and f"{self.title} cannot take a {shape.model_type} model: {reason}"
+
+    def skips(self, name: str) -> bool:
+        """Whether the stage leaves the linear layer of this full name as it is."""
+        return any(fnmatchcase(name, pattern) for pattern in self.skip)
+
+    def shape_after(self, shape: ModelShape) -> ModelShape:
+        """What the stage leaves of a shape that it is given."""
+        return shape
 
     def identity(self) -> dict[str, Any]:
         """The settings that differ from their default, with the method's name: what a recipe's hash covers."""

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from paredown.contracts.recipes.stage import Family, Stage
+from paredown.contracts.shapes import ModelShape
 
 # What kernels of stock runtimes want a width to be a multiple of.
 _MULTIPLE = 16
@@ -45,6 +46,9 @@ class Width(Stage):
         if self.mlp_share == 0:
             return channels
         return max(1, int(channels * (1 - self.mlp_share) / _MULTIPLE + 0.5)) * _MULTIPLE
+
+    def shape_after(self, shape: ModelShape) -> ModelShape:
+        return shape.narrowed(self.channels_left(shape.mlp_channels), shape.kv_heads - self.head_groups)
 
 
 class LlmPruner(Width):

@@ -287,6 +287,16 @@ def config_from_gguf(header: GgufHeader, name: str) -> dict[str, Any]:
     }
 
 
+# Rules of cutting text that transformers knows by the name that a GGUF file gives them (its GGUF_PRE_TOKENIZER_SPLITS).
+KNOWN_CUTTING = (
+    *("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano", "dbrx"),
+    *("smaug-bpe", "tekken", "qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "qwen35", "gpt-4o", "llama4"),
+    *("kanana2", "talkie", "minimax-m2"),
+)
+# For every other name it takes GPT-2's, which these are; SmolLM's cuts digits apart, which its vocabulary never joins.
+_GPT2_CUTTING = ("gpt-2", "phi-2", "mpt", "olmo", "jais", "smollm")
+
+
 def _refuse_variants(header: GgufHeader, architecture: str, name: str) -> None:
     """What the architecture's name hides, and what no reader would carry over rightly."""
     advice = "Use the model's safetensors checkpoint instead."
@@ -295,6 +305,11 @@ def _refuse_variants(header: GgufHeader, architecture: str, name: str) -> None:
     scaling = header.metadata.get(f"{architecture}.rope.scaling.type", "none")
     if scaling != "none" or "rope_freqs.weight" in header.tensors:
         raise ArchitectureUnsupported(f"{name} scales its rotary positions, which GGUF readers lose. {advice}")
+    cutting = header.metadata.get("tokenizer.ggml.pre", "gpt-2")
+    if header.metadata.get("tokenizer.ggml.model") == "gpt2" and cutting not in KNOWN_CUTTING + _GPT2_CUTTING:
+        raise ArchitectureUnsupported(
+            f"{name} cuts text by the rule {str(cutting)[:80]!r}, for which GGUF readers would take GPT-2's. {advice}"
+        )
     if architecture == "llama" and any(
         tensor.startswith("blk.") and tensor.endswith(".bias") for tensor in header.tensors
     ):

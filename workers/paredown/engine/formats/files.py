@@ -26,6 +26,9 @@ TOKENIZER_FILES = (
     "vocab.json",
 )
 
+# What a model computes hangs on these, although they look like notes of transformers' own.
+_SWITCHES = ("_remove_final_layer_norm",)
+
 
 def write_weights(tensors: Iterable[tuple[str, Tensor]], directory: Path, max_shard_bytes: int = SHARD_BYTES) -> int:
     """Write (name, tensor) pairs as safetensors, in shards with an index where one file is not enough.
@@ -68,10 +71,37 @@ def write_json(path: Path, value: Any) -> None:
 def write_config(config: PreTrainedConfig, storage_dtype: str, directory: Path, **more: Any) -> None:
     """`config.json`, and `generation_config.json` where the model brought none."""
     values = json.loads(config.to_json_string(use_diff=True))
-    values = {name: value for name, value in values.items() if not name.startswith("_")}
+    values = {name: value for name, value in values.items() if not name.startswith("_") or name in _SWITCHES}
     values["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__]
     values["dtype"] = storage_dtype
-    write_json(directory / "config.json", {**values, **more})
+    write_json(directory / "config.json", {**_for_earlier_readers(values), **values, **more})
+
+
+def _for_earlier_readers(values: dict[str, Any]) -> dict[str, Any]:
+    """What transformers before 5 calls the settings of rotary positions and the number type, as do many readers still:
+    they would take defaults in their place, and compute something else."""
+    found: dict[str, Any] = {"torch_dtype": values["dtype"]}
+    rope = values.get("rope_parameters") or {}
+    if "sliding_attention" in rope:
+        found["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+    rope = rope.get("full_attention", rope)
+    share = rope.get("partial_rotary_factor")
+    if "rope_theta" in rope and values["model_type"] == "gpt_neox":
+        found |= {"rotary_emb_base": rope["rope_theta"], "rotary_pct": share}
+    elif "rope_theta" in rope:
+        found |= {"rope_theta": rope["rope_theta"]} | ({} if share is None else {"partial_rotary_factor": share})
+    match rope.get("rope_type", "default"):
+        case "default":
+            pass
+        case "longrope":
+            # Phi 3 allows these three alone.
+            found["rope_scaling"] = {name: rope[name] for name in ("short_factor", "long_factor")} | {
+                "type": "longrope"
+            }
+        case _:
+            others = ("rope_theta", "partial_rotary_factor")
+            found["rope_scaling"] = {name: value for name, value in rope.items() if name not in others}
+    return found
 
 
 def write_companions(

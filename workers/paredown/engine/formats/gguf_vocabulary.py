@@ -67,7 +67,16 @@ def write_vocabulary(writer: GGUFWriter, model_dir: Path, vocab_size: int) -> No
         writer.add_token_merges([" ".join(pair) for pair in model["merges"]])
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
-    SpecialVocab(model_dir, n_vocab=vocab_size).add_to_gguf(writer, quiet=True)
+    special = SpecialVocab(model_dir, n_vocab=vocab_size)
+    # Where a file is silent, llama.cpp goes by the rule's name: it begins every text of Llama 3's with a token.
+    special.add_special_token |= _adds(tokenizer)
+    special.add_to_gguf(writer, quiet=True)
+
+
+def _adds(tokenizer: Any) -> dict[str, bool]:
+    """Whether a text begins and ends with a token that stands for that."""
+    plain, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    return {"bos": whole[:1] != plain[:1], "eos": whole[-1:] != plain[-1:]}
 
 
 def _cutting(described: dict[str, Any]) -> str:

@@ -1,8 +1,11 @@
-"""LaCo: merge rear blocks into a prior one by their differences, as long as the model's output stays similar.
+"""LaCo: merge rear blocks into a prior one, as long as the model's output stays similar.
 
 Paper: Yang et al., "LaCo: Large Language Model Pruning via Layer Collapse", arXiv:2402.11187. From the highest block
-downwards, the blocks l+1 … l+K are merged into block l: θ_l ← θ_l + Σ (θ_{l+k} − θ_l) for its linears, and are then
-dropped. The merge is kept when the output for a few sentences has more than T mean cosine similarity to the base's, and
+downwards, the blocks l+1 … l+K are merged into block l, and are then dropped. The paper prints θ_l + Σ (θ_{l+k} − θ_l)
+for its linears, whose scale is lost where blocks differ: K such differences add up to (1 − K) θ_l + Σ θ_{l+k}. The
+authors' code, of which their figures are, adds each difference to what the ones before it left, and so comes to
+θ_{l+K} (github.com/yangyifei729/LaCo, issues 4 and 5); that is what a merge does here, unless asked for the formula.
+The merge is kept when the output for a few sentences has more than T mean cosine similarity to the base's, and
 the next try lies I blocks lower; else it is undone, and the next try lies one lower.
 The paper tunes T by hand until as much is gone as is wanted. Here T falls by 0.05 at a time until enough blocks are
 gone, and the last merge takes no more than are still missing, so that the result has the size that was asked for.
@@ -42,20 +45,23 @@ _THRESHOLD_STEP = 0.05
 _Merges = tuple[tuple[int, int], ...]
 
 
-def merged(num_blocks: int, merges: _Merges) -> list[Blend]:
+def merged(num_blocks: int, merges: _Merges, merging: str) -> list[Blend]:
     """The blocks after some merges; a block that was merged before is merged on with all that is in it."""
     blocks = [Blend.of(block) for block in range(num_blocks)]
     for block, count in merges:
-        prior, rear = blocks[block], blocks[block + 1 : block + count + 1]
-        # θ + Σ (θ_k − θ) = (1 − K) θ + Σ θ_k
-        shares = {source: (1 - count) * share for source, share in prior.shares.items()}
-        for other in rear:
-            for source, share in other.shares.items():
-                shares[source] = shares.get(source, 0) + share
-        blocks[block : block + count + 1] = [
-            Blend(prior.own, {source: share for source, share in shares.items() if share})
-        ]
+        prior, *rear = blocks[block : block + count + 1]
+        shares = rear[-1].shares if merging == "last" else _summed(prior, rear)
+        blocks[block : block + count + 1] = [Blend(prior.own, shares)]
     return blocks
+
+
+def _summed(prior: Blend, rear: Sequence[Blend]) -> dict[int, int]:
+    """θ + Σ (θ_k − θ) = (1 − K) θ + Σ θ_k"""
+    shares = {source: (1 - len(rear)) * share for source, share in prior.shares.items()}
+    for other in rear:
+        for source, share in other.shares.items():
+            shares[source] = shares.get(source, 0) + share
+    return {source: share for source, share in shares.items() if share}
 
 
 def similarity(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
@@ -71,8 +77,11 @@ def similarity(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
 class _Trials:
     """Similarities of tried merges to the base; each is durable, and is found once."""
 
-    def __init__(self, model: ModelReader, work: ModelWork, tokens_NT: Tensor, entering: Observations) -> None:
+    def __init__(
+        self, model: ModelReader, work: ModelWork, tokens_NT: Tensor, entering: Observations, merging: str
+    ) -> None:
         self._model = model
+        self._merging = merging
         self._work = work
         self._tokens_NT = tokens_NT
         self._entering = entering
@@ -95,7 +104,7 @@ class _Trials:
             if self._base is None:
                 self._base = self._outputs(self._model, self._entering.num_blocks - 1)
             block, _ = merges[-1]
-            tried = DepthView(self._model, merged(self._entering.num_blocks, merges))
+            tried = DepthView(self._model, merged(self._entering.num_blocks, merges, self._merging))
             found = similarity(self._base, self._outputs(tried, block))
             self._checkpoint.save(trial, {"similarity": torch.tensor(found, dtype=torch.float64)}, {}, (), None)
         return float(self._checkpoint.block(trial).dense("similarity"))
@@ -120,7 +129,7 @@ def apply(model: ModelReader, work: ModelWork, config: Laco) -> tuple[DepthView,
     tokens_NT = work.tokens_NT[: config.samples]
     entering = survey(model, tokens_NT, work, lambda before_BTH, _after: before_BTH, part_of=2)
     num_blocks = entering.num_blocks
-    similarity_of = _Trials(model, work, tokens_NT, entering)
+    similarity_of = _Trials(model, work, tokens_NT, entering, config.merging)
 
     def collapse(threshold: float) -> tuple[_Merges, dict[int, float]]:
         """The merges above a threshold, and the last similarity that was found at each block."""
@@ -145,7 +154,7 @@ def apply(model: ModelReader, work: ModelWork, config: Laco) -> tuple[DepthView,
         threshold = max(-1.0, round(threshold - _THRESHOLD_STEP, 6))
         merges, found = collapse(threshold)
     work.on_progress(2 * num_blocks, 2 * num_blocks)
-    blocks = merged(num_blocks, merges)
+    blocks = merged(num_blocks, merges, config.merging)
     kept = [block.own for block in blocks]
     gone = set(range(num_blocks)) - set(kept)
     report = stage_report(

@@ -20,7 +20,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
@@ -115,10 +114,6 @@ def _sets(skeleton: Skeleton, index: int) -> list[list[list[str]]]:
     return [*sets, together] if together else sets
 
 
-def _is_skipped(config: Mixed, name: str) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in config.skip)
-
-
 class _LossWatch:
     """Foretells what each choice for each set of a block's linears adds to the loss: `losses`, one row for each set."""
 
@@ -134,7 +129,7 @@ class _LossWatch:
         self._squares_O: dict[str, Tensor] = {}
         self._handles: list[Any] = []
         for group in (group for groups in self._sets for group in groups):
-            if quantized := [name for name in group if not _is_skipped(config, name)]:
+            if quantized := [name for name in group if not config.skips(name)]:
                 self._look_at(quantized)
 
     def _look_at(self, names: list[str]) -> None:
@@ -192,7 +187,7 @@ def assign(model: ModelReader, work: ModelWork, config: Mixed) -> tuple[Mapping[
     """Raises RecipeUnfit, GroupSizeUnfit, HessianSingular, NanFound, Drained."""
     skeleton = Skeleton(model.config, torch.float32)
     storage = model.source.storage
-    layers = [skeleton.shape_OI(name) for name in skeleton.all_linear_names() if not _is_skipped(config, name)]
+    layers = [skeleton.shape_OI(name) for name in skeleton.all_linear_names() if not config.skips(name)]
     if reason := config.budget_refusal(layers, wide=storage.wide):
         raise RecipeUnfit(reason[0].upper() + reason[1:], field="average_bits")
     weights = sum(rows * columns for rows, columns in layers)
@@ -216,7 +211,7 @@ def assign(model: ModelReader, work: ModelWork, config: Mixed) -> tuple[Mapping[
         importance.append(sum(losses_C[0] for losses_C in found_NC))
         for groups, losses_C in zip(_sets(skeleton, block), found_NC, strict=True):
             names = [name for group in groups for name in group]
-            shapes = [skeleton.shape_OI(name) for name in names if not _is_skipped(config, name)]
+            shapes = [skeleton.shape_OI(name) for name in names if not config.skips(name)]
             if shapes:
                 sets.append(names)
                 losses.append(losses_C)
@@ -225,9 +220,7 @@ def assign(model: ModelReader, work: ModelWork, config: Mixed) -> tuple[Mapping[
     for names, pick in zip(sets, chosen, strict=True):
         stages |= dict.fromkeys(names, config.at(config.choices[pick]))
     counts = Counter(
-        stage.for_width(skeleton.shape_OI(name)[1]).bits
-        for name, stage in stages.items()
-        if not _is_skipped(config, name)
+        stage.for_width(skeleton.shape_OI(name)[1]).bits for name, stage in stages.items() if not config.skips(name)
     )
     average = sum(row[pick] for row, pick in zip(sizes, chosen, strict=True)) / weights
     added = sum(row[pick] for row, pick in zip(losses, chosen, strict=True))
