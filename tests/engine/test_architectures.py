@@ -5,14 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.engine.conftest import FAMILIES, random_model, unfolded
-from torch import nn
+from tests.engine.conftest import FAMILIES, Compressor, random_model, unfolded
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BertConfig
 from transformers.pytorch_utils import Conv1D
 
 from paredown.contracts.families import MODEL_TYPES, shape_from_config
+from paredown.contracts.recipes import Wanda
 from paredown.engine.architectures import ARCHITECTURES, Skeleton, architecture_of
 from paredown.engine.errors import ArchitectureUnsupported
+from paredown.engine.weights import open_model
 
 
 def test_every_family_of_the_contracts_has_an_architecture() -> None:
@@ -124,3 +126,16 @@ def test_a_block_leaves_its_input_as_it_was(family: str) -> None:
         model(input_ids=torch.arange(96).view(2, 48))
     assert len(came) == model.config.num_hidden_layers
     assert all(torch.equal(after, before) for after, before in came)
+
+
+def test_bloom_calls_its_linears_whatever_order_its_configuration_wants(
+    compress: Compressor, tokens_NT: Tensor, tmp_path: Path
+) -> None:
+    """Slices that are multiplied one by one would pass by the hooks of those who look at inputs."""
+    model = random_model("bloom")
+    model.config.update({"slow_but_exact": True, "pretraining_tp": 2})
+    model.save_pretrained(tmp_path / "model")
+    files = open_model(tmp_path / "model")
+    result = compress(files, (Wanda(),), tokens_NT)
+    assert {layer.zeros / layer.weights for layer in result.layers} == {0.5}
+    assert files.config.slow_but_exact, "the artifact's configuration is the model's"

@@ -93,6 +93,22 @@ def test_a_text_of_many_pieces_gives_the_same_tokens(
     assert calibrate(text, model_dir, samples=40, sequence_length=100).sha256 == whole.sha256
 
 
+def test_a_line_of_any_length_is_read_in_pieces(
+    tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut between words, it is the same tokens."""
+    path = tmp_path / "line.txt"
+    path.write_text("one two three " * 200)
+    whole = evaluate(path, model_dir, samples=4, sequence_length=64)
+    monkeypatch.setattr(data, "PIECE_CHARACTERS", 64)
+    pieces = list(data._pieces(path, "text"))
+    assert "".join(pieces) == path.read_text()
+    assert max(map(len, pieces)) <= 128
+    assert evaluate(path, model_dir, samples=4, sequence_length=64).sha256 == whole.sha256
+    path.write_text("x" * 1000)
+    assert list(map(len, data._pieces(path, "text"))) == [*[64] * 15, 40]
+
+
 def test_a_text_that_is_too_long_to_read_whole_is_said_to_be(
     text: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

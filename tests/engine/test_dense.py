@@ -1,5 +1,6 @@
 """`calibration.statistics: dense`: the base model's own inputs, gathered once for every recipe."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,17 @@ def test_without_a_method_that_looks_at_activations_nothing_runs(
     tiny: Callable[[str], ModelFiles], compress: Compressor, tokens_NT: Tensor, forwards: list[int]
 ) -> None:
     compress(tiny("llama"), (Rtn(group_size=32),), tokens_NT, calibration=DENSE)
+    assert forwards == []
+
+
+def test_a_finished_run_gathers_nothing_again(
+    tiny: Callable[[str], ModelFiles], compress: Compressor, tokens_NT: Tensor, tmp_path: Path, forwards: list[int]
+) -> None:
+    """Shared statistics may be gone by the time that it goes on with its evaluation."""
+    first = compress(tiny("llama"), GPTQ, tokens_NT, "run", calibration=DENSE)
+    shutil.rmtree(tmp_path / "run" / "statistics")
+    forwards.clear()
+    assert compress(tiny("llama"), GPTQ, tokens_NT, "run", calibration=DENSE).layers == first.layers
     assert forwards == []
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from paredown.contracts.job import Calibration
-from paredown.contracts.recipes import Gptq, Magnitude, Rtn, Stage, Wanda
+from paredown.contracts.recipes import Esparse, Gptq, Magnitude, Owq, Rtn, Stage, Wanda
 from paredown.engine import forward
 from paredown.engine.errors import ExpertsUnreached
 from paredown.engine.experts import ExpertNames, UnfoldedExperts, coverage_warnings
@@ -142,6 +142,15 @@ def test_uniform_does_to_an_unreached_expert_what_is_done_without_calibration(
             kept = weight_OI.abs() >= weight_OI.abs().median(1, keepdim=True).values
             assert bool(((found != 0) <= kept).all()), "the smaller half of each row is gone"
     assert all(layer.error is None for layer in result.layers if layer.name in unreached)
+
+
+@pytest.mark.parametrize("recipe", [(Owq(bits=3, group_size=32),), (Esparse(), *GPTQ)])
+def test_an_expert_without_a_token_has_dense_statistics_too(
+    recipe: tuple[Stage, ...], tiny: Callable[[str], ModelFiles], compress: Compressor
+) -> None:
+    dense = ANY.model_copy(update={"statistics": "dense"})
+    result = compress(tiny("qwen3_moe"), recipe, FEW_TOKENS, calibration=dense)
+    assert few(result)
 
 
 def test_dense_leaves_an_unreached_expert_to_stages_that_need_no_activations(

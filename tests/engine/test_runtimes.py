@@ -10,6 +10,7 @@ import numpy
 import pytest
 import torch
 from tests.engine.orders import config_of, order, save_model
+from transformers import AutoModelForCausalLM
 
 from paredown.contracts.families import MODEL_TYPES, shape_from_config
 from paredown.contracts.job import Format
@@ -73,6 +74,26 @@ def test_another_perplexity_than_the_reports_is_no_proof(loaded: TransformersPro
     for reported in (measured * 1.006, measured * 0.994, float("nan")):
         with pytest.raises(RuntimeDisagrees, match="fault of Pare"):
             prove(loaded, prompt=[5], new_tokens=1, tokens=tokens, dtype="float32", reported=reported)
+
+
+def test_the_frequencies_of_positions_are_not_rounded_with_the_weights(
+    loaded: TransformersProcess, tokens: Path, model_dir: Path
+) -> None:
+    """As for a user, who loads the artifact in that number type."""
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16).eval()
+    with torch.inference_mode():
+        losses = [model(tokens_T[None], labels=tokens_T[None]).loss.double() for tokens_T in TOKENS_NT]
+    expected = torch.stack(losses).mean().exp().item()
+    assert loaded.perplexity(tokens, "bfloat16") == pytest.approx(expected, rel=1e-6)
+
+
+def test_few_tokens_in_bfloat16_may_differ_by_what_rounding_leaves(loaded: TransformersProcess, tokens: Path) -> None:
+    measured = loaded.perplexity(tokens, "bfloat16")
+    asked = {"prompt": [5], "new_tokens": 1, "tokens": tokens, "dtype": "bfloat16"}
+    share = 5 * 0.075 / (TOKENS_NT.shape[0] * (TOKENS_NT.shape[1] - 1)) ** 0.5
+    assert prove(loaded, reported=measured * (1 + 0.9 * share), **asked).loads
+    with pytest.raises(RuntimeDisagrees, match=f"differ by {share:.1%}"):
+        prove(loaded, reported=measured * (1 + 1.2 * share), **asked)
 
 
 def test_eight_bit_inputs_may_differ_more_where_batches_differ(loaded: TransformersProcess, tokens: Path) -> None:

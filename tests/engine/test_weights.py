@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.engine.conftest import FAMILIES, random_model, unfolded
+from tests.engine.orders import config_of, save_model
 from transformers import AutoModelForCausalLM
 
 from paredown.contracts.families import shape_from_config
@@ -90,9 +91,9 @@ def write_gguf(path: Path, architecture: str, shapes: dict[str, tuple[int, ...]]
     """A tiny GGUF of random tensors: matrices as Q8_0, F16 or BF16 in turn, vectors as F32."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(2)
-    writer.add_context_length(64)
+    writer.add_context_length(shapes.get("position_embd.weight", (64,))[0])
     writer.add_embedding_length(64)
-    writer.add_feed_forward_length(128)
+    writer.add_feed_forward_length(shapes.get("blk.0.ffn_up.weight", (128,))[0])
     writer.add_head_count(4)
     writer.add_layer_norm_eps(1e-5)
     if architecture != "gpt2":
@@ -150,6 +151,27 @@ def gguf_shapes(architecture: str) -> dict[str, tuple[int, ...]]:
 def test_gguf_tensors_equal_transformers(architecture: str, tmp_path: Path) -> None:
     write_gguf(tmp_path / "tiny.gguf", architecture, gguf_shapes(architecture))
     assert_equal_to_transformers(open_model(tmp_path, "tiny.gguf"), tmp_path, "tiny.gguf")
+
+
+def test_sizes_of_a_gpt2_in_gguf_are_the_file_s_own(tmp_path: Path) -> None:
+    """Another context than 1024, which transformers' configuration of such a file keeps."""
+    shapes = gguf_shapes("gpt2") | {"position_embd.weight": (128, 64)}
+    for block in range(2):
+        narrow = {"ffn_up.weight": (192, 64), "ffn_up.bias": (192,), "ffn_down.weight": (64, 192)}
+        shapes |= {f"blk.{block}.{name}": shape for name, shape in narrow.items()}
+    write_gguf(tmp_path / "tiny.gguf", "gpt2", shapes)
+    model = open_model(tmp_path, "tiny.gguf")
+    assert (model.config.n_positions, model.config.n_inner) == (128, 192)
+    assert not hasattr(model.config, "n_ctx")
+
+
+def test_norms_and_biases_do_not_decide_the_number_type(tmp_path: Path) -> None:
+    """GPT-2 has more of them than matrices."""
+    save_model(tmp_path, config_of("gpt2"), dtype=torch.float16)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    save_file({name: value.float() if value.ndim == 1 else value for name, value in tensors.items()}, path)
+    assert open_model(tmp_path).storage_dtype == torch.float16
 
 
 def test_a_gguf_whose_values_would_be_misread_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from paredown.engine.architectures import Skeleton
 
 @pytest.fixture
 def old_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wide, "_multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(wide, "multiplies_bfloat16", lambda: False)
 
 
 def linear(out_features: int, in_features: int, *, bias: bool) -> nn.Linear:
@@ -64,7 +64,7 @@ def test_float32_is_left_alone() -> None:
 
 
 def test_processors_with_units_use_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wide, "_multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(wide, "multiplies_bfloat16", lambda: True)
     module = linear(4, 4, bias=True)
     wide.widen_linears(module, torch.bfloat16)
     assert type(module) is nn.Linear

@@ -6,7 +6,6 @@ the middle of whatever they compute. Exit status: 0 after a result or a drain, 1
 one without.
 """
 
-import errno
 import faulthandler
 import os
 import select
@@ -32,7 +31,7 @@ from paredown.contracts.work import (
     WorkOrder,
 )
 from paredown.engine import isolation
-from paredown.engine.errors import DiskFull, Drained, EngineError, OrderInvalid, OutOfMemory
+from paredown.engine.errors import DiskFull, Drained, EngineError, OrderInvalid, OutOfMemory, is_disk_full
 
 
 class Channel:
@@ -124,15 +123,18 @@ def _carry_out(order: WorkOrder, scratch: Path, channel: Channel) -> EngineResul
     return run(order, lambda progress: channel.send(EngineProgress(progress=progress)), supervisor.should_drain)
 
 
+# How libraries that keep only the message tell of it: torch, C++, CUDA and cuBLAS.
+_OUT_OF_MEMORY = ("can't allocate memory", "std::bad_alloc", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
 def as_engine_error(error: BaseException) -> EngineError | None:
     """The name of a failure; None for a bug. Libraries wrap the system's errors and keep only the message."""
     if isinstance(error, EngineError):
         return error
-    message = str(error)
-    if isinstance(error, MemoryError) or "can't allocate memory" in message or _is_cuda_out_of_memory(error):
+    told = any(words in str(error) for words in _OUT_OF_MEMORY)
+    if told or isinstance(error, MemoryError) or _is_cuda_out_of_memory(error):
         return OutOfMemory("The engine ran out of memory; use shorter sequences, fewer samples, or a larger worker.")
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or "os error 28" in message or "No space left on device" in message:
+    if is_disk_full(error):
         return DiskFull("The worker's disk is full; free some space. Finished blocks are kept.")
     return None
 

@@ -5,6 +5,7 @@ by their sizes only; tests hold the two together.
 Shapes: O out_features, I in_features.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -248,6 +249,16 @@ def _family_of(config: Any) -> FamilyName:
         raise ArchitectureUnsupported(f"{error}.", field="model") from error
 
 
+def _calling_linears(config: Any) -> Any:
+    """The configuration without Bloom's wish to multiply slices of a linear in turn, past the linear itself and whoever
+    watches it; the sum is the same."""
+    if not getattr(config, "slow_but_exact", False):
+        return config
+    whole = copy.deepcopy(config)
+    whole.slow_but_exact = False
+    return whole
+
+
 class Skeleton:
     """A transformers model on the meta device: buffers are real, parameters come and go."""
 
@@ -260,7 +271,9 @@ class Skeleton:
         # draw random weights takes longer than all else, even where there is no memory to draw them into.
         with init_empty_weights(include_buffers=False), no_init_weights():
             # Whatever config.json asks for, transformers' own choice for the family: sdpa, or eager where it must be.
-            self.model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=None)
+            self.model: nn.Module = AutoModelForCausalLM.from_config(
+                _calling_linears(config), dtype=dtype, attn_implementation=None
+            )
             blocks = self.model.get_submodule(self.architecture.blocks)
             assert isinstance(blocks, nn.ModuleList)
             self.blocks = blocks

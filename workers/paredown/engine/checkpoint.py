@@ -8,7 +8,6 @@ replaced in one step. Whatever fails its hash on resume is redone; it is never t
     work_dir/hidden-00008.safetensors  hidden states entering block 8, verbatim; the last two are kept
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -27,7 +26,7 @@ from paredown.contracts.job import Contract
 from paredown.contracts.report import LayerReport
 from paredown.engine.activations import ActivationGrid
 from paredown.engine.compact import FORMS
-from paredown.engine.errors import DiskFull
+from paredown.engine.errors import DiskFull, is_disk_full
 from paredown.engine.stored import StoredLinear
 
 _JOURNAL = "journal.json"
@@ -231,8 +230,6 @@ def _synchronize(path: Path) -> None:
 
 
 def _as_disk_full(error: Exception, directory: Path) -> Exception:
-    # safetensors wraps the system's error in its own class and keeps only the message.
-    full = (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or "os error 28" in str(error)
-    if not full:
+    if not is_disk_full(error):
         return error
     return DiskFull(f"The disk of {directory} is full; free some space, then run again: finished blocks are kept.")

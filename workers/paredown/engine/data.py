@@ -266,17 +266,30 @@ def _document(line: str, number: int, field: str) -> str:
 
 
 def _pieces(path: Path, field: str) -> Iterator[str]:
-    """The text in pieces of about PIECE_CHARACTERS, each ending where a line or a document ends."""
+    """The text in pieces of about PIECE_CHARACTERS, each ending where a line or a document ends, or within a longer one
+    where a word does."""
     gathered: list[str] = []
     size = 0
     for text in documents(path, field):
-        gathered.append(text)
-        size += len(text)
-        if size >= PIECE_CHARACTERS:
-            yield "".join(gathered)
-            gathered, size = [], 0
+        for part in _parts(text):
+            gathered.append(part)
+            size += len(part)
+            if size >= PIECE_CHARACTERS:
+                yield "".join(gathered)
+                gathered, size = [], 0
     if gathered:
         yield "".join(gathered)
+
+
+def _parts(text: str) -> Iterator[str]:
+    """A line or document of any length in parts of at most PIECE_CHARACTERS; the space between words begins a part."""
+    start = 0
+    while len(text) - start > PIECE_CHARACTERS:
+        end = text.rfind(" ", start + 1, start + PIECE_CHARACTERS)
+        end = end if end > 0 else start + PIECE_CHARACTERS
+        yield text[start:end]
+        start = end
+    yield text[start:]
 
 
 def _bounded(pieces: Iterator[str], limit: int) -> Iterator[str]:

@@ -3,6 +3,7 @@
 The engine may not import core, so these mirror core's errors: a stable `code`, a sentence that says what to do.
 """
 
+import errno
 from typing import ClassVar
 
 from paredown.contracts.job import JobError
@@ -22,6 +23,16 @@ class EngineError(Exception):
 
     def as_job_error(self) -> JobError:
         return JobError(code=self.code, detail=self.detail, field=self.field, retryable=self.retryable)
+
+
+# How libraries that keep only the message of the system's error tell of a full disk, and of a used-up quota.
+_DISK_FULL = ("os error 28", "os error 122", "No space left on device", "Disk quota exceeded")
+
+
+def is_disk_full(error: BaseException) -> bool:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(words in str(error) for words in _DISK_FULL)
 
 
 class NotAModel(EngineError):

@@ -117,9 +117,14 @@ def _own_process_group() -> bool:
     return os.getpgrp() == os.getpid()
 
 
+def is_harmless(name: str) -> bool:
+    """Whether a variable carries no secret. The allocator's, by which an operator sets it, are of any name."""
+    return name in HARMLESS_VARIABLES or name.startswith("MIMALLOC_")
+
+
 def _clean_environment(notes: list[str]) -> bool:
     """Forget every variable that is not known to be harmless; True where there was none to forget."""
-    foreign = sorted(set(os.environ) - HARMLESS_VARIABLES)
+    foreign = sorted(name for name in os.environ if not is_harmless(name))
     for name in foreign:
         del os.environ[name]
     if foreign:

@@ -44,6 +44,7 @@ from paredown.engine.statistics import Statistic
 from paredown.engine.stream import CompressedModel, compress_model
 from paredown.engine.vllm import check_vllm, prove_in_vllm, tries_vllm
 from paredown.engine.weights import ModelFiles
+from paredown.engine.wide import multiplies_bfloat16
 
 _TOOLS = (
     "paredown",
@@ -312,6 +313,7 @@ def _arithmetic(order: WorkOrder, device: torch.device) -> tuple[Any, ...]:
         order.dtype,
         device.type,
         torch.cuda.get_device_name() if device.type == "cuda" else torch.backends.cpu.get_cpu_capability(),
+        multiplies_bfloat16(),
         torch.get_num_threads(),
         tools(),
     )

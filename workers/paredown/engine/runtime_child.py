@@ -201,8 +201,11 @@ class Runtime:
         return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]
 
     def _cast(self, dtype: str) -> None:
-        # torch's own: transformers' refuses to cast what was stored quantized, though it is dense once it has run.
-        self.model = self.torch.nn.Module.to(self.model, getattr(self.torch, dtype))
+        """Weights alone: the frequencies of rotary positions and the like stay as they are for users."""
+        # By hand, because transformers refuses to cast what was stored quantized, though it is dense once it has run.
+        for parameter in self.model.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(getattr(self.torch, dtype))
 
     def perplexity(self, tokens: str, dtype: str) -> dict[str, Any]:
         """exp of the mean negative log-likelihood of every predicted token of the sequences in a .npy file."""

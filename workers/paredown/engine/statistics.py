@@ -76,7 +76,7 @@ class InputStatistics:
         if Statistic.PEAK in needs:
             self._peak_I = torch.zeros(in_features, device=device)
         if Statistic.SAMPLE in needs:
-            self._sample = _Sample()
+            self._sample = _Sample(in_features, device)
 
     def add(self, inputs_TI: Tensor, base_TI: Tensor | None = None) -> None:
         """Take in one micro-batch; `base_TI` are the same tokens' inputs in the base model, where SHIFT is wanted."""
@@ -348,8 +348,9 @@ class _Histogram:
 class _Sample:
     """Every n-th token, from the first on: n doubles whenever there are twice as many as wanted."""
 
-    def __init__(self) -> None:
-        self.inputs_TI = torch.empty(0)
+    def __init__(self, in_features: int, device: torch.device) -> None:
+        # A mixture's expert may see no token at all.
+        self.inputs_TI = torch.empty(0, in_features, device=device)
         self._seen = 0
         self._step = 1
 

@@ -215,7 +215,10 @@ def compress_model(
     every = [stage for entry in linear for stage in (entry.values() if isinstance(entry, Mapping) else [entry])]
     needs = frozenset[Statistic]().union(*(METHODS[stage.method].needs for stage in every))
     dense: DenseStatistics | None = None
-    if needs and calibration.statistics == "dense":
+    sequential = bool(needs) and calibration.statistics != "dense"
+    checkpoint = Checkpoint(work_dir, identity, num_blocks, sequential=sequential)
+    todo = [index for index in range(num_blocks) if index not in checkpoint.finished]
+    if todo and needs and not sequential:
         assert tokens_NT is not None, "a stage needs calibration, but there are no tokens"
         shared = statistics_dir is not None and statistics_identity is not None and files is base
         with torch.inference_mode():
@@ -230,11 +233,9 @@ def compress_model(
                 on_progress=passes.step,
                 should_drain=should_drain,
             )
+    if needs and not sequential:
         passes.next()
-    sequential = bool(needs) and dense is None
-    checkpoint = Checkpoint(work_dir, identity, num_blocks, sequential=sequential)
     passes.step(len(checkpoint.finished), num_blocks)
-    todo = [index for index in range(num_blocks) if index not in checkpoint.finished]
     with torch.inference_mode():
         forward: BlockForward | None = None
         beside: BaseForward | None = None

@@ -4,7 +4,7 @@ Nothing here keeps a file mapped longer than its tensor lives, so a process's me
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -174,16 +174,18 @@ class ModelFiles:
         gguf_file: str | None,
         config: Any,
         container: _Container,
-        names: Sequence[str],
+        shapes: Mapping[str, Sequence[int]],
         storage: Storage | None = None,
     ):
         self.directory = directory
         self.gguf_file = gguf_file
         self.config = config
-        self.names = tuple(names)
+        self.names = tuple(shapes)
+        self._shapes = shapes
         self._container = container
-        # Most tensors decide: a few float32 norms do not make a float16 model another one.
-        [(usual, _)] = Counter(container.dtype(name) for name in names).most_common(1)
+        # Most matrices decide: norms and biases in float32, however many, do not make a float16 model another one.
+        matrices = [name for name, shape in shapes.items() if len(shape) > 1]
+        [(usual, _)] = Counter(map(container.dtype, matrices)).most_common(1)
         self.storage_dtype = usual if usual in (torch.float16, torch.bfloat16) else torch.bfloat16
         self.storage = storage or Storage()
 
@@ -196,7 +198,7 @@ class ModelFiles:
 
     def stored_by(self, storage: Storage) -> "ModelFiles":
         """The same model on its way into another format."""
-        return ModelFiles(self.directory, self.gguf_file, self.config, self._container, self.names, storage)
+        return ModelFiles(self.directory, self.gguf_file, self.config, self._container, self._shapes, storage)
 
 
 def open_model(model_dir: Path, gguf_file: str | None = None) -> ModelFiles:
@@ -208,7 +210,7 @@ def open_model(model_dir: Path, gguf_file: str | None = None) -> ModelFiles:
         container = _SafetensorsWeights(model_dir, skeleton)
     else:
         container = GgufWeights(model_dir / gguf_file, skeleton.config, shapes)
-    return ModelFiles(model_dir, gguf_file, skeleton.config, container, list(shapes))
+    return ModelFiles(model_dir, gguf_file, skeleton.config, container, shapes)
 
 
 def _skeleton(model_dir: Path, gguf_file: str | None) -> Skeleton:
@@ -216,9 +218,19 @@ def _skeleton(model_dir: Path, gguf_file: str | None) -> Skeleton:
     try:
         with quick_headers():
             config = AutoConfig.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False, **options)
+        if gguf_file is not None and config.model_type == "gpt2":
+            _name_sizes_of_gpt2(config)
         return Skeleton(config, torch.float32)
     except (EngineError, MemoryError):
         raise
     # transformers has no error class of its own for this: a garbled file raises whatever it trips over.
     except Exception as error:
         raise NotAModel(f"The model's configuration cannot be read: {error}", field="model") from error
+
+
+def _name_sizes_of_gpt2(config: Any) -> None:
+    """transformers 5.23 reads two sizes of a GGUF file under names that its GPT-2 does not know."""
+    for unknown, known in (("n_ctx", "n_positions"), ("feed_forward_length", "n_inner")):
+        if hasattr(config, unknown):
+            setattr(config, known, getattr(config, unknown))
+            delattr(config, unknown)

@@ -16,7 +16,7 @@ _PANEL_WEIGHTS = 2**24
 
 def widen_linears(model: nn.Module, dtype: torch.dtype) -> None:
     """Let a model's linears multiply in float32 where their own number type is slow on this machine's processor."""
-    if dtype != torch.bfloat16 or _multiplies_bfloat16():
+    if dtype != torch.bfloat16 or multiplies_bfloat16():
         return
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -25,7 +25,7 @@ def widen_linears(model: nn.Module, dtype: torch.dtype) -> None:
             module.__class__ = _WideConv1D
 
 
-def _multiplies_bfloat16() -> bool:
+def multiplies_bfloat16() -> bool:
     is_there: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return is_there and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
