@@ -71,10 +71,11 @@ def carry_out(root: Path, model: Path, texts: dict[str, Path], recipe: Recipe, *
 def in_vllm(report: Report, recipe: Recipe) -> RuntimeProof:
     """What vLLM did; skips the rest where it has no kernel for what it was given, once it has said so."""
     [proof] = [proof for proof in report.runtimes if proof.runtime == "vllm"]
-    lacks = None
-    if any(isinstance(stage, WeightGrid) for stage in recipe) and not torch.cpu._is_avx512_supported():
+    lacks, found = None, torch.cpu.get_capabilities()
+    is_x86 = found["architecture"] == "x86_64"
+    if is_x86 and any(isinstance(stage, WeightGrid) for stage in recipe) and not found["avx512_f"]:
         lacks = "AVX-512", "has no kernel for it on this cpu"
-    if rounds_activations(recipe) and not torch.cpu._is_vnni_supported():
+    if is_x86 and rounds_activations(recipe) and not (found["avx512_vnni"] or found["avx_vnni"]):
         lacks = "VNNI", "cuts sums off at 16 bits"
     if lacks:
         feature, sentence = lacks
