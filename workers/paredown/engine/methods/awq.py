@@ -6,7 +6,7 @@ grid of α the one is kept whose rounded weights change the output least. As in 
 min-max grids, and what a group's range is cut to is searched afterwards by the error of its own share of the output.
 Here the linears that share an input are judged by the sum of their output errors, exact from the Hessian and on evenly
 spread rows, where the code runs the whole attention or MLP; and queries and keys are cut like all others, which it
-leaves out. Of rows with one scale the Hessian's diagonal alone says what a range loses.
+leaves out. Of long rows with one scale the Hessian's diagonal alone says what a range loses.
 What produces the input takes the scale's inverse (engine/scaling.py). Where nothing can, only the ranges are cut.
 Shapes: O out_features, I in_features, G groups along the input, S weights of a group, R rows that judge scales.
 """
@@ -21,9 +21,9 @@ from paredown.engine.method import LinearMethod, LinearWeight
 from paredown.engine.scaling import Fold
 from paredown.engine.statistics import InputStatistics, Statistic
 
-# Weights of the widest group whose range is searched by its whole Hessian. A row of 4096 took 40 times as long as its
-# groups of 64 do.
-_WIDEST = 256
+# Weights of the widest group whose range is searched by its whole Hessian: a row of 4096 took 40 times as long as its
+# groups of 64 do. On drawn weights, of 512 and 1024, the diagonal alone left 6 to 9 % more squared error of the output.
+_WIDEST = 1024
 
 
 def compress(linear: LinearWeight, inputs: InputStatistics, config: Awq) -> None:
