@@ -13,7 +13,7 @@ from paredown.contracts.families import shape_from_config
 from paredown.contracts.job import EvaluationSettings, Format
 from paredown.contracts.recipes import Recipe, shape_left
 from paredown.contracts.report import Report, RuntimeProof
-from paredown.contracts.runtimes import own_runtime, unread_runtime, vllm_model_refusal, vllm_refusal
+from paredown.contracts.runtimes import own_runtime, unread_runtime, vllm_refusal
 
 RECIPES: TypeAdapter[Recipe] = TypeAdapter(Recipe)
 RELEASE = Path(__file__).parents[1] / "upgrade" / "release-0.1" / "store" / "artifacts"
@@ -63,9 +63,9 @@ def test_vllm_reads_layers_that_it_joins_packed_or_dense_as_a_whole(skip: list[s
     shape = shape_from_config(LLAMA)
     for stage in ({"method": "rtn"}, {"method": "smoothquant"}):
         recipe = RECIPES.validate_python([stage | {"skip": skip}])
-        reason = vllm_model_refusal(Format.COMPRESSED_TENSORS, recipe, shape)
+        reason = vllm_refusal(Format.COMPRESSED_TENSORS, recipe, shape=shape)
         assert (reason is not None) is refused, reason
-        assert vllm_model_refusal(Format.SAFETENSORS, recipe, shape) is None
+        assert vllm_refusal(Format.SAFETENSORS, recipe, shape=shape) is None
     if refused:
         assert "skip both or neither" in (reason or "")
         asked = EvaluationSettings(runtimes=("vllm",))
@@ -76,11 +76,11 @@ def test_vllm_is_not_claimed_for_models_that_it_computes_otherwise() -> None:
     pruned = RECIPES.validate_python([{"method": "llm-pruner", "head_groups": 1}])
     for model_type, refused in (("qwen2", True), ("llama", False)):
         shape = shape_from_config(SMOL | {"model_type": model_type})
-        assert vllm_model_refusal(Format.SAFETENSORS, (), shape) is None
-        reason = vllm_model_refusal(Format.SAFETENSORS, pruned, shape_left(shape, pruned))
+        assert vllm_refusal(Format.SAFETENSORS, (), shape=shape) is None
+        reason = vllm_refusal(Format.SAFETENSORS, pruned, shape=shape_left(shape, pruned))
         assert ("width" in (reason or "")) is refused
     numbered = shape_from_config(GPT2 | {"scale_attn_by_inverse_layer_idx": True})
-    assert "number" in (vllm_model_refusal(Format.SAFETENSORS, (), numbered) or "")
+    assert "number" in (vllm_refusal(Format.SAFETENSORS, (), shape=numbered) or "")
 
 
 def test_a_job_asks_for_runtimes_that_read_its_format() -> None:

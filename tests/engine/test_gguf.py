@@ -433,10 +433,8 @@ def test_speed_is_measured_in_llama_cpp_beside_the_base_in_16_bits(tmp_path: Pat
     assert set(report.speeds) == {"artifact"}
 
 
-@needs_llama_cpp
-@pytest.mark.parametrize("rule", ["smollm", "llama-bpe", "tekken", "qwen2"])
-def test_llama_cpp_cuts_text_as_each_known_rule_does(tmp_path: Path, rule: str) -> None:
-    """The proof compares the tokens; here every merge that a wrong rule would allow is in the vocabulary."""
+def cut_by(tokenizer: dict[str, Any], rule: str) -> None:
+    """Let a tokenizer normalize and cut text by one of the rules that llama.cpp has a name for."""
     normalizer, steps = next(key for key, name in gguf_vocabulary._CUTTING.items() if name == rule)
     cutting = [
         {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": step[1]}
@@ -446,10 +444,17 @@ def test_llama_cpp_cuts_text_as_each_known_rule_does(tmp_path: Path, rule: str) 
         else {"type": "Split", "pattern": {"Regex": step[1]}, "behavior": "Isolated", "invert": False}
         for step in steps
     ]
+    tokenizer["normalizer"] = {"type": normalizer} if normalizer else None
+    tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": cutting}
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize("rule", ["smollm", "llama-bpe", "tekken", "qwen2"])
+def test_llama_cpp_cuts_text_as_each_known_rule_does(tmp_path: Path, rule: str) -> None:
+    """The proof compares the tokens; here every merge that a wrong rule would allow is in the vocabulary."""
 
     def change(tokenizer: dict[str, Any]) -> None:
-        tokenizer["normalizer"] = {"type": normalizer} if normalizer else None
-        tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": cutting}
+        cut_by(tokenizer, rule)
         for left, right in (
             ("33", "3"),
             ("333", "3"),
@@ -488,10 +493,7 @@ def test_llama_cpp_begins_and_ends_a_text_as_the_tokenizer_does(tmp_path: Path, 
             {"id": mark_id, "content": "<mark>", "special": True, "normalized": False}
             | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
         ]
-        [split] = [key[1][0][1] for key, name in gguf_vocabulary._CUTTING.items() if name == "llama-bpe"]
-        cutting = {"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": False}
-        as_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-        tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [cutting, as_bytes]}
+        cut_by(tokenizer, "llama-bpe")
         tokenizer["post_processor"] = {
             "type": "TemplateProcessing",
             "single": [*([mark] if begins else []), text, *([mark] if ends else [])],

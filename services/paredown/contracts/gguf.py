@@ -57,17 +57,15 @@ def _computed_otherwise(config: dict[str, Any]) -> str | None:
         activation, known = config.get("activation_function", "gelu_new"), ("gelu_new", "gelu_pytorch_tanh")
     else:
         activation, known = config.get("hidden_act", "silu"), ("silu", "swish")
+    if activation not in known:
+        return f"llama.cpp's {ARCHITECTURES[model_type]} has another activation than {activation}"
     if model_type == "gpt2" and config.get("scale_attn_by_inverse_layer_idx"):
         return "llama.cpp's gpt2 does not scale a block's attention by the block's number, and this model does"
     if model_type == "gpt2" and not config.get("scale_attn_weights", True):
         return "llama.cpp's gpt2 scales its attention by the width of a head, and this model does not"
-    if model_type == "qwen2" and config.get("head_dim") not in (
-        None,
-        config["hidden_size"] // config["num_attention_heads"],
-    ):
+    head_dim = config.get("head_dim")
+    if model_type == "qwen2" and head_dim and head_dim != config["hidden_size"] // config["num_attention_heads"]:
         return "llama.cpp's qwen2 divides the hidden size by the number of heads to know a head's width, here another"
-    if activation not in known:
-        return f"llama.cpp's {ARCHITECTURES[model_type]} has another activation than {activation}"
     if model_type == "qwen3" and config.get("attention_bias"):
         return "llama.cpp's qwen3 has no biases in its attention, and this model has"
     # Older configurations say rope_scaling, and type.

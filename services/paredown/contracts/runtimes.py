@@ -25,8 +25,17 @@ def own_runtime(file_format: Format) -> RuntimeName:
     return "native" if file_format in OWN_LOADER else "transformers"
 
 
-def vllm_refusal(file_format: Format, recipe: Sequence[Stage], device: str | None = None) -> str | None:
-    """Why vLLM does not read the artifact on the device (None: on no device), as a sentence; None where it does."""
+def vllm_refusal(
+    file_format: Format, recipe: Sequence[Stage], device: str | None = None, shape: ModelShape | None = None
+) -> str | None:
+    """Why vLLM does not read the artifact on the device (None: on no device), as a sentence; None where it does. Where
+    the shape is given, which is the artifact's, it is asked whether vLLM has such a model too."""
+    if reason := _unread_format(file_format, recipe, device):
+        return reason
+    return None if shape is None else _unread_model(file_format, recipe, shape)
+
+
+def _unread_format(file_format: Format, recipe: Sequence[Stage], device: str | None) -> str | None:
     if file_format is Format.GGUF:
         return "vLLM reads GGUF through a plugin."
     if file_format is Format.NATIVE:
@@ -57,8 +66,7 @@ def vllm_refusal(file_format: Format, recipe: Sequence[Stage], device: str | Non
     return None
 
 
-def vllm_model_refusal(file_format: Format, recipe: Sequence[Stage], shape: ModelShape) -> str | None:
-    """Why vLLM does not load an artifact of these sizes, whose format it reads; None where it does."""
+def _unread_model(file_format: Format, recipe: Sequence[Stage], shape: ModelShape) -> str | None:
     if shape.numbered_blocks:
         return "vLLM's GPT-2 does not scale a block's attention by the block's number, and this model does."
     queries = next((linear.out_features for linear in shape.linears if linear.name == "self_attn.q_proj"), 0)
@@ -94,7 +102,7 @@ def unread_runtime(
     artifact's."""
     for runtime in evaluation.runtimes or ():
         if runtime == "vllm":
-            if reason := vllm_refusal(file_format, recipe) or vllm_model_refusal(file_format, recipe, shape):
+            if reason := vllm_refusal(file_format, recipe, shape=shape):
                 return (
                     f"evaluation.runtimes asks for vllm, but: {reason} Leave it out, or change the format or the bits."
                 )

@@ -20,7 +20,7 @@ import torch
 from paredown.contracts.job import Format, RuntimeName
 from paredown.contracts.recipes import Stage
 from paredown.contracts.report import RuntimeProof
-from paredown.contracts.runtimes import OWN_LOADER, vllm_model_refusal, vllm_refusal
+from paredown.contracts.runtimes import OWN_LOADER, vllm_refusal
 from paredown.contracts.shapes import ModelShape
 from paredown.engine.errors import RuntimeDisagrees, RuntimeLoadFailed
 from paredown.engine.isolation import HARMLESS_VARIABLES
@@ -242,7 +242,7 @@ def unclaimed(
         details["transformers"] = _NATIVE_ALONE
     elif file_format in OWN_LOADER:
         details["transformers"] = "Not tried here. transformers reads it where gptqmodel is installed."
-    if refusal := vllm_refusal(file_format, recipe) or vllm_model_refusal(file_format, recipe, shape):
+    if refusal := vllm_refusal(file_format, recipe, shape=shape):
         details["vllm"] = f"Not tried here. {refusal}"
     elif asked is not None and "vllm" not in asked:
         details["vllm"] = "Not tried: the job asks for other runtimes."

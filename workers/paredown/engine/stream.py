@@ -215,10 +215,11 @@ def compress_model(
     every = [stage for entry in linear for stage in (entry.values() if isinstance(entry, Mapping) else [entry])]
     needs = frozenset[Statistic]().union(*(METHODS[stage.method].needs for stage in every))
     dense: DenseStatistics | None = None
-    sequential = bool(needs) and calibration.statistics != "dense"
+    gathers = bool(needs) and calibration.statistics == "dense"
+    sequential = bool(needs) and not gathers
     checkpoint = Checkpoint(work_dir, identity, num_blocks, sequential=sequential)
     todo = [index for index in range(num_blocks) if index not in checkpoint.finished]
-    if todo and needs and not sequential:
+    if gathers and todo:
         assert tokens_NT is not None, "a stage needs calibration, but there are no tokens"
         shared = statistics_dir is not None and statistics_identity is not None and files is base
         with torch.inference_mode():
@@ -233,7 +234,7 @@ def compress_model(
                 on_progress=passes.step,
                 should_drain=should_drain,
             )
-    if needs and not sequential:
+    if gathers:
         passes.next()
     passes.step(len(checkpoint.finished), num_blocks)
     with torch.inference_mode():

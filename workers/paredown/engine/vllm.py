@@ -19,7 +19,7 @@ import torch
 from paredown.contracts.job import Format
 from paredown.contracts.recipes import rounds_activations, shape_left
 from paredown.contracts.report import Evaluation, RuntimeProof, Speed
-from paredown.contracts.runtimes import vllm_model_refusal, vllm_refusal
+from paredown.contracts.runtimes import vllm_refusal
 from paredown.contracts.work import WorkOrder
 from paredown.engine.errors import RuntimeDisagrees, RuntimeLoadFailed, RuntimeUnavailable
 from paredown.engine.evaluation import speed
@@ -37,7 +37,7 @@ _CACHE_BLOCK = 128
 # What a process of vLLM takes beside weights and cache, seen on a CPU: 730 MB.
 _OVERHEAD_BYTES = 2**30
 # How vLLM says that it does not read a file here, and torch that vLLM's library has no such kernel: the one for CPUs
-# without AVX-512 has none for packed weights. Any other failure to load is a failure of the proof.
+# without AVX-512 has none for packed weights.
 _NO_KERNEL = re.compile(r"Failed to find a kernel|'_OpNamespace' '_C' object has no attribute")
 _HAS_VLLM = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
 
@@ -164,9 +164,8 @@ def prove_in_vllm(
 
 
 def _check_readable(order: WorkOrder, inputs: Inputs, output_format: Format, process: VllmProcess) -> None:
-    refusal = vllm_refusal(output_format, order.recipe, process.device)
-    refusal = refusal or vllm_model_refusal(output_format, order.recipe, shape_left(inputs.shape, order.recipe))
-    if refusal:
+    left = shape_left(inputs.shape, order.recipe)
+    if refusal := vllm_refusal(output_format, order.recipe, process.device, left):
         raise _Unclaimed(refusal)
     if process.device == "cpu" and rounds_activations(order.recipe) and _saturates():
         raise _Unclaimed(

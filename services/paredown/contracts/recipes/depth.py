@@ -64,9 +64,6 @@ class Deeper(Depth):
         1, ge=1, le=4096, description="Tokens at the end of each sequence that are compared; the paper takes the last."
     )
 
-    def shape_after(self, shape: ModelShape) -> ModelShape:
-        return shape.without_blocks(self.dropped(shape.num_blocks))
-
     def most(self, num_blocks: int, protected: AbstractSet[int]) -> int:
         """The longest run without a protected block."""
         runs = groupby(range(num_blocks), lambda block: block in protected)
@@ -99,9 +96,6 @@ class Laco(Depth):
         description="What a merge makes of a block's linears: those of the last block that goes into it, which is what "
         "the authors' code computes; or its own plus all differences from them, the formula that the paper prints.",
     )
-
-    def shape_after(self, shape: ModelShape) -> ModelShape:
-        return shape.without_blocks(self.dropped(shape.num_blocks))
 
     def most(self, num_blocks: int, protected: AbstractSet[int]) -> int:
         """What goes when every merge is accepted."""
