@@ -102,3 +102,18 @@ def test_the_default_budget_is_named_in_a_file_or_on_the_command_line() -> None:
         with_budget(file, "lax", None, None)
     with pytest.raises(BadRecipeFile, match="budget: there is no budget 'lax'"):
         parse_recipe("recipe: [{method: rtn}]\nbudget: lax", "r.yaml")
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("/texts/a.txt", "a file's is file:// and its full path"),
+        ("texts/a.txt", "a file's is file:// and its full path"),
+        ("file:///my texts/a.txt", "write %20"),
+        ("HF://a/b", "in small letters"),
+    ],
+)
+def test_an_address_that_is_none_is_told_how_addresses_are_written(source: str, sentence: str) -> None:
+    with pytest.raises(BadRecipeFile, match=r"calibration\.source: ") as raised:
+        parse_recipe(f"recipe: [{{method: wanda}}]\ncalibration: {{source: '{source}'}}", "a.yaml")
+    assert sentence in str(raised.value)

@@ -191,6 +191,8 @@ def random_fields(model_type: str, draw: random.Random) -> dict[str, Any]:
                 sizes["head_dim"] = head_dim
     if model_type == "falcon":
         switches["parallel_attn"] = switches["new_decoder_architecture"] or draw.random() < 0.5
+        if not switches["new_decoder_architecture"] and not switches["multi_query"]:
+            sizes["num_kv_heads"] = heads
     return {"vocab_size": vocab, "pad_token_id": 0, **sizes, **switches}
 
 
@@ -207,6 +209,10 @@ def random_fields(model_type: str, draw: random.Random) -> dict[str, Any]:
         (
             {"model_type": "falcon", **FALCON, "new_decoder_architecture": True, "parallel_attn": False},
             "do not go together",
+        ),
+        (
+            {"model_type": "falcon", **FALCON, "multi_query": False, "num_kv_heads": 2},
+            r"num_kv_heads: 2, where without",
         ),
     ],
 )

@@ -100,13 +100,13 @@ def test_a_task_or_a_domain_is_named_once() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"budget": {"max_task_drop": 0.02}}, "max_task_drop needs a task"),
+        ({"budget": {"max_task_drop": 0.02}}, r"max_task_drop\n  it needs a task"),
         (
             {
                 "budget": {"max_task_drop": 0.02},
                 "evaluation": {"tasks": [{"name": "crows_pairs", "source": ROWS}]},
             },
-            "max_task_drop needs a task",
+            r"max_task_drop\n  it needs a task",
         ),
         ({"format": "gguf", "evaluation": {"tasks": [{"name": "gsm8k"}]}}, "gsm8k reads what a model writes"),
     ],

@@ -175,6 +175,19 @@ def test_any_tensors_fit_the_config_or_are_refused(shapes: dict[str, tuple[int, 
         check_tensors(tensors, shape_from_config(LLAMA))
 
 
+def test_blocks_that_config_json_does_not_count_are_no_model_to_compress() -> None:
+    """Of a model cut short in config.json alone, a part would be compressed, and measured beside that part."""
+    shape = shape_from_config(LLAMA)
+    sizes = {"model.embed_tokens.weight": (96, 32)} | {
+        f"{name}.weight": (linear.out_features, linear.in_features) for name, linear in shape.named_linears()
+    }
+    tensors = {name: TensorHeader(name, "F32", size, 0, 0) for name, size in sizes.items()}
+    check_tensors(tensors, shape)
+    beyond = "model.layers.1.input_layernorm.weight"
+    with pytest.raises(SafetensorsInvalid, match=r"promises 1 blocks, but the weights have model\.layers\.1\.\* too"):
+        check_tensors(tensors | {beyond: TensorHeader(beyond, "F32", (32,), 0, 0)}, shape)
+
+
 @given(st.text(max_size=20))
 def test_a_plain_name_stays_in_its_directory(name: str) -> None:
     if is_plain_name(name):

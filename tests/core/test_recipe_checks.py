@@ -31,6 +31,14 @@ def test_layers_that_are_skipped_need_not_fit() -> None:
     check_recipe(shape_from_config(wide), job({"method": "rtn", "group_size": None}))
 
 
+def test_what_is_said_of_an_evaluation_that_does_not_run_is_of_no_account() -> None:
+    short = shape_from_config(LLAMA | {"max_position_embeddings": 256})
+    unevaluated = job({"method": "wanda"}, calibration={"sequence_length": 256})
+    check_recipe(short, unevaluated, evaluated=False)
+    with pytest.raises(CalibrationUnfit, match="Sequences of 512 tokens"):
+        check_recipe(short, unevaluated)
+
+
 def test_a_pattern_that_does_not_divide_a_layer_is_refused() -> None:
     error = refusal(LLAMA, job({"method": "magnitude", "pattern": "5:10"}))
     assert (type(error), error.field) == (RecipeRefused, "recipe.0.pattern")
@@ -151,6 +159,10 @@ def test_asymmetry_is_refused_where_tokens_have_no_counterpart() -> None:
         job({"method": "gptq"}, calibration={"asymmetry": 0.5, "statistics": "dense"})
 
 
+FOUR_HEADS = LLAMA | {"num_attention_heads": 4, "num_key_value_heads": 4, "hidden_size": 128}
+GEMMA = {"model_type": "gemma2", "head_dim": 32}
+
+
 @pytest.mark.parametrize(
     ("config", "stage", "field", "sentence"),
     [
@@ -160,6 +172,10 @@ def test_asymmetry_is_refused_where_tokens_have_no_counterpart() -> None:
         (LLAMA, {"method": "bonsai", "head_groups": 2}, ".head_groups", "at most 1 can go"),
         (GPT2, {"method": "bonsai"}, "", "gated MLP"),
         (GPT2, {"method": "llm-pruner"}, "", "gated MLP"),
+        # What goes with heads does not make up for channels that stay.
+        (LLAMA, {"method": "llm-pruner", "mlp_share": 0.01, "head_groups": 1}, ".mlp_share", "512 MLP channels is too"),
+        (FOUR_HEADS, {"method": "bonsai", "head_groups": 1}, ".head_groups", "leave 1 or 2 key-value heads"),
+        (FOUR_HEADS | GEMMA, {"method": "llm-pruner", "head_groups": 1}, ".head_groups", "3 of 4 would be left"),
     ],
 )
 def test_widths_that_cannot_be_are_refused(
@@ -168,6 +184,14 @@ def test_widths_that_cannot_be_are_refused(
     error = refusal(config, job(stage))
     assert (type(error), error.field) == (RecipeRefused, f"recipe.0{field}")
     assert sentence in error.detail
+
+
+def test_heads_may_go_where_every_reader_takes_what_is_left() -> None:
+    shape = shape_from_config(FOUR_HEADS)
+    one_goes = {"method": "llm-pruner", "head_groups": 1}
+    check_recipe(shape, job(one_goes, one_goes))
+    check_recipe(shape, job(one_goes, format="gguf"))
+    check_recipe(shape_from_config(FOUR_HEADS | {"model_type": "qwen3"}), job(one_goes))
 
 
 @pytest.mark.parametrize(
@@ -252,6 +276,25 @@ def test_what_gguf_cannot_hold_is_refused_with_what_it_can(
     error = refusal(config, job(*stages, format="gguf"))
     assert (type(error), error.field) == (RecipeRefused, field)
     assert way_out.casefold() in error.detail.casefold()
+
+
+K_QUANT = {"method": "rtn", "k_quant": True}
+PRUNED_CODES = [{"method": "wanda"}, {"method": "gptq", "group_size": 32, "symmetric": False}]
+
+
+def test_gguf_meets_a_model_as_earlier_stages_leave_it() -> None:
+    deep = LLAMA | {"num_hidden_layers": 4}
+    error = refusal(deep, job({"method": "shortgpt", "blocks": 2}, *PRUNED_CODES, format="gguf"))
+    assert (type(error), error.field) == (RecipeRefused, "recipe.2.symmetric")
+    # Of 512 channels 256 are left, one block of a K-quant, which loses zeros; of 1440 864, which only plain types hold.
+    halved = {"method": "llm-pruner", "mlp_share": 0.5}
+    assert refusal(LLAMA, job(halved, {"method": "wanda"}, K_QUANT, format="gguf")).field == "recipe.2.bits"
+    wide = LLAMA | {"intermediate_size": 1440, "hidden_size": 288}
+    narrow = {"method": "llm-pruner", "mlp_share": 0.4}
+    check_recipe(shape_from_config(wide), job(narrow, {"method": "wanda"}, K_QUANT, format="gguf"))
+    one_goes = {"method": "llm-pruner", "head_groups": 1}
+    many = LLAMA | {"num_key_value_heads": 3}
+    check_recipe(shape_from_config(many), job(one_goes, one_goes, {"method": "rtn", "group_size": 32}, format="gguf"))
 
 
 PATTERNED = STAGES["wanda"].model_validate({"pattern": "2:4"})

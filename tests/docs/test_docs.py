@@ -33,6 +33,20 @@ def test_every_error_code_is_documented(code: str) -> None:
     assert f"| `{code}` |" in read("errors.md")
 
 
+def client_codes() -> list[str]:
+    """What the command line and the client raise by themselves."""
+    sources = [
+        path.read_text() for part in ("client", "local") for path in (ROOT / "services/paredown" / part).rglob("*.py")
+    ]
+    given = r'(?:code=|PareApiError\(\s*|_complain\(ctx, |UNREACHABLE = |_CORRUPT = |_INCOMPLETE = )"([a-z_]+)"'
+    return sorted({code for source in sources for code in re.findall(given, source)} - {"internal_error"})
+
+
+@pytest.mark.parametrize("code", client_codes())
+def test_every_code_of_the_command_line_is_documented(code: str) -> None:
+    assert f"`{code}`" in read("errors.md")
+
+
 @pytest.mark.parametrize("field", Settings.model_fields)
 def test_every_setting_is_documented(field: str) -> None:
     assert f"`PARE_{field.upper()}`" in read("operations.md")

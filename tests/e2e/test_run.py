@@ -159,6 +159,14 @@ def test_what_cannot_be_run_is_a_sentence(pare: Pare, home: Path, recipes: Path,
     result = pare("run", model, recipes / "rtn.yaml", home / "never", expect=1)
     assert f"[{says}]" in result.stderr
     assert not (home / "never").exists()
+    assert not (home / "never.work").exists()
+
+
+def test_a_result_that_can_lie_nowhere_is_a_sentence(pare: Pare, home: Path, model: Path, recipes: Path) -> None:
+    (home / "file").write_text("x")
+    result = pare("run", model, recipes / "rtn.yaml", home / "file" / "out", expect=2)
+    assert f"cannot be made in {home / 'file'}" in result.stderr
+    assert "[target_unwritable]" in result.stderr
 
 
 def test_somebody_elses_directory_is_left_alone(pare: Pare, home: Path, model: Path, recipes: Path) -> None:

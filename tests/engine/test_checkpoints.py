@@ -174,6 +174,19 @@ def test_sizes_are_those_that_the_recipe_leaves(tmp_path: Path) -> None:
     assert [proof.runtime for proof in report.runtimes if proof.loads] == ["native"]
 
 
+@pytest.mark.parametrize("file_format", [Format.GPTQ, Format.AWQ])
+def test_a_scale_beyond_float16_is_an_error_that_names_the_layer(tmp_path: Path, file_format: Format) -> None:
+    directory = save_model(tmp_path / "model", config_of("llama"))
+    tensors = load_file(directory / "model.safetensors")
+    tensors[f"{NAME}.weight"][0, 0] = 2e6
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    rough = {"method": "rtn", "group_size": 32, "scale_search": "min_max"}
+    with pytest.raises(FormatRefused, match=rf"Weights of {NAME} are too large"):
+        run(order(tmp_path, [rough], format=file_format, evaluation=None), lambda _progress: None, lambda: False)
+    report = run(order(tmp_path, [rough], evaluation=None), lambda _progress: None, lambda: False).report
+    assert report.layers
+
+
 def test_groups_in_another_order_are_damage(tmp_path: Path) -> None:
     model = compressed(tmp_path, Format.GPTQ, Rtn(group_size=32, scale_search="min_max"))
     directory = written(model, Format.GPTQ, tmp_path)

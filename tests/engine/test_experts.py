@@ -171,6 +171,19 @@ def test_dense_leaves_an_unreached_expert_to_stages_that_need_no_activations(
         assert int((pruned.tensor(f"{name}.weight") == 0).sum()) == files.tensor(f"{name}.weight").numel() // 2
 
 
+@pytest.mark.parametrize("statistics", ["sequential", "dense"])
+def test_experts_that_a_recipe_skips_need_no_tokens(
+    statistics: str, tiny: Callable[[str], ModelFiles], compress: Compressor
+) -> None:
+    fail = Calibration(unreached_experts="fail", statistics=statistics)
+    skipping = (Wanda(skip=("*.experts.*",)), Rtn(group_size=32))
+    result = compress(tiny("qwen3_moe"), skipping, FEW_TOKENS, calibration=fail)
+    assert tokens_of(result) == {}
+    experts = [layer for layer in result.layers if ".experts." in layer.name]
+    assert experts
+    assert all(layer.zeros < layer.weights // 4 for layer in experts), "not pruned"
+
+
 def test_fail_names_the_expert(tiny: Callable[[str], ModelFiles], compress: Compressor) -> None:
     fail = Calibration(min_expert_tokens=2, unreached_experts="fail")
     with pytest.raises(

@@ -23,7 +23,7 @@ from paredown.contracts.recipes import Magnitude, Rtn, Stage
 from paredown.core.sizes import output_bytes
 from paredown.engine.data import load_tokenizer
 from paredown.engine.errors import FormatRefused
-from paredown.engine.formats import WRITERS
+from paredown.engine.formats import WRITERS, native
 from paredown.engine.formats.compressed_tensors import packed
 from paredown.engine.formats.files import write_companions, write_config, write_weights
 from paredown.engine.quantized import QuantizedLinear
@@ -277,6 +277,10 @@ def test_embeddings_of_small_numbers_get_more_exponent(tmp_path: Path, initial: 
     assert float((after.float() - before).norm() / before.norm()) < 0.06
     reloaded = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16)
     assert torch.equal(reloaded.get_parameter(name), after)
+    (tmp_path / "native").mkdir()
+    WRITERS[Format.NATIVE](model, tmp_path / "native")
+    own = native.load(tmp_path / "native")
+    assert torch.equal(own.get_parameter(name), after)
 
 
 def test_config_says_how_the_weights_are_packed(artifacts: dict[str, Written]) -> None:

@@ -26,6 +26,7 @@ from paredown.engine.errors import FormatRefused, RuntimeDisagrees
 from paredown.engine.formats import gguf, gguf_blocks, gguf_vocabulary
 from paredown.engine.gguf_reader import GgufWeights, HeaderReader
 from paredown.engine.grid import nearest
+from paredown.engine.inputs import read_inputs
 from paredown.engine.llama_cpp import LlamaCppProcess
 from paredown.engine.quantized import QuantizedLinear
 from paredown.engine.run import run
@@ -683,6 +684,9 @@ def test_a_tokenizer_that_cannot_be_named_is_refused(tmp_path: Path, change: Any
     change_tokenizer(tmp_path / "model", change)
     with pytest.raises(FormatRefused, match=sentence):
         write(tmp_path, compress(tmp_path, RECIPES["BF16"]))
+    # A run knows before it compresses anything.
+    with pytest.raises(FormatRefused, match=sentence):
+        read_inputs(order(tmp_path, [{"method": "rtn", "group_size": 32}]), Format.GGUF)
 
 
 def test_a_window_bounds_the_context_over_which_llama_cpp_agrees(tmp_path: Path) -> None:

@@ -94,6 +94,25 @@ def test_the_loader_gives_back_what_was_measured(
     assert generated.shape == (1, 9)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_factors_are_saved_as_what_they_stand_for(
+    family: str, tiny: Callable[[str], ModelFiles], compress: Compressor, tokens_NT: Tensor, tmp_path: Path
+) -> None:
+    model = compress(tiny(family), RECIPES["factors"], tokens_NT)
+    loaded = native.load(written(model, tmp_path / "artifact"))
+    loaded.save_pretrained(tmp_path / "dense")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "dense")
+    with torch.inference_mode():
+        # Of the factors' product in 16 bits the model's own product in 16 bits is as good an answer.
+        assert torch.allclose(
+            again(tokens_NT).logits.float(),
+            loaded(tokens_NT).logits.float(),
+            atol=0.02 * loaded.config.hidden_size**0.5,
+        )
+    for name in model.names:
+        assert torch.allclose(again.get_parameter(name).float(), model.tensor(name).float(), rtol=0.02, atol=1e-3), name
+
+
 def test_a_run_claims_the_loader_and_no_other_runtime(tmp_path: Path) -> None:
     ordered = order(tmp_path, [{"method": "svd"}], runtimes=("transformers",))
     report = run(ordered, lambda _progress: None, lambda: False).report
@@ -155,6 +174,8 @@ NAME = "model.layers.1.mlp.up_proj"
         ({"linears": {"model.layers.9.mlp.up_proj": {"kind": "factors", "rank": 3}}}, "no linear layer of this model"),
         ({"linears": {NAME: {"kind": "factors", "rank": 3}}}, r"up_proj\.left is BF16"),
         ({"linears": {NAME: {"kind": "grid", "bits": 4, "group_size": 64, "symmetric": True}}}, r"no tensor .*\.codes"),
+        ({"linears": {NAME: {"kind": "grid", "bits": 4, "group_size": 48, "symmetric": True}}}, "48 do not divide"),
+        ({"quant_method": "gptq", "group_size": 0}, r"quantization_config\.group_size"),
     ],
 )
 def test_a_description_that_does_not_fit_the_files_is_named(
@@ -180,6 +201,12 @@ def test_damaged_files_are_named(artifact: tuple[CompressedModel, Path]) -> None
         native.load(artifact[1])
     (artifact[1] / "config.json").write_text("{")
     with pytest.raises(ArtifactDamaged, match=r"config\.json"):
+        native.load(artifact[1])
+
+
+def test_a_garbled_generation_config_is_named(artifact: tuple[CompressedModel, Path]) -> None:
+    (artifact[1] / "generation_config.json").write_text("{")
+    with pytest.raises(ArtifactDamaged, match=r"generation_config\.json"):
         native.load(artifact[1])
 
 

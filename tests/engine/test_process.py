@@ -320,6 +320,15 @@ def test_an_order_that_is_none_is_refused(tmp_path: Path) -> None:
     missing.process.stdout.close()
 
 
+def test_the_engine_loads_no_scipy_until_something_asks_for_it() -> None:
+    script = (
+        "import sys\nfrom paredown.engine import __main__ as engine\nwith engine._without('scipy'):\n"
+        "    import paredown.engine.run, transformers.models.llama.modeling_llama\n"
+        "assert not any(name.startswith('scipy.') for name in sys.modules)\nimport scipy.stats"
+    )
+    subprocess.run([sys.executable, "-P", "-c", script], check=True)
+
+
 def test_a_failure_with_a_name_ends_the_process_with_its_code(tmp_path: Path) -> None:
     good = order(tmp_path, [RTN], evaluation=None)
     weights = tmp_path / "model" / "model.safetensors"

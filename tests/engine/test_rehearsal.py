@@ -43,6 +43,35 @@ def test_one_block_is_compressed_saved_and_evaluated(
     assert made.read_tokens == (0 if more.get("evaluation", 1) is None else 3 * 64)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "skip"),
+    [
+        ([RTN], ["model.layers.0.*"]),
+        ([RTN], ["model.layers.0.*", "model.layers.1.self_attn.*"]),
+        ([MIXED | {"choices": [4, 8]}], ["model.layers.0.*"]),
+    ],
+)
+def test_the_block_is_one_that_the_recipe_does_not_skip(tmp_path: Path, recipe: list[Any], skip: list[str]) -> None:
+    made = rehearse(order(tmp_path, [recipe[0] | {"skip": skip}], format=Format.NATIVE), lambda: False)
+    whole = rehearse(order(tmp_path, [recipe[0]], format=Format.NATIVE, work_dir=tmp_path / "2"), lambda: False)
+    attention = "model.layers.1.self_attn.*" in skip
+    assert (made.checkpoint_bytes > 1.2 * whole.checkpoint_bytes) == attention
+
+
+@pytest.mark.parametrize(
+    ("channels", "after"),
+    [(96, {"method": "rtn", "group_size": 64}), (96, {"method": "magnitude", "pattern": "32:64"})],
+)
+def test_the_block_is_as_narrow_as_the_recipe_leaves_it(tmp_path: Path, channels: int, after: dict[str, Any]) -> None:
+    config = config_of("llama")
+    config.intermediate_size = channels
+    save_model(tmp_path / "model", config)
+    # 64 channels are left, which both divide.
+    narrow = {"method": "llm-pruner", "mlp_share": 0.3333}
+    made = rehearse(order(tmp_path, [narrow, after]), lambda: False)
+    assert made.read_tokens == 3 * 64
+
+
 def test_a_model_whose_blocks_are_numbered_is_rehearsed_by_its_first(tmp_path: Path) -> None:
     config = config_of("gpt2")
     config.scale_attn_by_inverse_layer_idx = True

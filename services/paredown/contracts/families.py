@@ -304,9 +304,14 @@ def _falcon(config: dict[str, Any]) -> ModelShape:
             "new_decoder_architecture, parallel_attn and num_ln_in_parallel_attn (they do not go together)"
         )
     head_dim = hidden // heads
+    key_value_heads = size(config, "num_kv_heads", heads)
+    if not new and not config.get("multi_query", True) and key_value_heads != heads:
+        raise ValueError(
+            f"num_kv_heads: {key_value_heads}, where without multi_query each of {heads} heads has its own"
+        )
     key_value = head_dim if config.get("multi_query", True) else hidden
     if new:
-        key_value = size(config, "num_kv_heads", heads) * head_dim
+        key_value = key_value_heads * head_dim
     fused = hidden + 2 * key_value
     biases = fused + hidden + inner + hidden if config.get("bias", False) else 0
     tied = bool(config.get("tie_word_embeddings", True))

@@ -2,20 +2,24 @@
 
 import hashlib
 import json
+import re
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import (
+    AfterValidator,
     AwareDatetime,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
+    ValidationError,
     model_validator,
 )
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from paredown.contracts.recipes import (
     Mixed,
@@ -30,9 +34,28 @@ from paredown.contracts.recipes import (
 from paredown.contracts.shapes import ModelShape
 from paredown.contracts.tasks import TASKS, TaskName
 
+_URI = re.compile(r"^[a-z0-9]+://\S+$")
+
+
+def _uri(text: str) -> str:
+    """Raises ValueError with how addresses are written."""
+    if _URI.match(text):
+        return text
+    if any(character.isspace() for character in text):
+        raise ValueError("an address has no spaces; write %20 for one")
+    if "://" in text:
+        raise ValueError("an address begins with its scheme in small letters, such as file:// or https://")
+    raise ValueError("it must be an address with its scheme; a file's is file:// and its full path: file:///data/a.txt")
+
+
 Uri = Annotated[
-    str, StringConstraints(strip_whitespace=True, min_length=3, max_length=2048, pattern=r"^[a-z0-9]+://\S+$")
+    str,
+    StringConstraints(strip_whitespace=True, min_length=3, max_length=2048),
+    AfterValidator(_uri),
+    Field(json_schema_extra={"pattern": _URI.pattern}),
 ]
+# Where a mistake is, as pydantic says it: names, and places in lists.
+FieldPath = tuple[str | int, ...]
 Tag = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}$")]
 PoolName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
 DType = Literal["float32", "bfloat16"]
@@ -306,8 +329,15 @@ def automatic_format(recipe: tuple[Stage, ...]) -> Format:
     return Format.NATIVE if stage.native else Format.COMPRESSED_TENSORS
 
 
-def format_refusal(file_format: Format, recipe: tuple[Stage, ...]) -> str | None:
-    """Why a format cannot hold what a recipe leaves, as a clause; None where it can."""
+def format_refusal(file_format: Format, recipe: tuple[Stage, ...]) -> tuple[FieldPath, str] | None:
+    """(the field to change, why as a clause) where a format cannot hold what a recipe leaves; None where it can."""
+    if refusal := _gguf_alone(file_format, recipe):
+        return refusal
+    reason = _storing_refusal(file_format, recipe)
+    return None if reason is None else (("format",), reason)
+
+
+def _storing_refusal(file_format: Format, recipe: tuple[Stage, ...]) -> str | None:
     stage = storing(recipe)
     if file_format is Format.COMPRESSED_TENSORS:
         if stage is None:
@@ -332,39 +362,55 @@ def format_refusal(file_format: Format, recipe: tuple[Stage, ...]) -> str | None
                 f"{file_format} cannot hold what {stage.method} makes of weights, only integers on one grid for the "
                 "whole model; use native, or rtn, gptq or awq"
             )
-    if isinstance(stage, Quantizer) and file_format is not Format.GGUF:
-        other = "" if stage.native else "set format to gguf, or "
-        if stage.embeddings < 8:
-            return f"only gguf holds embeddings in {stage.embeddings} bits; {other}set embeddings to 8 or 16"
-        if isinstance(stage, UniformGrid) and stage.k_quant:
-            return f"only gguf holds K-quants; {other}set k_quant to false"
     if file_format is Format.GGUF and stage is not None and stage.native:
         return f"gguf cannot hold what {stage.method} makes of weights; use native"
     return None
 
 
-def _tasks_refusal(evaluation: EvaluationSettings, budget: Budget | None, file_format: Format) -> str | None:
-    """Why tasks, budget and format do not go together, as a clause."""
+def _gguf_alone(file_format: Format, recipe: tuple[Stage, ...]) -> tuple[FieldPath, str] | None:
+    stage = storing(recipe)
+    if not isinstance(stage, Quantizer) or file_format is Format.GGUF:
+        return None
+    other = "" if stage.native else "set format to gguf, or "
+    where = ("recipe", recipe.index(stage))
+    if stage.embeddings < 8:
+        reason = f"only gguf holds embeddings in {stage.embeddings} bits; {other}set embeddings to 8 or 16"
+        return (*where, "embeddings"), reason
+    if isinstance(stage, UniformGrid) and stage.k_quant:
+        return (*where, "k_quant"), f"only gguf holds K-quants; {other}set k_quant to false"
+    return None
+
+
+def _tasks_refusal(
+    evaluation: EvaluationSettings, budget: Budget | None, file_format: Format
+) -> tuple[FieldPath, str] | None:
+    """(the field to change, why as a clause) where tasks, budget and format do not go together."""
     judged = any(TASKS[task.name].is_accuracy for task in evaluation.tasks)
     if budget is not None and budget.max_task_drop is not None and not judged:
-        return "budget.max_task_drop needs a task in evaluation.tasks that measures accuracy"
+        return ("budget", "max_task_drop"), "it needs a task in evaluation.tasks that measures accuracy"
     written = next((task.name for task in evaluation.tasks if TASKS[task.name].generates), None)
     if written and file_format is Format.GGUF:
-        return (
+        return ("evaluation", "tasks"), (
             f"{written} reads what a model writes, which is measured in transformers, and that reads no gguf as it is"
         )
     return None
 
 
-def _calibration_refusal(calibration: Calibration, recipe: tuple[Stage, ...]) -> str | None:
-    """Why a recipe cannot do with stored tokens, as a clause."""
+def _calibration_refusal(calibration: Calibration, recipe: tuple[Stage, ...]) -> tuple[FieldPath, str] | None:
+    """(the field to change, why as a clause) where a recipe cannot do with stored tokens."""
     trains = next((stage for stage in recipe if isinstance(stage, Training)), None)
     if trains is None or calibration.stored_id is None:
         return None
-    return (
+    return ("calibration", "source"), (
         f"{trains.title} trains on the calibration's text, of which {CALIBRATION_SCHEME} keeps only the tokens that "
-        "were drawn; name the text in calibration.source"
+        "were drawn; name the text"
     )
+
+
+def _misfit(field: FieldPath, reason: str) -> ValidationError:
+    """What a validator of the whole raises to blame one field."""
+    error = PydanticCustomError("value_error", "{reason}", {"reason": reason})
+    return ValidationError.from_exception_data("JobSpec", [InitErrorDetails(type=error, loc=field, input=None)])
 
 
 class JobSpec(Contract):
@@ -400,14 +446,15 @@ class JobSpec(Contract):
 
     @model_validator(mode="after")
     def _format_fits(self) -> "JobSpec":
-        if refusal := format_refusal(self.format, self.recipe):
-            raise ValueError(refusal)
-        if refusal := _tasks_refusal(self.evaluation, self.budget, self.resolved_format):
-            raise ValueError(refusal)
-        if refusal := _calibration_refusal(self.calibration, self.recipe):
-            raise ValueError(refusal)
-        if self.run_at and self.deadline_at and self.deadline_at <= self.run_at:
-            raise ValueError("deadline_at must be later than run_at")
+        refusal = (
+            format_refusal(self.format, self.recipe)
+            or _tasks_refusal(self.evaluation, self.budget, self.resolved_format)
+            or _calibration_refusal(self.calibration, self.recipe)
+        )
+        if refusal is None and self.run_at and self.deadline_at and self.deadline_at <= self.run_at:
+            refusal = ("deadline_at",), "it must be later than run_at"
+        if refusal is not None:
+            raise _misfit(*refusal)
         return self
 
     @property

@@ -99,6 +99,12 @@ class ModelShape(BaseModel):
     kv_heads: int = 0
 
     @property
+    def query_heads(self) -> int:
+        """Heads that read, where `kv_heads` is known."""
+        rows = {linear.name.rpartition(".")[2]: linear.out_features for linear in self.linears}
+        return rows["q_proj"] * self.kv_heads // rows["k_proj"]
+
+    @property
     def has_experts(self) -> bool:
         """Whether a router sends each token to some of many experts."""
         return any(linear.of_expert for linear in self.linears)

@@ -24,16 +24,21 @@ from paredown.core.errors import CalibrationUnfit, GroupSizeUnfit, RecipeRefused
 from paredown.core.estimates import is_calibrated
 from paredown.core.sizes import quantized_layers, touched
 
+# Model types whose config.json transformers reads only where the hidden size is a multiple of the number of heads.
+_WHOLE_HEADS = ("gemma2", "gemma3_text", "llama")
 
-def check_recipe(shape: ModelShape, spec: JobSpec, earlier: tuple[Stage, ...] = ()) -> None:
+
+def check_recipe(shape: ModelShape, spec: JobSpec, earlier: tuple[Stage, ...] = (), *, evaluated: bool = True) -> None:
     """Raises RecipeRefused, GroupSizeUnfit or CalibrationUnfit with the field of the job to blame.
 
     `earlier` stages made the artifact that is compressed further; what a recipe forbids is forbidden across them too.
+    Without `evaluated`, what the job says of its evaluation is of no account.
     """
     if reason := conflict(earlier, spec.recipe):
         raise RecipeRefused(
             f"This recipe does not fit what the artifact went through: {reason}; start from its base.", field="recipe"
         )
+    base = shape
     for index, stage in enumerate(spec.recipe):
         field = f"recipe.{index}"
         if reason := stage.refusal(shape):
@@ -67,7 +72,9 @@ def check_recipe(shape: ModelShape, spec: JobSpec, earlier: tuple[Stage, ...] = 
         _check_experts(shape, spec)
         _check_packing(shape, spec)
     if spec.resolved_format is Format.GGUF:
-        _check_gguf(shape, spec, earlier)
+        _check_gguf(base, spec, earlier)
+    else:
+        _check_heads(base, shape, spec)
     if spec.resolved_format in checkpoints.BITS and (
         refusal := checkpoints.refusal(spec.resolved_format, shape, spec.recipe)
     ):
@@ -77,7 +84,7 @@ def check_recipe(shape: ModelShape, spec: JobSpec, earlier: tuple[Stage, ...] = 
         raise RecipeRefused(reason, field="evaluation.runtimes")
     if is_calibrated(spec) and (reason := spec.calibration.refusal(shape)):
         raise RecipeRefused(reason, field="calibration.asymmetry")
-    _check_context(shape, spec)
+    _check_context(shape, spec, evaluated=evaluated)
 
 
 def _check_experts(shape: ModelShape, spec: JobSpec) -> None:
@@ -106,6 +113,21 @@ def _check_packing(shape: ModelShape, spec: JobSpec) -> None:
         if isinstance(stage, Mixed) and (refusal := stage.packing_refusal(shape.model_type, experts=shape.has_experts)):
             field, reason = refusal
             raise RecipeRefused(reason, field=f"recipe.{index}.{field}" if field else "format")
+
+
+def _check_heads(base: ModelShape, left: ModelShape, spec: JobSpec) -> None:
+    if base.kv_heads == left.kv_heads or left.model_type not in _WHOLE_HEADS or not left.hidden_size % left.query_heads:
+        return
+    each = base.query_heads // base.kv_heads
+    counts = [count for count in range(1, base.kv_heads) if not base.hidden_size % (each * count)]
+    advice = f"leave {' or '.join(map(str, counts))} key-value heads, or " if counts else ""
+    last = max(index for index, stage in enumerate(spec.recipe) if isinstance(stage, Width) and stage.head_groups)
+    raise RecipeRefused(
+        f"transformers loads a {left.model_type} model only if its hidden size, {left.hidden_size}, is a multiple of "
+        f"the number of its heads, and {left.query_heads} of {base.query_heads} would be left; {advice}set head_groups "
+        "to 0, or format to gguf.",
+        field=f"recipe.{last}.head_groups",
+    )
 
 
 def _check_gguf(shape: ModelShape, spec: JobSpec, before: tuple[Stage, ...]) -> None:
@@ -181,7 +203,7 @@ def _check_width(shape: ModelShape, stage: Width, field: str) -> None:
             field=f"{field}.head_groups",
         )
     left = stage.channels_left(channels)
-    if left > channels or (left == channels and not stage.head_groups):
+    if left > channels or (left == channels and stage.mlp_share):
         raise RecipeRefused(
             f"{stage.mlp_share:.1%} of {channels} MLP channels is too little to go: a multiple of 16 is left.",
             field=f"{field}.mlp_share",
@@ -218,8 +240,8 @@ def _check_group_size(stage: UniformGrid, linears: list[tuple[str, LinearShape]]
     fitting = [str(other) for other in get_args(GroupSize) if all(not item.in_features % other for _, item in linears)]
     advice = f"sizes that fit every layer: {', '.join(fitting)}" if fitting else "no group size fits every layer"
     raise GroupSizeUnfit(
-        f"group_size {size} does not divide the {unfit[1].in_features} input channels of {unfit[0]}; {advice}, or "
-        "null for one scale a row, or skip that layer.",
+        f"group_size {size} does not divide the {unfit[1].in_features} input channels of {unfit[0]}; {advice}. Null "
+        "gives each row one scale; or skip that layer.",
         field=f"{field}.group_size",
     )
 
@@ -269,10 +291,10 @@ def _check_pattern(pattern: str, linears: list[tuple[str, LinearShape]], field: 
             )
 
 
-def _check_context(shape: ModelShape, spec: JobSpec) -> None:
-    parts = [("evaluation", spec.evaluation.sequence_length)]
-    if is_calibrated(spec):
-        parts.insert(0, ("calibration", spec.calibration.sequence_length))
+def _check_context(shape: ModelShape, spec: JobSpec, *, evaluated: bool) -> None:
+    parts = [("calibration", spec.calibration.sequence_length)] if is_calibrated(spec) else []
+    if evaluated:
+        parts.append(("evaluation", spec.evaluation.sequence_length))
     for part, length in parts:
         if length > shape.context_length:
             raise CalibrationUnfit(

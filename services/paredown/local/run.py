@@ -181,7 +181,7 @@ def _plan(run: _Run) -> Plan:
     """Refuses what cannot work before anything large is fetched."""
     spec, settings = run.spec, run.settings
     description = sources.describe(spec.model, settings)
-    recipe_checks.check_recipe(description.shape, spec)
+    recipe_checks.check_recipe(description.shape, spec, evaluated=run.evaluate)
     plan = planning.make_plan(spec, description, settings)
     for warning in plan.warnings:
         say(f"Note: {warning}")
@@ -306,13 +306,24 @@ def _take_over(directory: Path) -> None:
 @contextmanager
 def _locked(work_dir: Path) -> Iterator[None]:
     """Two runs into one directory would ruin each other's checkpoint."""
-    work_dir.mkdir(parents=True, exist_ok=True)
-    with (work_dir / "lock").open("w") as lock:
+    path = work_dir / "lock"
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+        lock = path.open("w")
+    except OSError as error:
+        reason = f"{work_dir.name}, beside the result, cannot be made in {work_dir.parent}: {error.strerror}."
+        raise CommandFailed(reason, code="target_unwritable", exit_code=ExitCode.USAGE) from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise CommandFailed(f"Another run is at work in {work_dir}.", code="target_busy") from error
-        yield
+        try:
+            yield
+        finally:
+            # Of a run that was refused, nothing is left to go on with.
+            if work_dir.is_dir() and list(work_dir.iterdir()) == [path]:
+                shutil.rmtree(work_dir)
 
 
 @contextmanager

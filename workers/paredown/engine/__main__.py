@@ -14,6 +14,8 @@ import sys
 import tempfile
 import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -113,7 +115,8 @@ def _carry_out(order: WorkOrder, scratch: Path, channel: Channel) -> EngineResul
     _settle(order, scratch)
 
     # Not before: importing torch starts threads, and reads the settings made above.
-    from paredown.engine.run import device_of, run, tools
+    with _without("scipy"):
+        from paredown.engine.run import device_of, run, tools
 
     channel.send(EngineStarted(isolation=applied, tools=tools(), device=device_of(order).type))
     if order.rehearse:
@@ -186,6 +189,16 @@ def _texts(order: WorkOrder) -> list[Path]:
 def _vllm(order: WorkOrder) -> list[Path]:
     """vLLM's interpreter and the environment that it lies in."""
     return [] if order.vllm_python is None else [order.vllm_python, order.vllm_python.parent.parent]
+
+
+@contextmanager
+def _without(package: str) -> Iterator[None]:
+    """As if a package were not installed. transformers loads SciPy, 35 MB of memory, for losses of object detection."""
+    sys.modules[package] = None  # type: ignore[assignment]  # how Python is told that there is no such module
+    try:
+        yield
+    finally:
+        del sys.modules[package]
 
 
 def _settle(order: WorkOrder, scratch: Path) -> None:

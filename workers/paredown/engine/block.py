@@ -19,7 +19,7 @@ from paredown.contracts.report import LayerReport
 from paredown.engine.activations import ActivationGrid, entering
 from paredown.engine.architectures import Skeleton
 from paredown.engine.beside import BaseForward
-from paredown.engine.errors import ExpertsUnreached, NanFound
+from paredown.engine.errors import ExpertsUnreached, FormatRefused, NanFound
 from paredown.engine.forward import BlockForward, GroupHooks
 from paredown.engine.method import LinearWeight, joined, take_apart
 from paredown.engine.methods import METHODS
@@ -169,12 +169,13 @@ class BlockRun:
     def _stages(self, linear: str) -> list[Stage]:
         return [stage for stage in self._own(linear) if not stage.skips(linear)]
 
+    def _needs(self, group: int) -> set[Statistic]:
+        """What the stages look at that do not skip all of a group. Dense statistics hold more."""
+        stages = [stage for name in self._groups[group] for stage in self._stages(name)]
+        return set[Statistic]().union(*(METHODS[stage.method].needs for stage in stages))
+
     def _statistics(self, group: int) -> InputStatistics:
-        names = self._groups[group]
-        needs: set[Statistic] = set()
-        for name in names:
-            for stage in self._stages(name):
-                needs |= METHODS[stage.method].needs
+        names, needs = self._groups[group], self._needs(group)
         if needs and self._calibration.asymmetry:
             needs |= {Statistic.HESSIAN, Statistic.SHIFT}
         _, in_features = self._skeleton.shape_OI(names[0])
@@ -183,7 +184,8 @@ class BlockRun:
     def _compress(self, group: int, statistics: InputStatistics) -> None:
         """All stages on all linears of a group; then the linears can run."""
         statistics.complete()
-        unreached = self._is_unreached(group, statistics)
+        needs = self._needs(group)
+        unreached = bool(needs) and self._is_unreached(group, statistics)
         if unreached:
             statistics.assume_uniform()
         oriented = self._skeleton.architecture.oriented
@@ -200,7 +202,8 @@ class BlockRun:
         if self._keep_zeros:
             for linear in linears:
                 linear.pruned_OI = linear.weight_OI == 0
-        known = statistics.has_hessian and not unreached
+        # Of an expert that no stage calibrates there may be none, too few tokens to say.
+        known = statistics.has_hessian and not unreached and statistics.num_tokens > 0
         originals = [linear.weight_OI.clone() if known else None for linear in linears]
         left_out = unreached and self._calibration.unreached_experts == "dense"
         recipe = [
@@ -219,6 +222,12 @@ class BlockRun:
             weight_name = f"{linear.name}.weight"
             if linear.quantized is not None:
                 stored_OI = linear.quantized.dequantized()
+                if not all_finite(stored_OI):
+                    raise FormatRefused(
+                        f"Weights of {linear.name} are too large for the format's scales, which are float16; set "
+                        "format to compressed-tensors or native, or skip that layer.",
+                        field="format",
+                    )
                 running_OI = linear.in_place(linear.weight_OI)
                 self.quantized[linear.name] = linear.quantized.to(torch.device("cpu"))
                 self._inputs[linear.name] = partial(_entered, linear.scale_I, linear.quantized.activations)
@@ -237,7 +246,7 @@ class BlockRun:
                     bits=linear.quantized.stored_bits if linear.quantized else 16.0,
                     error=None if original_OI is None else _output_error(original_OI, running_OI, statistics),
                     scaled=linear.scale_I is not None if self._scales(linear.name, recipe) else None,
-                    tokens=statistics.num_tokens if self._is_expert(group) and statistics.needs else None,
+                    tokens=statistics.num_tokens if self._is_expert(group) and needs else None,
                 )
             )
             if linear.order_BC is not None:
@@ -248,9 +257,9 @@ class BlockRun:
         return experts is not None and f".{experts.module}." in self._groups[group][0]
 
     def _is_unreached(self, group: int, statistics: InputStatistics) -> bool:
-        """Whether a stage looks at activations of which there are too few. Raises ExpertsUnreached, if that ends it."""
+        """Whether there are too few activations to look at. Raises ExpertsUnreached, if that ends it."""
         wanted = self._calibration.min_expert_tokens
-        if not statistics.needs or statistics.num_tokens >= wanted:
+        if statistics.num_tokens >= wanted:
             return False
         if not self._is_expert(group):
             assert statistics.num_tokens > 0, f"no token reached {statistics.name}"

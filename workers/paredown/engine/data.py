@@ -62,7 +62,11 @@ def load_tokenizer(model_dir: Path, gguf_file: str | None) -> Any:
             )
     except Exception as error:  # a hostile or foreign file can fail in any way inside the library
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise NotAModel(f"The model's tokenizer cannot be loaded: {reason}", field="model") from error
+        raise NotAModel(
+            f"The model's tokenizer cannot be loaded: {reason.rstrip(' .:')}. Its files, such as tokenizer.json, "
+            "belong beside config.json.",
+            field="model",
+        ) from error
 
 
 def calibration_blocks(

@@ -15,6 +15,7 @@ from paredown.engine.calibration import stored_blocks
 from paredown.engine.checkpoint import identity_hash
 from paredown.engine.errors import ArchitectureUnsupported, FormatRefused, NotAModel, OrderInvalid, RecipeUnfit
 from paredown.engine.formats import checkpoints, compressed_tensors, gguf
+from paredown.engine.formats.gguf_vocabulary import check_tokenizer
 from paredown.engine.weights import ModelFiles, open_model
 
 
@@ -57,7 +58,8 @@ def resolved_format(order: WorkOrder) -> Format:
     if order.format is Format.AUTO:
         return automatic_format(order.recipe)
     if refusal := format_refusal(order.format, order.recipe):
-        raise FormatRefused(f"{refusal[0].upper()}{refusal[1:]}.", field="format")
+        _, reason = refusal
+        raise FormatRefused(f"{reason[0].upper()}{reason[1:]}.", field="format")
     return order.format
 
 
@@ -102,6 +104,8 @@ def read_inputs(order: WorkOrder, output_format: Format) -> Inputs:
         if calibrated or order.evaluation:
             raise
         warnings.append(f"{error.detail} The artifact has none either.")
+    if output_format is Format.GGUF and tokenizer is not None and order.gguf_file is None:
+        check_tokenizer(tokenizer)
     evaluation = None
     first_token = _first_token(tokenizer, shape)
     if order.evaluation and order.evaluation_text:

@@ -7,7 +7,8 @@ The block reads the embeddings of the job's own calibration tokens, all of them.
 largest where all are alike, these are the very inputs of the run; for another one they have the shape, number type,
 masks and order of size of its inputs, and neither time nor memory looks at values. Random states would need a scale
 made up for each family. What only values decide is not rehearsed: experts that too few tokens reach never end it.
-Stages across blocks are left out, so the block is as wide as in the base.
+Stages across blocks are left out. The block is as narrow as they leave it, by its first channels and heads, and what a
+stage skips of it is what it skips of the block that the linear stages have most to do with.
 """
 
 import time
@@ -17,7 +18,8 @@ import torch
 
 from paredown.contracts.job import Calibration
 from paredown.contracts.pieces import MICRO_BATCH_TOKENS
-from paredown.contracts.recipes import Mixed, Stage
+from paredown.contracts.recipes import Mixed, Stage, shape_left
+from paredown.contracts.shapes import ModelShape
 from paredown.contracts.work import Rehearsal, WorkOrder
 from paredown.engine.architectures import Skeleton
 from paredown.engine.depth import Blend, DepthView
@@ -31,6 +33,7 @@ from paredown.engine.methods import METHODS
 from paredown.engine.run import device_of
 from paredown.engine.stream import CompressedModel, compress_model
 from paredown.engine.weights import ModelReader
+from paredown.engine.width import WidthView
 
 # Tokens of a sequence that is run only for what every pass takes, however little it reads.
 _SHORT_TOKENS = 16
@@ -47,13 +50,14 @@ def rehearse(order: WorkOrder, should_drain: Callable[[], bool]) -> Rehearsal:
     # Tokenizing took more memory than the tokens do.
     give_back(device)
     block = largest_block(inputs.files)
-    model = DepthView(inputs.files, [Blend.of(block)])
+    base = DepthView(inputs.files, [Blend.of(block)])
+    left = shape_left(inputs.shape, order.recipe)
     stopwatch = _Stopwatch(should_drain)
-    compressed = _compress(order, inputs, model, device, stopwatch)
+    compressed = _compress(order, inputs, _narrowed(base, left), _stages(order.recipe, left), device, stopwatch)
     started = time.monotonic()
     saved_bytes = WRITERS[output_format](compressed, order.output_dir)
     saved_seconds = time.monotonic() - started
-    read_tokens, read_seconds = _evaluate(order, inputs, model, compressed, device)
+    read_tokens, read_seconds = _evaluate(order, inputs, base, compressed, device)
     cuda = device.type == "cuda"
     return Rehearsal(
         block=block,
@@ -99,12 +103,17 @@ class _Stopwatch:
 
 
 def _compress(
-    order: WorkOrder, inputs: Inputs, model: ModelReader, device: torch.device, stopwatch: _Stopwatch
+    order: WorkOrder,
+    inputs: Inputs,
+    model: ModelReader,
+    stages: Sequence[Stage],
+    device: torch.device,
+    stopwatch: _Stopwatch,
 ) -> CompressedModel:
     calibration = order.calibration or Calibration()
     return compress_model(
         model,
-        _linear_stages(order.recipe),
+        stages,
         inputs.calibration.tokens_NT if inputs.calibration else None,
         device=device,
         dtype=getattr(torch, order.dtype),
@@ -118,14 +127,40 @@ def _compress(
     )
 
 
-def _linear_stages(recipe: Sequence[Stage]) -> list[Stage]:
-    """Those that act on linears. Where bits are chosen layer by layer, every layer gets the fewest."""
-    stages = (stage.at(stage.choices[0]) if isinstance(stage, Mixed) else stage for stage in recipe)
-    return [stage for stage in stages if stage.method in METHODS]
+def _narrowed(model: ModelReader, left: ModelShape) -> ModelReader:
+    """As narrow as the recipe's stages leave a model: how long work takes does not depend on which channels go."""
+    if not left.kv_heads or (left.mlp_channels, left.kv_heads) == (
+        model.config.intermediate_size,
+        model.config.num_key_value_heads,
+    ):
+        return model
+    return WidthView(model, [torch.arange(left.mlp_channels)], [torch.arange(left.kv_heads)])
+
+
+def _stages(recipe: Sequence[Stage], left: ModelShape) -> list[Stage]:
+    """Those that act on linears, for a model of one block, of `left`'s that they skip least of.
+
+    Where bits are chosen layer by layer, every layer gets the fewest.
+    """
+    chosen = (stage.at(stage.choices[0]) if isinstance(stage, Mixed) else stage for stage in recipe)
+    stages = [stage for stage in chosen if stage.method in METHODS]
+    weights = [linear.weights for linear in left.linears]
+
+    def work(names: Sequence[str]) -> int:
+        return sum(size for stage in stages for name, size in zip(names, weights, strict=True) if not stage.skips(name))
+
+    blocks = left.block_linears()
+    busiest = max(blocks, key=work)
+    return [
+        stage.model_copy(
+            update={"skip": tuple(first for first, name in zip(blocks[0], busiest, strict=True) if stage.skips(name))}
+        )
+        for stage in stages
+    ]
 
 
 def _evaluate(
-    order: WorkOrder, inputs: Inputs, model: ModelReader, compressed: CompressedModel, device: torch.device
+    order: WorkOrder, inputs: Inputs, base: ModelReader, compressed: CompressedModel, device: torch.device
 ) -> tuple[int, float]:
     """Evaluate base and result on one micro-batch, and compare them. Returns (tokens, seconds) of the base's pass."""
     tokens = inputs.evaluation or inputs.calibration
@@ -134,15 +169,15 @@ def _evaluate(
         return 0, 0.0
     every_NT = tokens.tokens_NT
     some_NT = every_NT[: max(1, MICRO_BATCH_TOKENS // every_NT.shape[1])]
-    hidden_bytes = (every_NT.numel() - some_NT.numel()) * int(model.config.hidden_size) * dtype.itemsize
+    hidden_bytes = (every_NT.numel() - some_NT.numel()) * int(base.config.hidden_size) * dtype.itemsize
     states = order.work_dir / "states.npy"
     # The other sequences' hidden states, which lie in memory meanwhile; written to, or the system would not provide it.
     others = [torch.ones(hidden_bytes, dtype=torch.uint8, device=states_device(device, hidden_bytes))]
-    fixed = _timed(lambda: perplexity(model, some_NT[:1, :_SHORT_TOKENS], device=device, dtype=dtype))
+    fixed = _timed(lambda: perplexity(base, some_NT[:1, :_SHORT_TOKENS], device=device, dtype=dtype))
     with StatesFile(states, some_NT[:, 1:].numel()) as written:
-        seconds = _timed(lambda: perplexity(model, some_NT, device=device, dtype=dtype, observe=written))
+        seconds = _timed(lambda: perplexity(base, some_NT, device=device, dtype=dtype, observe=written))
         written.finish()
-    with Comparison(model, states, device=device, dtype=dtype) as comparison:
+    with Comparison(base, states, device=device, dtype=dtype) as comparison:
         perplexity(compressed, some_NT, device=device, dtype=dtype, observe=comparison)
     others.clear()
     return some_NT.numel(), max(seconds - fixed, 0.0)

@@ -251,6 +251,12 @@ def check_tensors(tensors: dict[str, TensorHeader], shape: ModelShape) -> None:
             raise SafetensorsInvalid(f"config.json promises {name} of shape {expected}, but it has {stored.shape}.")
         if stored.dtype not in _FLOATS:
             raise ArchitectureUnsupported(f"{name} is stored as {stored.dtype}; Pare compresses {', '.join(_FLOATS)}.")
+    beyond = f"{prefix}{shape.num_blocks}."
+    if any(name.startswith(beyond) for name in tensors):
+        raise SafetensorsInvalid(
+            f"config.json promises {shape.num_blocks} blocks, but the weights have {beyond}* too; correct the number "
+            "there, or leave those weights out of the files."
+        )
 
 
 def _stored_prefix(tensors: dict[str, TensorHeader], shape: ModelShape) -> str:

@@ -21,7 +21,7 @@ from paredown.contracts.job import Format
 from paredown.contracts.recipes import Recipe
 from paredown.engine.errors import FormatRefused
 from paredown.engine.formats.files import write_config, write_weights
-from paredown.engine.formats.layout import Part
+from paredown.engine.formats.layout import Part, group_count
 from paredown.engine.formats.packing import pack, unpack
 from paredown.engine.quantized import QuantizedLinear
 from paredown.engine.stream import CompressedModel
@@ -32,7 +32,7 @@ AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 _AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 _WORDS = ("I32",)
 # -1: a row has one scale.
-_GroupSize = Annotated[int, Field(ge=-1)]
+_GroupSize = Literal[-1] | Annotated[int, Field(gt=0)]
 
 
 def prepared(files: ModelFiles, file_format: Format, shape: ModelShape, recipe: Recipe) -> ModelFiles:
@@ -54,7 +54,7 @@ class _Block(BaseModel):
         return "grid"
 
     def _groups(self, columns: int) -> int:
-        return columns // (columns if self.group_size == -1 else self.group_size)
+        return group_count(columns, columns if self.group_size == -1 else self.group_size)
 
 
 class GptqBlock(_Block):

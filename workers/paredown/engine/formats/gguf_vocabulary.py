@@ -38,6 +38,30 @@ _NEVER_MERGED = -1e6
 KNOWN = tuple(sorted(_CUTTING.values()))
 
 
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raises FormatRefused where llama.cpp has no tokenizer that does the same."""
+    described = _described(tokenizer)
+    model = described["model"]
+    if model["type"] != "BPE" or not model["merges"]:
+        raise FormatRefused(
+            f"llama.cpp needs a tokenizer with merges, and this model's ({model['type']}) has none; choose another "
+            "format.",
+            field="format",
+        )
+    if model["byte_fallback"]:
+        _begins_with_space(described)
+    else:
+        _cutting(described)
+
+
+def _described(tokenizer: Any) -> dict[str, Any]:
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise _unknown()
+    # As transformers uses it: for some model types it puts a cutting rule of its own in the place of the file's.
+    described: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    return described
+
+
 def write_vocabulary(writer: GGUFWriter, model_dir: Path, vocab_size: int) -> None:
     """`tokenizer.*` of a model directory; a model without a tokenizer gets none. Raises FormatRefused."""
     try:
@@ -46,15 +70,9 @@ def write_vocabulary(writer: GGUFWriter, model_dir: Path, vocab_size: int) -> No
         # The run has warned of it; llama.cpp then takes and gives token numbers only.
         writer.add_tokenizer_model("none")
         return
-    # As transformers uses it: for some model types it puts a cutting rule of its own in the place of the file's.
-    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    check_tokenizer(tokenizer)
+    described = _described(tokenizer)
     model = described["model"]
-    if model["type"] != "BPE" or not model["merges"]:
-        raise FormatRefused(
-            f"llama.cpp needs a tokenizer with merges, and this model's ({model['type']}) has none; choose another "
-            "format.",
-            field="format",
-        )
     tokens, kinds = _tokens(described, vocab_size)
     if model["byte_fallback"]:
         writer.add_tokenizer_model("llama")

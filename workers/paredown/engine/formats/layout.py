@@ -33,6 +33,13 @@ class Part:
     shape: tuple[int, ...]
 
 
+def group_count(columns: int, size: int) -> int:
+    """Groups of so many inputs in a row. Raises ValueError."""
+    if columns % size:
+        raise ValueError(f"groups of {size} do not divide a row of {columns}")
+    return columns // size
+
+
 class _Layout(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -46,7 +53,7 @@ class GridLayout(_Layout):
     symmetric: bool
 
     def parts(self, rows: int, columns: int) -> dict[str, Part]:
-        groups = columns // (self.group_size or columns)
+        groups = group_count(columns, self.group_size or columns)
         parts = {
             "codes": Part(_BYTES, (rows, packed_bytes(columns, self.bits))),
             "scales": Part(_HALF, (rows, groups)),

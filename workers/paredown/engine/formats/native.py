@@ -74,28 +74,40 @@ def load(
         for name in factored:
             factors = reader.linear(name)
             assert isinstance(factors, FactoredLinear)
-            product = LowRankLinear(factors, skeleton.model.get_submodule(name), device, skeleton.dtype)
+            product = LowRankLinear(factors, skeleton, name, device)
             skeleton.model.set_submodule(name, product)
     model = skeleton.model
     assert isinstance(model, PreTrainedModel)
     if (directory / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
+        try:
+            model.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise _damaged(f"its generation_config.json cannot be read: {error}") from error
     return model
 
 
 class LowRankLinear(nn.Module):
     """A linear whose weight is a product of two factors that is never computed."""
 
-    def __init__(self, factors: FactoredLinear, replaced: Any, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, factors: FactoredLinear, skeleton: Skeleton, name: str, device: torch.device) -> None:
+        """In the place of the skeleton's linear of that name."""
         super().__init__()
-        self.left_OR = nn.Parameter(factors.left_OR.to(device, dtype), requires_grad=False)
-        self.right_RI = nn.Parameter(factors.right_RI.to(device, dtype), requires_grad=False)
+        self.left_OR = nn.Parameter(factors.left_OR.to(device, skeleton.dtype), requires_grad=False)
+        self.right_RI = nn.Parameter(factors.right_RI.to(device, skeleton.dtype), requires_grad=False)
+        replaced: Any = skeleton.model.get_submodule(name)
         self.bias = replaced.bias
+        self._architecture = skeleton.architecture
 
     @property
     def weight(self) -> Tensor:
         """weight_OI, for code that looks at a linear's weight."""
         return self.left_OR @ self.right_RI
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """As the linear that it stands for: under names of its own, whoever loads what is saved would miss a weight."""
+        destination[f"{prefix}weight"] = self._architecture.oriented(self.weight).contiguous()
+        if self.bias is not None:
+            destination[f"{prefix}bias"] = self.bias if keep_vars else self.bias.detach()
 
     def forward(self, inputs: Tensor) -> Tensor:
         return functional.linear(functional.linear(inputs, self.right_RI), self.left_OR, self.bias)
@@ -150,18 +162,20 @@ class _Reader:
         if linear != name and linear in self._layouts:
             return self._skeleton.architecture.oriented(self.linear(linear).dequantized()).contiguous()
         # Embeddings may be stored in eight bits.
-        return self._read(self._skeleton.stored_name(name), ("BF16", "F16", "F8_E4M3"), tuple(self._shapes[name]))
+        return self._read(
+            self._skeleton.stored_name(name), ("BF16", "F16", "F8_E4M3", "F8_E5M2"), tuple(self._shapes[name])
+        )
 
     def linear(self, name: str) -> StoredLinear:
         """A linear in the form that it is stored in."""
         layout = self._layouts[name]
         rows, columns = self._skeleton.shape_OI(name)
         prefix = self._skeleton.stored_name(f"{name}.weight").removesuffix(".weight")
-        parts = {
-            leaf: self._read(f"{prefix}.{leaf}", part.kinds, part.shape)
-            for leaf, part in layout.parts(rows, columns).items()
-        }
         try:
+            parts = {
+                leaf: self._read(f"{prefix}.{leaf}", part.kinds, part.shape)
+                for leaf, part in layout.parts(rows, columns).items()
+            }
             return layout.decode(parts, columns)
         except ValueError as error:
             raise _damaged(f"of {prefix}, {error}") from error
