@@ -366,7 +366,12 @@ def test_variants_that_readers_would_lose_are_refused(change: dict[str, Any], se
 
 def test_settings_that_do_not_fit_the_tensors_are_refused() -> None:
     header = gguf_header(good_gguf())
-    for key, value in (("llama.block_count", 3), ("llama.feed_forward_length", 96), ("llama.embedding_length", 64)):
+    for key, value in (
+        ("llama.block_count", 3),
+        ("llama.block_count", 1),
+        ("llama.feed_forward_length", 96),
+        ("llama.embedding_length", 64),
+    ):
         changed = GgufHeader({**header.metadata, key: value}, header.array_lengths, header.tensors)
         with pytest.raises(GgufInvalid):
             check_gguf_tensors(changed, model_shape(config_from_gguf(changed, "x")), "x")

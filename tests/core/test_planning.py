@@ -75,6 +75,18 @@ def test_an_expert_costs_only_the_tokens_that_reach_it() -> None:
     assert few < every
 
 
+def test_a_plan_says_that_unreached_experts_may_take_more_bytes() -> None:
+    olmoe, dense = MIXTURE | {"model_type": "olmoe"}, {"unreached_experts": "dense"}
+    squeezed = plan(olmoe, job({"method": "squeezellm"}, calibration=dense))
+    assert "may be larger than planned" in " ".join(squeezed.warnings)
+    # Nobody waits for tokens there, or nothing is smaller for them.
+    for recipe in (
+        job({"method": "rtn", "group_size": 32}, calibration=dense, format="safetensors"),
+        job({"method": "wanda"}, calibration=dense),
+    ):
+        assert "larger than planned" not in " ".join(plan(olmoe, recipe).warnings)
+
+
 def test_rows_that_fill_no_super_blocks_are_named_and_counted_as_the_blocks_they_get() -> None:
     """Of the packaged model only down_proj's 1536 channels are a multiple of 256."""
     down = 30 * 576 * 1536

@@ -195,6 +195,9 @@ def _warnings(description: ModelDescription, spec: JobSpec, output: int, memory_
         yield f"safetensors stores {how} dense, so the artifact is no smaller than the base."
     if stage is not None and spec.resolved_format is Format.NATIVE:
         yield "A native artifact loads with paredown.engine.formats.native.load only; no other runtime reads it."
+    calibrated = stage is not None and stage.needs_calibration
+    if calibrated and shape.has_experts and spec.calibration.unreached_experts == "dense":
+        yield "Experts that calibration does not reach stay dense, so the artifact may be larger than planned."
     if spec.resolved_format in checkpoints.BITS:
         assert isinstance(grid, WeightGrid), "the format was checked"
         yield (

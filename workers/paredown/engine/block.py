@@ -202,7 +202,7 @@ class BlockRun:
         if self._keep_zeros:
             for linear in linears:
                 linear.pruned_OI = linear.weight_OI == 0
-        # Of an expert that no stage calibrates there may be none, too few tokens to say.
+        # No token may have reached an expert that the recipe leaves alone.
         known = statistics.has_hessian and not unreached and statistics.num_tokens > 0
         originals = [linear.weight_OI.clone() if known else None for linear in linears]
         left_out = unreached and self._calibration.unreached_experts == "dense"

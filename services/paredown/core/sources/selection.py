@@ -282,3 +282,9 @@ def check_gguf_tensors(header: GgufHeader, shape: ModelShape, name: str) -> None
                     f"{name}: blk.{block}.{gguf_name}.weight should have the shape "
                     f"{(linear.in_features, linear.out_features)}, but is {found}."
                 )
+    beyond = f"blk.{shape.num_blocks}."
+    if any(tensor.startswith(beyond) for tensor in header.tensors):
+        raise GgufInvalid(
+            f"{name}: the settings promise {shape.num_blocks} blocks, but there are tensors {beyond}* too; convert the "
+            "model again."
+        )
