@@ -109,7 +109,7 @@ def test_the_default_budget_is_named_in_a_file_or_on_the_command_line() -> None:
     [
         ("/texts/a.txt", "a file's is file:// and its full path"),
         ("texts/a.txt", "a file's is file:// and its full path"),
-        ("file:///my texts/a.txt", "write %20"),
+        ("file:///my texts/a.txt", "%20 stands"),
         ("HF://a/b", "in small letters"),
     ],
 )

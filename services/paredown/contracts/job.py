@@ -42,10 +42,10 @@ def _uri(text: str) -> str:
     if _URI.match(text):
         return text
     if any(character.isspace() for character in text):
-        raise ValueError("an address has no spaces; write %20 for one")
+        raise ValueError("write an address without spaces; %20 stands for one")
     if "://" in text:
-        raise ValueError("an address begins with its scheme in small letters, such as file:// or https://")
-    raise ValueError("it must be an address with its scheme; a file's is file:// and its full path: file:///data/a.txt")
+        raise ValueError("write the scheme in small letters, as in file:// or https://")
+    raise ValueError("write an address with its scheme; a file's is file:// and its full path: file:///data/a.txt")
 
 
 Uri = Annotated[
