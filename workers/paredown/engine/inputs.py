@@ -15,7 +15,7 @@ from paredown.engine.calibration import stored_blocks
 from paredown.engine.checkpoint import identity_hash
 from paredown.engine.errors import ArchitectureUnsupported, FormatRefused, NotAModel, OrderInvalid, RecipeUnfit
 from paredown.engine.formats import checkpoints, compressed_tensors, gguf
-from paredown.engine.formats.gguf_vocabulary import check_tokenizer
+from paredown.engine.formats.gguf_vocabulary import described_tokenizer
 from paredown.engine.weights import ModelFiles, open_model
 
 
@@ -105,7 +105,8 @@ def read_inputs(order: WorkOrder, output_format: Format) -> Inputs:
             raise
         warnings.append(f"{error.detail} The artifact has none either.")
     if output_format is Format.GGUF and tokenizer is not None and order.gguf_file is None:
-        check_tokenizer(tokenizer)
+        # Refused before any work; the description is wanted when the file is written.
+        described_tokenizer(tokenizer)
     evaluation = None
     first_token = _first_token(tokenizer, shape)
     if order.evaluation and order.evaluation_text:

@@ -38,9 +38,12 @@ _NEVER_MERGED = -1e6
 KNOWN = tuple(sorted(_CUTTING.values()))
 
 
-def check_tokenizer(tokenizer: Any) -> None:
-    """Raises FormatRefused where llama.cpp has no tokenizer that does the same."""
-    described = _described(tokenizer)
+def described_tokenizer(tokenizer: Any) -> dict[str, Any]:
+    """Its tokenizer.json, as transformers uses it. Raises FormatRefused where llama.cpp has none that does the same."""
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise _unknown()
+    # For some model types transformers puts a cutting rule of its own in the place of the file's.
+    described: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     model = described["model"]
     if model["type"] != "BPE" or not model["merges"]:
         raise FormatRefused(
@@ -52,13 +55,6 @@ def check_tokenizer(tokenizer: Any) -> None:
         _begins_with_space(described)
     else:
         _cutting(described)
-
-
-def _described(tokenizer: Any) -> dict[str, Any]:
-    if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise _unknown()
-    # As transformers uses it: for some model types it puts a cutting rule of its own in the place of the file's.
-    described: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     return described
 
 
@@ -70,8 +66,7 @@ def write_vocabulary(writer: GGUFWriter, model_dir: Path, vocab_size: int) -> No
         # The run has warned of it; llama.cpp then takes and gives token numbers only.
         writer.add_tokenizer_model("none")
         return
-    check_tokenizer(tokenizer)
-    described = _described(tokenizer)
+    described = described_tokenizer(tokenizer)
     model = described["model"]
     tokens, kinds = _tokens(described, vocab_size)
     if model["byte_fallback"]:
